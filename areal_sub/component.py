@@ -1,0 +1,56 @@
+"""How an engine, proxy or supervisor process begins and ends.
+
+The trainer starts each as `python -m areal_sub.<component> SETTINGS.json` in a session of its own
+(a terminal's Ctrl-C reaches the trainer only), with a pipe as stdin that the trainer never writes
+to: its end-of-file means that the trainer is gone, however it went, and ends the component. As a
+second factor the kernel is asked to kill the component with its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run_component(name: str, main: Callable[[dict[str, Any]], Coroutine[Any, Any, None]]) -> None:
+    """Read the settings file named by argv[1] and run `main` until it ends or the trainer does."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    logging.basicConfig(
+        level=os.environ.get("AREAL_SUB_LOG", "INFO"),
+        format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    try:
+        import uvloop
+
+        run: Callable[..., None] = uvloop.run
+    except ImportError:
+        run = asyncio.run
+    run(_until_orphaned(main(settings)))
+
+
+async def _until_orphaned(work: Coroutine[Any, Any, None]) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    loop.add_reader(0, _on_lifeline, task)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _on_lifeline(task: asyncio.Task[None]) -> None:
+    if os.read(0, 1024) == b"":
+        asyncio.get_running_loop().remove_reader(0)
+        task.cancel()

@@ -1,0 +1,51 @@
+"""Every error that areal-sub raises on purpose, as one small tree.
+
+Rule of the house: the message says *what* is wrong, *where* it came from, and *what to do*.
+An error gets its type at one boundary; past it, it travels as data (a record), not as a crash.
+"""
+
+from __future__ import annotations
+
+
+class ArealSubError(Exception):
+    """Base of all errors raised by this package on purpose."""
+
+
+class ConfigError(ArealSubError):
+    """The configuration cannot be used: unknown key, wrong type, contradictory values."""
+
+
+class TaskError(ArealSubError):
+    """A dataset or one of its tasks cannot be used."""
+
+
+class WorkflowError(ArealSubError):
+    """The agent cannot be resolved, imported or constructed."""
+
+
+class ModelError(ArealSubError):
+    """A model folder, its tokenizer or its chat template cannot be used."""
+
+
+class CheckpointError(ArealSubError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class RecordError(ArealSubError):
+    """Bytes that should be a record are not one."""
+
+
+class RpcError(ArealSubError):
+    """A call to another process of ours failed there; the message is the far side's."""
+
+
+class PeerGone(RpcError):
+    """The process at the other end closed the connection (it ended, or was killed)."""
+
+
+class DeadlineExceeded(ArealSubError):
+    """A wait reached its deadline. The message names who was waited for, and how long."""
+
+
+class ComponentDied(ArealSubError):
+    """The engine, proxy or supervisor process ended while the run still needed it."""

@@ -1,0 +1,287 @@
+"""Every record that crosses a process, and its msgpack form (`docs/wire-format.md`).
+
+Owns the shapes of: trajectory records (proxy → journal → trainer), generation requests and chunks
+(proxy ↔ engine), run requests and reports (trainer ↔ supervisor).
+
+Invariants: a record is a msgpack map `{"kind", "v", **fields}`; records only grow by appended
+fields with defaults, so an old journal stays readable; token arrays are packed little-endian
+(int32 ids and versions, float32 logprobs), never msgpack lists. Nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, Self
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from areal_sub.errors import RecordError
+
+Int32Array = NDArray[np.int32]
+Float32Array = NDArray[np.float32]
+
+
+def int32(values: Any) -> Int32Array:
+    """`values` (any integer sequence) as a 1-D int32 array."""
+    return np.asarray(values, dtype=np.int32).reshape(-1)
+
+
+def float32(values: Any) -> Float32Array:
+    """`values` (any float sequence) as a 1-D float32 array."""
+    return np.asarray(values, dtype=np.float32).reshape(-1)
+
+
+class Outcome(StrEnum):
+    """How a rollout counts. Exactly one per rollout that was started."""
+
+    COMPLETED = "completed"  # the agent returned a valid reward
+    EXCEPTION = "exception"  # the agent raised
+    EXITED = "exited"  # its process ended without a result (`os._exit`, `sys.exit`)
+    KILLED = "killed"  # its process died of a signal that we did not send
+    TIMEOUT = "timeout"  # its wall-clock deadline passed
+    OUTPUT_LIMIT = "output_limit"  # it wrote more to stdout/stderr than it may
+    RESULT_LIMIT = "result_limit"  # its result was larger than it may be
+    INVALID_RESULT = "invalid_result"  # malformed, not a reward, NaN, or for an unknown turn
+    NO_TURNS = "no_turns"  # a valid reward, but no model call to train
+    START_FAILED = "start_failed"  # the agent could not be imported, constructed or spawned
+    CANCELLED = "cancelled"  # we stopped it (shutdown)
+    LOST = "lost"  # infrastructure of ours failed under it
+
+
+class Fork(StrEnum):
+    """Why a turn's prompt does not simply continue an earlier turn, or `NONE` where it does."""
+
+    NONE = "none"  # continues its parent: parent's tokens verbatim, then only new messages
+    ROOT = "root"  # first turn of the rollout
+    RESAMPLE = "resample"  # same messages as an earlier turn: a sibling sample (`n`, a retry)
+    NEW_CONVERSATION = "new_conversation"  # nothing in common with an earlier turn (sub-agent)
+    SYSTEM_CHANGED = "system_changed"
+    TOOLS_CHANGED = "tools_changed"
+    HISTORY_EDITED = "history_edited"  # a message that we had not sampled differs or is gone
+    ASSISTANT_EDITED = "assistant_edited"  # what the agent says we sampled is not what we sampled
+    TEMPLATE_REWROTE = "template_rewrote"  # the chat template renders the same history differently
+
+
+class _Record:
+    """Mixin: map form and bytes of a dataclass of scalars, dicts and packed arrays."""
+
+    KIND: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+    def to_map(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"kind": self.KIND, "v": self.VERSION}
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, np.ndarray):
+                value = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+            out[f.name] = value
+        return out
+
+    @classmethod
+    def from_map(cls, data: dict[str, Any]) -> Self:
+        """Raises `RecordError` naming the kind and the field."""
+        values: dict[str, Any] = {}
+        for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if f.name not in data:
+                required = (
+                    f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+                )
+                if required:
+                    raise RecordError(f"{cls.KIND} record lacks the field {f.name!r}")
+                continue
+            value = data[f.name]
+            convert = _CONVERT.get(str(f.type))
+            if convert is not None:
+                try:
+                    value = convert(value)
+                except (TypeError, ValueError) as error:
+                    raise RecordError(f"{cls.KIND} record, field {f.name!r}: {error}") from None
+            values[f.name] = value
+        return cls(**values)
+
+
+# Field annotation → how its wire form becomes the value. Other fields are kept as msgpack gave them.
+_CONVERT = {
+    "Int32Array": lambda raw: np.frombuffer(raw, dtype="<i4"),
+    "Float32Array": lambda raw: np.frombuffer(raw, dtype="<f4"),
+    "Outcome": Outcome,
+    "Fork": Fork,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRecord(_Record):
+    """A rollout was opened."""
+
+    KIND: ClassVar[str] = "open"
+
+    rollout_id: str
+    group_id: str
+    task_id: str
+    split: str  # "train" | "valid"
+    policy_version: int  # the trainer's, when it was admitted
+    opened_at: float  # Unix time, s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRecord(_Record):
+    """One captured model call.
+
+    The turn's full prompt is its parent's full sequence (prompt + sampled) followed by
+    `context_token_ids`; without a parent it is `context_token_ids` alone. So a root-to-leaf branch
+    is a plain concatenation, and what is trained is by construction what was sampled.
+    """
+
+    KIND: ClassVar[str] = "turn"
+
+    rollout_id: str
+    turn_id: str  # the completion id that the agent saw
+    parent_turn_id: str | None
+    fork: Fork
+    context_token_ids: Int32Array  # [num_context] not sampled: never trained
+    token_ids: Int32Array  # [num_sampled]
+    rollout_logprobs: Float32Array  # [num_sampled] of the distribution sampled from
+    versions: Int32Array  # [num_sampled] policy version of each sampled token
+    finish_reason: str  # "stop" | "length" | "tool_calls" | "aborted"
+    dialect: str  # "chat"
+    model: str  # the model name that the agent asked for
+    temperature: float
+    top_p: float
+    started_at: float  # Unix time, s
+    ended_at: float  # Unix time, s
+    num_prompt_tokens: int  # the full prompt's length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndRecord(_Record):
+    """A rollout ended. Always the last record of its rollout."""
+
+    KIND: ClassVar[str] = "end"
+
+    rollout_id: str
+    outcome: Outcome
+    reward: float | None  # the final reward, where the agent returned one number
+    turn_rewards: dict[str, float]  # turn_id → reward, where it returned a dict
+    error: str  # "" or one line: what happened
+    traceback: str  # "" or the agent's traceback, bounded
+    stdout_tail: str
+    stderr_tail: str
+    wall_s: float
+    cpu_s: float
+    max_rss_bytes: int
+    num_turns: int
+    num_rejected_calls: int  # calls with this rollout's key that were refused
+    ended_at: float
+
+
+TrajectoryRecord = OpenRecord | TurnRecord | EndRecord
+
+_KINDS: dict[str, type[OpenRecord] | type[TurnRecord] | type[EndRecord]] = {
+    cls.KIND: cls for cls in (OpenRecord, TurnRecord, EndRecord)
+}
+
+
+def encode_record(record: TrajectoryRecord) -> bytes:
+    packed: bytes = msgpack.packb(record.to_map(), use_bin_type=True)
+    return packed
+
+
+def decode_record(raw: bytes) -> TrajectoryRecord:
+    """Raises `RecordError` where `raw` is not one whole record of a known kind and version."""
+    try:
+        data = msgpack.unpackb(raw, raw=False, max_buffer_size=len(raw))
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise RecordError(f"not msgpack: {error}") from None
+    if not isinstance(data, dict) or data.get("kind") not in _KINDS:
+        kind = data.get("kind") if isinstance(data, dict) else type(data).__name__
+        raise RecordError(f"unknown record kind {kind!r}; there are: {', '.join(_KINDS)}")
+    cls = _KINDS[data["kind"]]
+    if not isinstance(data.get("v"), int) or data["v"] > cls.VERSION:
+        raise RecordError(
+            f"{cls.KIND} record of version {data.get('v')!r}; this release reads up to {cls.VERSION}"
+        )
+    return cls.from_map(data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest(_Record):
+    """Tokens in: one sampling request to an engine."""
+
+    KIND: ClassVar[str] = "generate"
+
+    prompt_token_ids: Int32Array  # [num_prompt]
+    max_new_tokens: int
+    temperature: float  # 0 = greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = off
+    stop_token_ids: list[int] = field(default_factory=list)
+    stream: bool = False  # False: one chunk, at the end
+    affinity: str = ""  # requests with the same value share a prefix (the rollout id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateChunk(_Record):
+    """Tokens out. `finish_reason` is None on all chunks but the last."""
+
+    KIND: ClassVar[str] = "chunk"
+
+    token_ids: Int32Array  # [num_new]; a stop token that ended the sequence is included
+    logprobs: Float32Array  # [num_new]
+    versions: Int32Array  # [num_new]
+    finish_reason: str | None  # "stop" | "length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo(_Record):
+    """What an engine says of itself."""
+
+    KIND: ClassVar[str] = "engine_info"
+
+    policy_version: int
+    max_model_len: int  # prompt + new tokens, at most
+    vocab_size: int
+    num_slots: int  # sequences decoded at once
+    num_running: int
+    num_waiting: int
+    num_generated_tokens: int  # since the start
+    num_decode_steps: int  # since the start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest(_Record):
+    """Trainer → supervisor: run an agent once in a fresh child."""
+
+    KIND: ClassVar[str] = "run"
+
+    rollout_id: str
+    target: str  # import path of the agent, or "" where `pickled` is given
+    pickled: bytes  # dill of the agent (from a notebook or `__main__`), or b""; towards the child
+    workflow_kwargs: dict[str, Any]
+    data: dict[str, Any]  # the task
+    env: dict[str, str]  # added to the child's scrubbed environment
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport(_Record):
+    """Supervisor → trainer: how an agent's process ended. All of it is hostile but bounded."""
+
+    KIND: ClassVar[str] = "report"
+
+    rollout_id: str
+    outcome: Outcome  # COMPLETED means: `result` holds the returned value, not yet judged
+    result: Any  # what the agent returned: JSON types only
+    error: str
+    traceback: str
+    stdout_tail: str
+    stderr_tail: str
+    exit_code: int | None
+    signal: int | None
+    wall_s: float
+    cpu_s: float
+    max_rss_bytes: int
+    num_killed: int = 0  # processes that the agent left behind

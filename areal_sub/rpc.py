@@ -1,0 +1,245 @@
+"""Calls between our own processes: msgpack messages over a Unix socket.
+
+Who uses it: the trainer calls proxy (control plane), supervisor and engine; the proxy calls the
+engine. Agents never can: the sockets lie in a 0700 directory that no child is told of.
+
+One connection multiplexes any number of calls. Messages are msgpack arrays, back to back:
+
+    caller  → callee   [CALL, id, method, params]      [CANCEL, id]
+    callee  → caller   [ITEM, id, payload]*  then  [DONE, id, payload] | [ERROR, id, text]
+
+A handler is `async def h(params) -> payload`, or an async generator whose items stream to the
+caller. Invariants: a call ends with exactly one DONE or ERROR; when either side goes away, all of
+its calls end (the callee's handlers are cancelled, the caller's waits raise `PeerGone`); a message
+larger than `MAX_MESSAGE_BYTES` ends the connection; writers wait for the socket to drain, so a slow
+reader slows its writer instead of growing its memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from areal_sub.errors import ArealSubError, DeadlineExceeded, PeerGone, RpcError
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 256 * 2**20
+READ_BYTES = 256 * 2**10
+# A stream whose reader lags this many items behind stops reading its socket.
+MAX_QUEUED_ITEMS = 1024
+
+CALL, CANCEL, ITEM, DONE, ERROR = range(5)
+
+Params = dict[str, Any]
+Handler = Callable[[Params], Awaitable[Any] | AsyncIterator[Any]]
+
+
+def _pack(message: list[Any]) -> bytes:
+    packed: bytes = msgpack.packb(message, use_bin_type=True)
+    return packed
+
+
+async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[list[Any]]:
+    unpacker = msgpack.Unpacker(raw=False, max_buffer_size=MAX_MESSAGE_BYTES)
+    while chunk := await reader.read(READ_BYTES):
+        unpacker.feed(chunk)
+        for message in unpacker:
+            yield message
+
+
+class Server:
+    """Serves `handlers` on a Unix socket (mode 0600) until closed."""
+
+    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+        self._path = path
+        self._handlers = dict(handlers)
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        old_umask = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._on_connect, path=str(self._path))
+        finally:
+            os.umask(old_umask)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        self._path.unlink(missing_ok=True)
+
+    def _on_connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls: dict[int, asyncio.Task[None]] = {}
+        try:
+            async for message in _messages(reader):
+                kind, call_id = message[0], message[1]
+                if kind == CALL:
+                    task = asyncio.ensure_future(
+                        self._run_call(writer, call_id, message[2], message[3])
+                    )
+                    calls[call_id] = task
+                    task.add_done_callback(lambda _, i=call_id: calls.pop(i, None))
+                elif kind == CANCEL and call_id in calls:
+                    calls[call_id].cancel()
+        except (ConnectionError, msgpack.exceptions.UnpackException, ValueError) as error:
+            log.warning("rpc connection dropped: %r", error)
+        finally:
+            running = list(calls.values())
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            writer.close()
+
+    async def _run_call(
+        self, writer: asyncio.StreamWriter, call_id: int, method: str, params: Params
+    ) -> None:
+        reply: list[Any]
+        try:
+            handler = self._handlers.get(method)
+            if handler is None:
+                raise RpcError(f"no method {method!r}; there are: {', '.join(self._handlers)}")
+            outcome = handler(params)
+            if inspect.isawaitable(outcome):
+                reply = [DONE, call_id, await outcome]
+            else:
+                async with contextlib.aclosing(outcome) as items:  # type: ignore[type-var]
+                    async for item in items:
+                        writer.write(_pack([ITEM, call_id, item]))
+                        await writer.drain()
+                reply = [DONE, call_id, None]
+        except asyncio.CancelledError:
+            reply = [ERROR, call_id, "cancelled"]
+        except ArealSubError as error:
+            reply = [ERROR, call_id, f"{type(error).__name__}: {error}"]
+        except ConnectionError:
+            return
+        except Exception as error:
+            log.exception("rpc method %s failed", method)
+            reply = [ERROR, call_id, f"{type(error).__name__}: {error}"]
+        with contextlib.suppress(ConnectionError):
+            writer.write(_pack(reply))
+            await writer.drain()
+
+
+class Client:
+    """One connection to a `Server`. Make it with `await Client.connect(path, peer="engine")`."""
+
+    def __init__(
+        self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.peer = peer
+        self._writer = writer
+        self._ids = itertools.count()
+        self._queues: dict[int, asyncio.Queue[list[Any]]] = {}
+        self._gone: PeerGone | None = None
+        self._reading = asyncio.ensure_future(self._read(reader))
+
+    @classmethod
+    async def connect(cls, path: Path, *, peer: str, timeout_s: float = 60.0) -> Client:
+        """Connect, retrying until the peer listens. Raises `DeadlineExceeded` naming `peer`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    try:
+                        reader, writer = await asyncio.open_unix_connection(str(path))
+                        return cls(peer, reader, writer)
+                    except (FileNotFoundError, ConnectionRefusedError):
+                        await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{peer} did not listen on {path} within {timeout_s} s") from None
+
+    async def close(self) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        self._writer.close()
+
+    async def call(self, method: str, params: Params | None = None, *, timeout_s: float) -> Any:
+        """Call `method` and wait for its one payload.
+
+        Raises `RpcError` (the far side's error), `PeerGone`, `DeadlineExceeded`.
+        """
+        call_id, queue = self._begin(method, params)
+        try:
+            async with asyncio.timeout(timeout_s):
+                kind, _, payload = await queue.get()
+        except TimeoutError:
+            self._cancel(call_id)
+            raise DeadlineExceeded(
+                f"{self.peer} did not answer {method!r} within {timeout_s} s"
+            ) from None
+        except asyncio.CancelledError:
+            self._cancel(call_id)
+            raise
+        finally:
+            self._queues.pop(call_id, None)
+        if kind == ERROR:
+            raise self._gone or RpcError(f"{self.peer}: {payload}")
+        return payload
+
+    async def stream(self, method: str, params: Params | None = None) -> AsyncIterator[Any]:
+        """Call `method` and yield its items; closing the iterator cancels the call."""
+        call_id, queue = self._begin(method, params)
+        finished = False
+        try:
+            while True:
+                kind, _, payload = await queue.get()
+                if kind == ITEM:
+                    yield payload
+                    continue
+                finished = True
+                if kind == ERROR:
+                    raise self._gone or RpcError(f"{self.peer}: {payload}")
+                return
+        finally:
+            del self._queues[call_id]
+            if not finished:
+                self._cancel(call_id)
+                while not queue.empty():  # the reader may be waiting for room in it
+                    queue.get_nowait()
+
+    def _begin(self, method: str, params: Params | None) -> tuple[int, asyncio.Queue[list[Any]]]:
+        if self._gone is not None:
+            raise self._gone
+        call_id = next(self._ids)
+        queue: asyncio.Queue[list[Any]] = asyncio.Queue(MAX_QUEUED_ITEMS)
+        self._queues[call_id] = queue
+        self._writer.write(_pack([CALL, call_id, method, params or {}]))
+        return call_id, queue
+
+    def _cancel(self, call_id: int) -> None:
+        if self._gone is None and not self._writer.is_closing():
+            self._writer.write(_pack([CANCEL, call_id]))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        reason = "closed the connection"
+        try:
+            async for message in _messages(reader):
+                queue = self._queues.get(message[1])
+                if queue is not None:  # None: the call was cancelled meanwhile
+                    await queue.put(message)
+        except (ConnectionError, msgpack.exceptions.UnpackException, ValueError) as error:
+            reason = f"broke the connection ({error!r})"
+        finally:
+            self._gone = PeerGone(f"{self.peer} {reason}")
+            for call_id, queue in self._queues.items():
+                while queue.full():
+                    queue.get_nowait()
+                queue.put_nowait([ERROR, call_id, str(self._gone)])
