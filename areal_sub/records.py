@@ -154,6 +154,7 @@ class TurnRecord(_Record):
     started_at: float  # Unix time, s
     ended_at: float  # Unix time, s
     num_prompt_tokens: int  # the full prompt's length
+    engine_digest: int = 0  # `GenerateChunk.digest` of the last sampled token that was kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +234,9 @@ class GenerateChunk(_Record):
     logprobs: Float32Array  # [num_new]
     versions: Int32Array  # [num_new]
     finish_reason: str | None  # "stop" | "length"
+    digest: int = 0
+    """CRC-32 (of little-endian int32) over the prompt that the engine read and all that it sampled
+    up to the end of this chunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,10 @@ Pure data (pydantic, strict, frozen): no file access, no defaults that depend on
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -18,7 +19,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ClusterConfig(Section):
@@ -50,7 +51,8 @@ class OpenAIConfig(Section):
     """How agents are run and how their model calls are captured."""
 
     mode: Literal["inline", "subproc"] = "subproc"
-    """`inline`: in the trainer's event loop (trusted agents only); `subproc`: one fresh child each."""
+    """`inline`: in the trainer's event loop (trusted agents only); `subproc`: each in a fresh
+    child."""
     export_style: Literal["concat", "individual"] = "concat"
     """`concat`: one training sample per root-to-leaf branch; `individual`: one per turn."""
     turn_discount: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -66,7 +68,8 @@ class OpenAIConfig(Section):
     env_passthrough: list[str] = []
     """Names of the trainer's own environment variables that children may see."""
     python_path: list[str] = []
-    """Folders put in front of the children's import path (the working directory is always there)."""
+    """Folders put in front of the children's import path (the working directory is always in
+    it)."""
     num_children: Positive | None = None
     """Children alive at once; default: `rollout.max_concurrent_rollouts`."""
     sandbox: SandboxConfig = SandboxConfig()
@@ -231,14 +234,12 @@ class Config(Section):
     evaluator: EvaluatorConfig = EvaluatorConfig()
     stats_logger: StatsLoggerConfig = StatsLoggerConfig()
 
-    @model_validator(mode="after")
-    def _names_are_names(self) -> Self:
-        for key in ("experiment_name", "trial_name"):
-            name = getattr(self, key)
-            if not name or name.startswith(".") or not name.replace("-", "").replace(
-                "_", ""
-            ).replace(".", "").isalnum():
-                raise ValueError(
-                    f"{key} {name!r} must be letters, digits, '.', '_' and '-': it names a folder"
-                )
-        return self
+    @field_validator("experiment_name", "trial_name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
+            raise ValueError(
+                f"{name!r} names a folder: write up to 128 letters, digits, '.', '_' and '-', "
+                "with a letter or digit first"
+            )
+        return name

@@ -1,0 +1,67 @@
+# What users, contributors and CI run; `make` alone lists it.
+# One virtual environment for all of it; `.ci/install` brings it up to date when it has to.
+
+PYTHON ?= python3
+VENV ?= .venv
+# More words for the program that a target runs: make train ARGS="seed=3"
+ARGS ?=
+# Test processes. The tests are for two cores; more do not hurt.
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
+ALL_EXTRAS := train data gguf dev
+
+.DEFAULT_GOAL := help
+.PHONY: help train train-smollm2 test lint format bench docs constraints clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+train:  ## Train the tiny policy on the calculator task (ARGS="seed=3" and the like)
+	$(INSTALL) train
+	$(BIN)/areal-sub train --config examples/proxy/config.yaml \
+		scheduler.type=local rollout.openai.mode=subproc $(ARGS)
+
+train-smollm2:  ## Fetch SmolLM2-135M and run a few GRPO steps on a reasoning task (slow on a CPU)
+	$(INSTALL) train data gguf
+	$(BIN)/python examples/smollm2/prepare.py
+	$(BIN)/areal-sub train --config examples/smollm2/config.yaml $(ARGS)
+
+test:  ## Run all tests (ARGS="tests/config -k name" for some)
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint:  ## Check format, style, types and the layering of imports
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format:  ## Format the code and fix what can be fixed by itself
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench:  ## Compare ways of running agents: wall time and CPU of 256 rollouts
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python benchmarks/rollouts.py $(ARGS)
+
+docs:  ## Write docs/configuration.md from the schema
+	$(INSTALL) train
+	$(BIN)/python -m areal_sub.config > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+
+constraints:  ## Pin the newest versions that fit pyproject.toml in constraints.txt
+	$(INSTALL) dev
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --report - \
+		".[train,data,gguf,dev]" > constraints.json
+	$(BIN)/python .ci/constraints.py < constraints.json > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+	rm constraints.json
+
+clean:  ## Remove the virtual environment and all caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

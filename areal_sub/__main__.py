@@ -1,0 +1,5 @@
+"""`python -m areal_sub` is `areal-sub`."""
+
+from areal_sub.cli import main
+
+main()

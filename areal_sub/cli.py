@@ -1,0 +1,115 @@
+"""The command line: `areal-sub train | chat`.
+
+Imports nothing heavy until a command needs it: a mistyped configuration key is told within a second.
+Exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 128+N ended by signal N.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from areal_sub import __version__
+from areal_sub.errors import (
+    ArealSubError,
+    CheckpointError,
+    ConfigError,
+    ModelError,
+    TaskError,
+    WorkflowError,
+)
+
+_INPUT_ERRORS = (CheckpointError, ConfigError, ModelError, TaskError, WorkflowError)
+
+_TRAIN_HELP = """\
+Trains the model behind an agent.
+
+  areal-sub train --config examples/proxy/config.yaml rollout.openai.mode=subproc seed=3
+
+KEY=VALUE overrides a setting of the file by its dotted path; docs/configuration.md lists them."""
+
+_CHAT_HELP = """\
+Talks to a checkpoint: through the agent that it was trained with (which then uses its tools), or,
+with --plain, to the bare model. End with Ctrl-D."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The `areal-sub` command."""
+    # Import paths of agents and tasks are looked up from where the user stands.
+    sys.path.insert(0, os.getcwd())
+    code = run(sys.argv[1:] if argv is None else argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after a signal a learner's step may still compute in its thread, and the
+    # interpreter would wait for it. Every process of the run has been ended by now.
+    os._exit(code)
+
+
+def run(argv: Sequence[str]) -> int:
+    """The exit code of the command `argv`; errors of ours are printed, not raised."""
+    parser = _parser()
+    try:
+        arguments, rest = parser.parse_known_args(argv)
+        if arguments.command == "train":
+            return _train(rest)
+        if rest:
+            parser.error(f"unknown arguments: {' '.join(rest)}")
+        return _chat(arguments)
+    except SystemExit as end:  # argparse's way of ending
+        return end.code if isinstance(end.code, int) else 2
+    except ArealSubError as error:
+        print(f"areal-sub: {error}", file=sys.stderr)  # noqa: T201
+        return 2 if isinstance(error, _INPUT_ERRORS) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="areal-sub", description="Train the model behind any agent.")
+    parser.add_argument("--version", action="version", version=f"areal-sub {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train the model behind an agent",
+        description=_TRAIN_HELP,
+        usage="areal-sub train --config FILE [KEY=VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.set_defaults(command="train")
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a checkpoint",
+        description=_CHAT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    chat.add_argument("checkpoint", help="a run's folder, or a Hugging Face model folder")
+    chat.add_argument("--plain", action="store_true", help="the bare model, without the agent")
+    chat.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
+    chat.add_argument("--max-new-tokens", type=int, default=256)
+    return parser
+
+
+def _train(argv: Sequence[str]) -> int:
+    from areal_sub.config import load_config
+
+    config = load_config(argv)
+    from areal_sub.trainer import Trainer
+    from areal_sub.trainer.trainer import Interrupted
+
+    try:
+        Trainer(config).train()
+    except Interrupted as end:
+        print(f"areal-sub: {end}", file=sys.stderr)  # noqa: T201
+        return 128 + end.sign
+    return 0
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from areal_sub.trainer.chat import chat
+
+    return chat(
+        arguments.checkpoint,
+        plain=arguments.plain,
+        temperature=arguments.temperature,
+        max_new_tokens=arguments.max_new_tokens,
+    )

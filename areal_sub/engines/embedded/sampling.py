@@ -1,0 +1,102 @@
+"""From logits to tokens and their logprobs, vectorised over rows with parameters of their own.
+
+Pure tensor functions; the random state is the generator that is passed in. Called by the decode
+thread once per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """Sampling parameters of a batch. A field is None where no row needs it, and costs nothing."""
+
+    temperature: Tensor | None  # float32 [rows, 1]; 1 for greedy rows
+    noise: Tensor | None  # float32 [rows, 1]; 0 for greedy rows, else 1; None: all greedy
+    truncated: Tensor | None  # int64 [num_truncated]: the rows with top_k or top_p
+    top_k: Tensor | None  # int64 [num_truncated, 1]
+    top_p: Tensor | None  # float32 [num_truncated, 1]
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[float, float, int]], device: torch.device) -> SamplingRows:
+        """`rows`: (temperature, top_p, top_k) each; temperature 0 is greedy, top_k 0 is off."""
+        greedy = [temperature == 0 for temperature, _, _ in rows]
+        scales = [temperature or 1.0 for temperature, _, _ in rows]
+        truncated = [
+            i
+            for i, (_, top_p, top_k) in enumerate(rows)
+            if not greedy[i] and (top_p < 1 or top_k > 0)
+        ]
+
+        def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
+
+        everything = torch.iinfo(torch.int64).max
+        return cls(
+            temperature=None if set(scales) == {1.0} else column(scales, torch.float32),
+            noise=None if all(greedy) else column([float(not g) for g in greedy], torch.float32),
+            truncated=torch.tensor(truncated, device=device) if truncated else None,
+            top_k=column([rows[i][2] or everything for i in truncated], torch.int64)
+            if truncated
+            else None,
+            top_p=column([rows[i][1] for i in truncated], torch.float32) if truncated else None,
+        )
+
+
+def sample(logits: Tensor, rows: SamplingRows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sample one token per row.
+
+    Args:
+        logits: [rows, vocab], any float dtype.
+    Returns:
+        token ids, int64 [rows], and their logprobs, float32 [rows]: of the distribution that was
+        sampled from, so after temperature and renormalised over what top-k and then top-p leave.
+        A greedy row (temperature 0) takes the most likely token; its logprob is the model's own,
+        at temperature 1 and untruncated. A row whose logits are not finite gets a logprob that is
+        not finite.
+
+    Draws by the exponential race: the first arrival among rates p_i is i with probability p_i,
+    and argmax(log p_i - log E_i) with E_i ~ Exp(1) is that first arrival.
+    """
+    logprobs = distribution(logits, rows)
+    scores = logprobs
+    if rows.noise is not None:
+        arrivals = torch.empty_like(logprobs).exponential_(generator=generator)
+        # Exp(1) in float32 can round to 0, whose log would win against any probability.
+        scores = logprobs - arrivals.clamp_min_(1e-10).log_().mul_(rows.noise)
+    token_ids = scores.argmax(dim=-1, keepdim=True)
+    return token_ids.squeeze(1), logprobs.gather(1, token_ids).squeeze(1)
+
+
+def distribution(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """The log-probabilities that rows are sampled from, float32 [rows, vocab]."""
+    logits = logits.float()
+    if rows.temperature is not None:
+        logits = logits / rows.temperature
+    logprobs = torch.log_softmax(logits, dim=-1)
+    if rows.truncated is None:
+        return logprobs
+    assert rows.top_k is not None and rows.top_p is not None
+    return logprobs.index_copy(
+        0, rows.truncated, _truncate(logprobs[rows.truncated], rows.top_k, rows.top_p)
+    )
+
+
+def _truncate(logprobs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Keep the `top_k` most likely tokens, of these the fewest whose probability reaches `top_p`,
+    and renormalise. The most likely token always stays; ties are cut by token order."""
+    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(logprobs.shape[-1], device=logprobs.device)
+    kept = torch.log_softmax(ordered.masked_fill(rank >= top_k, -torch.inf), dim=-1)
+    probability = kept.exp()
+    before = probability.cumsum(dim=-1) - probability
+    # The first token is kept whatever rounding says of its "before".
+    kept = kept.masked_fill((before >= top_p) & (rank > 0), -torch.inf)
+    kept = torch.log_softmax(kept, dim=-1)
+    return torch.empty_like(logprobs).scatter_(1, order, kept)

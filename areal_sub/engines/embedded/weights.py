@@ -1,0 +1,170 @@
+"""Weights: loading a model folder, checking that this engine can serve it, reading an update.
+
+Reading and checking an update happens off the decode thread and touches nothing; only
+`WeightUpdate.apply`, on the decode thread between two steps, changes the model. So a bad update
+leaves the old weights in force.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from areal_sub.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MAX_MODEL_LEN = 4096
+# Under this many parameters a second torch thread costs more than it brings.
+TINY_NUM_PARAMETERS = 5_000_000
+
+Shape = tuple[int, ...]
+
+
+def load_model(path: str, *, dtype: str, device: torch.device) -> Any:
+    """A causal LM in eval mode. Raises `ModelError`."""
+
+    def load(attention: str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation=attention
+        )
+
+    try:
+        try:
+            model = load("sdpa")
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            log.warning("%s does not support sdpa, so its own attention is used", path)
+            model = load("eager")
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"cannot load a causal LM from {path!r}: {error}") from error
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_config(path: str) -> Any:
+    """The decoder's config. Raises `ModelError`."""
+    try:
+        return AutoConfig.from_pretrained(path).get_text_config(decoder=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot read a model config from {path!r}: {error}") from error
+
+
+def served_model_len(config: Any, wanted: int | None) -> int:
+    """Prompt and new tokens together, at most. Raises `ModelError` where this engine's cache, of
+    keys and values of every token in every layer, is not what the model needs."""
+    limit = getattr(config, "max_position_embeddings", None)
+    length = wanted or min(limit or DEFAULT_MAX_MODEL_LEN, DEFAULT_MAX_MODEL_LEN)
+    if limit is not None and length > limit:
+        raise ModelError(
+            f"max_model_len {length} exceeds the model's max_position_embeddings {limit}"
+        )
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        kinds = {"full_attention" if window is None else "sliding_attention"}
+    # Up to its window's length, sliding attention is full attention.
+    if window is not None and window >= length:
+        kinds.discard("sliding_attention")
+    if unsupported := sorted(kinds - {"full_attention"}):
+        advice = (
+            f"; set max_model_len to at most the window, {window}"
+            if unsupported == ["sliding_attention"] and window is not None
+            else ""
+        )
+        raise ModelError(
+            f"the embedded engine serves full attention only; {config.model_type} has layers of "
+            f"{', '.join(unsupported)} (max_model_len {length}){advice}"
+        )
+    return length
+
+
+@dataclass(frozen=True, slots=True)
+class WeightNames:
+    """What an update must bring: all of the model's state dict, of tied tensors at least one."""
+
+    shapes: dict[str, Shape]
+    groups: dict[str, str]  # name → the first name of the same storage
+
+    @classmethod
+    def of(cls, model: Any) -> WeightNames:
+        state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+        first: dict[tuple[int, Shape, Shape], str] = {}
+        groups = {
+            name: first.setdefault((t.data_ptr(), tuple(t.shape), tuple(t.stride())), name)
+            for name, t in state.items()
+        }
+        return cls({name: tuple(t.shape) for name, t in state.items()}, groups)
+
+    def check(self, given: Mapping[str, Shape], where: str) -> None:
+        """Raises `ModelError` naming every tensor that is missing, unexpected or of other shape."""
+        covered = {self.groups[name] for name in given if name in self.groups}
+        problems = [
+            *(
+                f"missing {name}"
+                for name in self.shapes
+                if self.groups[name] == name and name not in covered
+            ),
+            *(f"unexpected {name}" for name in given if name not in self.shapes),
+            *(
+                f"{name} is {list(shape)}, not {list(self.shapes[name])}"
+                for name, shape in given.items()
+                if name in self.shapes and shape != self.shapes[name]
+            ),
+        ]
+        if problems:
+            shown = "; ".join(problems[:8])
+            more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+            raise ModelError(
+                f"the weights in {where} do not fit the model, the old ones stay in force: "
+                f"{shown}{more}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUpdate:
+    tensors: dict[str, Tensor]
+
+    def apply(self, model: Any) -> None:
+        """Copy in place: what is tied stays tied, and no second model lives on the device."""
+        state = model.state_dict()
+        for name, tensor in self.tensors.items():
+            state[name].copy_(tensor)
+
+
+def read_update(path: Path, names: WeightNames) -> WeightUpdate:
+    """Read and check a safetensors file, or all those in a folder. Raises `ModelError`."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise ModelError(f"no *.safetensors in {path}")
+    shapes: dict[str, Shape] = {}
+    tensors: dict[str, Tensor] = {}
+    try:
+        for file in files:
+            with safe_open(str(file), framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118  (not a mapping)
+                    if name in shapes:
+                        raise ModelError(f"{name} is in more than one file of {path}")
+                    shapes[name] = tuple(weights.get_slice(name).get_shape())
+        names.check(shapes, str(path))
+        for file in files:
+            with safe_open(str(file), framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118
+                    tensors[name] = weights.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot read weights from {path}: {error}") from None
+    for name, tensor in list(tensors.items()):
+        first = names.groups[name]
+        if first != name and first in tensors:
+            if not torch.equal(tensors[first], tensor):
+                raise ModelError(f"{path}: {first} and {name} are tied in the model, but differ")
+            del tensors[name]
+    return WeightUpdate(tensors)

@@ -1,0 +1,60 @@
+"""Files and folders that are there whole or not at all, also after a crash or a power cut.
+
+Written beside their target under a name that starts with `.partial-`, flushed to the disk, then
+renamed. What a crash leaves is such a partial, which nobody reads and the next write removes.
+Called by `learner` and `checkpoint`; one writer per target.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yields the path to write; it replaces `target` when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".partial-{target.name}"
+    yield partial
+    _sync(partial)
+    partial.replace(target)
+    _sync(target.parent)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder to fill; it becomes `target` when the block ends without an error.
+
+    A folder that is at `target` is replaced. As a rename cannot replace a filled folder, there is
+    then a moment with neither: who needs the old one until the new one is there takes a new name.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".partial-{target.name}"
+    replaced = target.parent / f".partial-replaced-{target.name}"
+    for leftover in (partial, replaced):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    partial.mkdir()
+    yield partial
+    for root, _, names in os.walk(partial):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
+    if target.exists():
+        target.rename(replaced)
+    partial.rename(target)
+    _sync(target.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

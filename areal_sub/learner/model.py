@@ -1,0 +1,241 @@
+"""A Hugging Face causal LM as the learner sees it: something that scores the trained tokens.
+
+Called by `learner`. Invariants:
+
+- Parameters are float32 whatever the compute dtype. AdamW's updates are mostly smaller than the
+  spacing of bfloat16 numbers and would be rounded away; so bfloat16 means float32 master weights
+  and a forward pass under autocast. With float32 nothing is cast anywhere.
+- Dropout is off: the sampler has none, and ratios compare the two.
+- Logits exist only for trained tokens, and at most `MAX_LOGITS` of them at a time (recomputed in
+  the backward pass): for a vocabulary of 150k they would otherwise be the largest tensor by far.
+  This needs the model cut in two, body and output embedding; that the halves give what the whole
+  model gives is checked when it is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from areal_sub.errors import ModelError
+from areal_sub.learner.batch import MicroBatch
+
+# 256 MB in float32.
+MAX_LOGITS = 2**26
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# What of a model folder is the tokenizer's.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.tiktoken",
+    "chat_template.*",
+    "additional_chat_templates/*",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Of the N trained tokens of a micro-batch, in its order."""
+
+    logprobs: Tensor  # float32 [N], with gradient
+    entropies: Tensor  # float32 [N] nats, of the distributions they were drawn from; no gradient
+
+
+class PolicyModel:
+    """The policy, or the reference it is held to."""
+
+    def __init__(self, hf: Any, *, device: torch.device, autocast: bool) -> None:
+        self.hf = hf
+        self.device = device
+        self._autocast = autocast
+        self._head: nn.Module = hf.get_output_embeddings()
+        self._transform = _logit_transform(hf.config.get_text_config())
+
+    @classmethod
+    def load(
+        cls, path: str, *, dtype: str, device: torch.device, gradient_checkpointing: bool = False
+    ) -> PolicyModel:
+        """Load a model folder or hub name for computing in `dtype` ("float32" or "bfloat16").
+
+        Raises `ModelError` where it is not there, is damaged or incomplete, or is not a causal LM
+        that the learner can drive.
+        """
+        hf = _load_hf(path)
+        hf.to(device).eval()
+        if gradient_checkpointing:
+            _enable_gradient_checkpointing(hf, path)
+        if hf.base_model is hf or hf.get_output_embeddings() is None:
+            raise ModelError(
+                f"model {path!r} ({type(hf).__name__}) has no separate output embedding"
+            )
+        model = cls(hf, device=device, autocast=dtype == "bfloat16")
+        model._check_halves(path)
+        return model
+
+    def freeze(self) -> None:
+        self.hf.requires_grad_(False)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.hf.parameters())
+
+    def score(self, batch: MicroBatch, *, temperature: float) -> TokenScores:
+        """Logprobs of the trained tokens under softmax(logits / temperature). `batch` is on
+        `self.device`. With gradient unless called under `torch.no_grad`."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            hidden = self._hidden(batch.input_ids).flatten(0, 1).index_select(0, batch.positions)
+            rows_at_once = max(1, MAX_LOGITS // self.hf.config.get_text_config().vocab_size)
+            logprobs, entropies = [], []
+            for rows, targets in zip(
+                torch.split(hidden, rows_at_once),
+                torch.split(batch.targets, rows_at_once),
+                strict=True,
+            ):
+                if rows.shape[0] < hidden.shape[0] and torch.is_grad_enabled():
+                    scores = checkpoint(
+                        self._score_rows,
+                        rows,
+                        targets,
+                        temperature,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                    )
+                else:
+                    scores = self._score_rows(rows, targets, temperature)
+                logprobs.append(scores[0])
+                entropies.append(scores[1])
+        return TokenScores(torch.cat(logprobs), torch.cat(entropies))
+
+    def _hidden(self, input_ids: Tensor) -> Tensor:
+        hidden: Tensor = self.hf.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return hidden
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        return self._transform(self._head(rows))
+
+    def _score_rows(
+        self, rows: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        logits = self._logits(rows).float() / temperature
+        log_norm = logits.logsumexp(-1)
+        logprobs = logits.gather(-1, targets[:, None])[:, 0] - log_norm
+        with torch.no_grad():
+            expected = ((logits - log_norm[:, None]).exp() * logits).sum(-1)
+        return logprobs, log_norm.detach() - expected
+
+    @torch.no_grad()
+    def _check_halves(self, path: str) -> None:
+        vocab_size = self.hf.config.get_text_config().vocab_size
+        ids = torch.arange(8, device=self.device)[None] * 7 % vocab_size
+        whole = self.hf(input_ids=ids, use_cache=False).logits
+        halves = self._logits(self._hidden(ids))
+        if halves.shape != whole.shape or not torch.allclose(halves, whole, rtol=1e-3, atol=1e-4):
+            raise ModelError(
+                f"model {path!r} ({type(self.hf).__name__}) makes its logits from the output "
+                "embedding in a way that the learner does not know: add it to _logit_transform"
+            )
+
+    def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Parameters and buffers in `dtype` under their Hugging Face names, on the CPU, detached;
+        tied ones once, under their first name."""
+        out: dict[str, Tensor] = {}
+        seen: set[tuple[int, torch.Size]] = set()
+        for name, value in self.hf.state_dict().items():
+            identity = (value.data_ptr(), value.shape)
+            if identity in seen and value.numel():
+                continue
+            seen.add(identity)
+            value = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype)
+            out[name] = value.contiguous()
+        return out
+
+    def save(self, folder: Path, *, dtype: str) -> None:
+        """Fill `folder` with weights in `dtype`, config and generation config."""
+        self.hf.save_pretrained(folder, state_dict=self.weights(DTYPES[dtype]))
+        config = copy.deepcopy(self.hf.config)  # save_pretrained says float32 in it, as we hold it
+        config.dtype = dtype
+        config.save_pretrained(folder)
+
+
+def copy_tokenizer(tokenizer_path: str, folder: Path) -> None:
+    """Copy the tokenizer's files, chat template included, verbatim from a folder or the hub."""
+    source = Path(tokenizer_path)
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            source = Path(snapshot_download(tokenizer_path, allow_patterns=list(TOKENIZER_FILES)))
+        except Exception as error:  # the hub client's, the network's, the cache's: many kinds
+            raise ModelError(f"cannot get the tokenizer {tokenizer_path!r}: {error}") from error
+    files = [path for pattern in TOKENIZER_FILES for path in source.glob(pattern)]
+    if not files:
+        raise ModelError(
+            f"no tokenizer files in {source}: set tokenizer_path to a folder with them"
+        )
+    for path in files:
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _load_hf(path: str) -> Any:
+    try:
+        hf, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True
+        )
+        hf.generation_config.validate(strict=True)  # else a checkpoint could not be saved
+    except Exception as error:  # missing, unreadable, unknown or invalid: transformers has no base
+        kind = "" if Path(path).exists() else " (there is no such folder here, so it was looked up)"
+        raise ModelError(f"cannot load the model {path!r}{kind}: {error}") from error
+    # transformers fills what is missing with random numbers and only logs it.
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info[problem]:
+            names = ", ".join(sorted(map(str, info[problem]))[:5])
+            raise ModelError(f"model {path!r} is incomplete: {problem.replace('_', ' ')}: {names}")
+    return hf
+
+
+def _enable_gradient_checkpointing(hf: Any, path: str) -> None:
+    if not hf.supports_gradient_checkpointing:
+        raise ModelError(
+            f"model {path!r} ({type(hf).__name__}) does not support gradient checkpointing: "
+            "set actor.gradient_checkpointing=false"
+        )
+    hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in hf.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # what it asks for; its children stay in eval mode, no dropout
+
+
+def _logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
+    """What the model does to the output embedding's result."""
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and later
+    factor = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
+
+    def transform(logits: Tensor) -> Tensor:
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        if factor != 1.0 or divisor != 1.0:
+            logits = logits * factor / divisor
+        return logits
+
+    return transform

@@ -1,0 +1,91 @@
+"""Sampled tokens to text, piece by piece.
+
+`TextDecoder` never gives half of a character; `StopStrings` never gives text that might be the
+start of a stop string. Both hold back what they cannot yet give, and `finish` lets it go. Pure
+state machines; `turns.py` runs one of each per choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+
+REPLACEMENT = "\ufffd"
+# A UTF-8 character has at most 4 bytes, so a 5th token cannot be needed to complete one.
+MAX_HELD_TOKENS = 4
+# Emitted tokens that are decoded again in front of new ones: some decoders treat the start of a
+# text differently (SentencePiece drops its space).
+NUM_OVERLAP = 4
+
+
+class TextDecoder:
+    """`feed` token ids, get the text that is certain. `hidden` ids (end of turn) have no text."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], hidden: Container[int]) -> None:
+        self._decode = decode
+        self._hidden = hidden
+        self._overlap: list[int] = []
+        self._pending: list[int] = []
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        hidden = self._hidden
+        self._pending += [token_id for token_id in token_ids if token_id not in hidden]
+        if not self._pending:
+            return ""
+        text = self._text(self._pending)
+        if not text.endswith(REPLACEMENT):
+            return self._emit(len(self._pending), text)
+        for num_held in range(1, min(MAX_HELD_TOKENS, len(self._pending) - 1) + 1):
+            cut = len(self._pending) - num_held
+            shorter = self._text(self._pending[:cut])
+            if not shorter.endswith(REPLACEMENT):
+                return self._emit(cut, shorter)
+        if len(self._pending) <= MAX_HELD_TOKENS:
+            return ""
+        return self._emit(len(self._pending), text)  # it really is not UTF-8
+
+    def finish(self) -> str:
+        return self._emit(len(self._pending), self._text(self._pending)) if self._pending else ""
+
+    def _text(self, token_ids: list[int]) -> str:
+        if not self._overlap:
+            return self._decode(token_ids)
+        return self._decode(self._overlap + token_ids)[len(self._decode(self._overlap)) :]
+
+    def _emit(self, num_tokens: int, text: str) -> str:
+        self._overlap = (self._overlap + self._pending[:num_tokens])[-NUM_OVERLAP:]
+        del self._pending[:num_tokens]
+        return text
+
+
+class StopStrings:
+    """`feed` text, get what lies before any stop string; `found` once one is complete."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.found = False
+
+    def feed(self, text: str) -> str:
+        """Must not be called again once `found`."""
+        if not self._stops:
+            return text
+        text = self._held + text
+        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
+        if starts:
+            self.found, self._held = True, ""
+            return text[: min(starts)]
+        cut = len(text) - max(num_held(text, stop) for stop in self._stops)
+        self._held = text[cut:]
+        return text[:cut]
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+def num_held(text: str, tag: str) -> int:
+    """Length of the longest end of `text` that is a proper start of `tag`."""
+    for length in range(min(len(text), len(tag) - 1), 0, -1):
+        if text.endswith(tag[:length]):
+            return length
+    return 0

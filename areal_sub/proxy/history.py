@@ -1,0 +1,219 @@
+"""Which earlier turn of its rollout a call continues, and why not where it continues none.
+
+Owns: `History`, what one rollout has asked and been answered. Matching is on normalised messages:
+null fields and ids dropped, text parts joined, call arguments compared as JSON, white space around
+an assistant's text ignored. A list of messages is named by the chain of its hashes, so "has anyone
+asked or been answered exactly this" is one lookup, and finding the parent takes one lookup per
+message that is new. Ids of tool calls only decide between answers with the same text.
+
+Pure but for its own tables; `turns.py` calls it, on the event loop only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import orjson
+
+from areal_sub.proxy.neutral import Message
+from areal_sub.records import Fork, Int32Array, int32
+
+
+@dataclass(slots=True, eq=False)
+class Prompt:
+    """One distinct prompt. Sibling samples share it, so they share parent and context."""
+
+    parent: Turn | None
+    fork: Fork
+    context: Int32Array  # [num_context] what follows the parent's full sequence
+    num_tokens: int  # of the full prompt
+    tools: bytes  # hash of its tools
+    chain: bytes  # names its messages
+    exact: bytes  # as `chain`, ids of tool calls included
+    num_recorded: int = 0  # turns sampled from it
+
+    def token_ids(self) -> Int32Array:
+        """The full prompt: [num_tokens]."""
+        parts = [self.context]
+        turn = self.parent
+        while turn is not None:
+            parts += [turn.token_ids, turn.prompt.context]
+            turn = turn.prompt.parent
+        return int32(np.concatenate(parts[::-1]))
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """One answer that was sampled."""
+
+    turn_id: str
+    prompt: Prompt
+    token_ids: Int32Array  # [num_sampled]
+    exact: bytes  # names its conversation, ids of tool calls included
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Hashes of a call's messages and tools. `chain[i]` names the first i + 1 messages."""
+
+    tools: bytes
+    messages: tuple[bytes, ...]
+    chain: tuple[bytes, ...]
+    exact: tuple[bytes, ...]  # as `chain`, ids of tool calls included
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Keys:
+        hashes = [message_hash(message) for message in messages]
+        chain: list[bytes] = []
+        exact: list[bytes] = []
+        for message, digest in zip(messages, hashes, strict=True):
+            chain.append(link(chain[-1] if chain else b"", digest))
+            exact.append(link(exact[-1] if exact else b"", digest, ids_of(message)))
+        digest = _digest(orjson.dumps(list(tools), option=orjson.OPT_SORT_KEYS))
+        return cls(digest, tuple(hashes), tuple(chain), tuple(exact))
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a call continues."""
+
+    parent: Turn | None
+    num_history: int  # messages that the parent's full sequence stands for
+    fork: Fork
+    twin: Prompt | None  # the same call was made before: use its prompt as it is
+
+
+@dataclass(slots=True)
+class History:
+    _prompts: dict[tuple[bytes, bytes, str], Prompt] = field(default_factory=dict)
+    _answers: dict[bytes, list[Turn]] = field(default_factory=dict)  # by chain with the answer
+    _asked: set[bytes] = field(default_factory=set)  # chains of whole calls
+    _seen: set[bytes] = field(default_factory=set)  # chains of all prefixes, answers included
+    _sampled: set[bytes] = field(default_factory=set)  # hashes of answers
+    _first: set[bytes] = field(default_factory=set)  # hashes of first messages after the system's
+
+    def match(self, messages: Sequence[Message], keys: Keys) -> Match:
+        parent, num_history = self._find_parent(messages, keys)
+        twin = self._prompts.get(_prompt_key(keys, parent))
+        if twin is not None:
+            return Match(twin.parent, num_history, Fork.RESAMPLE, twin)
+        return Match(parent, num_history, self._cause(messages, keys, num_history), None)
+
+    def add_prompt(
+        self, messages: Sequence[Message], keys: Keys, prompt: Prompt, matched: Match
+    ) -> Prompt:
+        """Remember the call; returns its prompt, which is an earlier one if the same was asked.
+
+        `matched` is what `match` said; its parent is part of the identity of a call even where the
+        prompt could not be built on it.
+        """
+        known = self._prompts.setdefault(_prompt_key(keys, matched.parent), prompt)
+        if known is prompt:
+            self._asked.add(keys.chain[-1])
+            self._seen.update(keys.chain)
+            for message, digest in zip(messages, keys.messages, strict=True):
+                if message.role != "system":
+                    self._first.add(digest)
+                    break
+        return known
+
+    def add_turn(
+        self, turn_id: str, prompt: Prompt, token_ids: Int32Array, answer: Message
+    ) -> Turn:
+        """Remember that `answer`, in tokens `token_ids`, was sampled from `prompt`."""
+        digest = message_hash(answer)
+        turn = Turn(turn_id, prompt, token_ids, link(prompt.exact, digest, ids_of(answer)))
+        chain = link(prompt.chain, digest)
+        self._answers.setdefault(chain, []).append(turn)
+        self._seen.add(chain)
+        self._sampled.add(digest)
+        prompt.num_recorded += 1
+        return turn
+
+    def _find_parent(self, messages: Sequence[Message], keys: Keys) -> tuple[Turn | None, int]:
+        """The turn whose conversation is the longest start of this one, with the same tools."""
+        for index in range(len(messages) - 1, 0, -1):
+            if messages[index].role != "assistant":
+                continue
+            turns = [
+                turn
+                for turn in self._answers.get(keys.chain[index], ())
+                if turn.prompt.tools == keys.tools
+            ]
+            if turns:
+                # The latest: an SDK that repeats a call whose answer it lost goes on with the last.
+                exact = [turn for turn in turns if turn.exact == keys.exact[index]]
+                return (exact or turns)[-1], index + 1
+        return None, 0
+
+    def _cause(self, messages: Sequence[Message], keys: Keys, num_history: int) -> Fork:
+        """Why the messages after the first `num_history` are not simply new ones."""
+        if not self._prompts:
+            return Fork.ROOT
+        num_seen = _num_leading(keys.chain, self._seen)
+        if num_history:
+            if num_seen == num_history:
+                return Fork.NONE
+        elif (
+            any(
+                messages[index].role == "assistant" and keys.chain[index] in self._answers
+                for index in range(len(messages))
+            )
+            or keys.chain[-1] in self._asked
+        ):
+            return Fork.TOOLS_CHANGED  # found, but with other tools
+        elif all(message.role == "system" for message in messages[:num_seen]):
+            return self._cause_from_start(messages, keys, num_seen)
+        if num_seen < len(messages) and num_seen and keys.chain[num_seen - 1] in self._asked:
+            return Fork.ASSISTANT_EDITED  # an answer of ours came next, and is not what is here
+        return Fork.HISTORY_EDITED
+
+    def _cause_from_start(self, messages: Sequence[Message], keys: Keys, num_seen: int) -> Fork:
+        """The cause where at most system messages are as they were in an earlier call."""
+        first = next((i for i, m in enumerate(messages) if m.role != "system"), None)
+        ours = any(
+            message.role == "assistant" and digest in self._sampled
+            for message, digest in zip(messages, keys.messages, strict=True)
+        )
+        same_first = first is not None and keys.messages[first] in self._first
+        if same_first or (ours and first is not None and num_seen < first):
+            return Fork.SYSTEM_CHANGED
+        return Fork.HISTORY_EDITED if ours else Fork.NEW_CONVERSATION
+
+
+def message_hash(message: Message) -> bytes:
+    """Names what a message says: the same for messages that differ only in ids or spelling."""
+    is_assistant = message.role == "assistant"
+    content = message.content.strip() if is_assistant else message.content
+    calls = [[call.name, call.parsed_arguments()] for call in message.tool_calls]
+    said = [message.role, content, message.name, calls]
+    return _digest(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))
+
+
+def ids_of(message: Message) -> bytes:
+    return "\0".join([message.tool_call_id, *(call.id for call in message.tool_calls)]).encode()
+
+
+def link(previous: bytes, *parts: bytes) -> bytes:
+    """The name of a list of messages: that of the list without the last one, and the last one."""
+    return _digest(b"".join([previous, *parts]))
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
+
+
+def _prompt_key(keys: Keys, parent: Turn | None) -> tuple[bytes, bytes, str]:
+    return keys.tools, keys.chain[-1], parent.turn_id if parent else ""
+
+
+def _num_leading(chain: Sequence[bytes], seen: set[bytes]) -> int:
+    """How many leading messages an earlier conversation began with too."""
+    num = 0
+    while num < len(chain) and chain[num] in seen:
+        num += 1
+    return num

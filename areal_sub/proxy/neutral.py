@@ -1,0 +1,97 @@
+"""A model call and its answer in the one form that every dialect is translated to and from.
+
+Pure data. Dialects (`dialects/`) make a `Call` from a request body and a body from `Choice`s or a
+stream of `Delta`s; everything between knows only this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str  # JSON text, as it was written
+
+    def parsed_arguments(self) -> Any:
+        """The arguments as an object, or their text where they are not JSON."""
+        try:
+            return orjson.loads(self.arguments)
+        except orjson.JSONDecodeError:
+            return self.arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()  # assistant
+    tool_call_id: str = ""  # tool
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What an agent asked for. None: it left it to us."""
+
+    dialect: str
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()  # in OpenAI's form: {"type": "function", "function": …}
+    parse_tool_calls: bool = False
+    num_choices: int = 1
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    include_usage: bool = False  # in a stream: a last chunk with the token counts
+    logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token: str
+    logprob: float
+    raw: bytes
+
+
+@dataclass(slots=True)
+class Delta:
+    """A piece of one choice. All but the last have `finish_reason` None."""
+
+    text: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of all tokens since the last piece
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(slots=True)
+class Choice:
+    """One whole answer."""
+
+    text: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.tool_calls += delta.tool_calls
+        self.logprobs += delta.logprobs
+        self.finish_reason = delta.finish_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    num_prompt_tokens: int
+    num_sampled_tokens: int  # of all choices

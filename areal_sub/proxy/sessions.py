@@ -1,0 +1,139 @@
+"""Which rollout is calling: keys, limits, and what is running for each.
+
+Owns: `Session` (one open rollout), `Sessions` (all of them, by key). Invariants: a key belongs to
+one rollout for ever; a closed session starts nothing any more; a session's memory is freed when it
+ends, save its key, of which the last `MAX_FINISHED_KEYS` are remembered to tell them from unknown
+ones. The control plane opens and closes, the agent plane authenticates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from areal_sub.errors import RpcError
+from areal_sub.proxy.history import History
+from areal_sub.proxy.refusals import Reason, Refusal
+
+MAX_FINISHED_KEYS = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """`gconfig` of the rollout: see `GenerationConfig`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    override_agent: bool
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Session:
+    rollout_id: str
+    key: str
+    max_turns: int
+    sampling: Sampling
+    history: History = field(default_factory=History)
+    choices: dict[str, list[str]] = field(default_factory=dict)  # completion id → its turns' ids
+    num_turns: int = 0  # recorded
+    num_admitted: int = 0  # turns that were asked for
+    num_rejected: int = 0
+    is_open: bool = True
+    running: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def admit(self, num_turns: int) -> None:
+        """Count `num_turns` more against the rollout's limit. Raises `Refusal`."""
+        if self.num_admitted + num_turns > self.max_turns:
+            raise Refusal(
+                Reason.TURN_LIMIT,
+                f"this rollout may make {self.max_turns} model calls and has made "
+                f"{self.num_admitted}; {num_turns} more would exceed that "
+                "(rollout.openai.max_turns)",
+            )
+        self.num_admitted += num_turns
+
+    def check_open(self) -> None:
+        if not self.is_open:
+            raise finished()
+
+    async def close(self) -> None:
+        """Refuse everything from now on, and wait for what runs to have stopped."""
+        self.is_open = False
+        running = list(self.running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def finished() -> Refusal:
+    return Refusal(Reason.FINISHED_KEY, "Incorrect API key provided: its rollout has ended.")
+
+
+class Sessions:
+    def __init__(self) -> None:
+        self._by_key: dict[str, Session] = {}
+        self._by_rollout: dict[str, Session] = {}
+        self._finished: dict[str, None] = {}  # in the order of ending
+        self.num_rejected: Counter[str] = Counter()  # by `Reason`
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def open(self, session: Session) -> None:
+        """Raises `RpcError` where the key or the rollout is known already."""
+        if session.key in self._by_key or session.key in self._finished:
+            raise RpcError(f"rollout {session.rollout_id}: its key is another rollout's")
+        if session.rollout_id in self._by_rollout:
+            raise RpcError(f"rollout {session.rollout_id} is open already")
+        self._by_key[session.key] = session
+        self._by_rollout[session.rollout_id] = session
+
+    async def close(self, rollout_id: str) -> Session:
+        """Take the rollout's session out and stop it. Raises `RpcError` where there is none."""
+        session = self._by_rollout.pop(rollout_id, None)
+        if session is None:
+            raise RpcError(f"rollout {rollout_id} is not open")
+        del self._by_key[session.key]
+        self._finished[session.key] = None
+        if len(self._finished) > MAX_FINISHED_KEYS:
+            del self._finished[next(iter(self._finished))]
+        await session.close()
+        return session
+
+    async def close_all(self) -> None:
+        for rollout_id in list(self._by_rollout):
+            await self.close(rollout_id)
+
+    def authenticate(self, path_key: str | None, header_keys: Iterable[str]) -> Session:
+        """The one session that the call's keys name. Raises `Refusal` (401).
+
+        Agents may hard-code a header key that is no rollout's: it is ignored where another key of
+        the call names one. Keys of two rollouts in one call are refused: one of them was stolen.
+        """
+        if path_key is not None and path_key not in self._by_key:
+            raise self._unknown([path_key])
+        keys = [key for key in ([path_key] if path_key is not None else []) + [*header_keys] if key]
+        known = {key: self._by_key[key] for key in keys if key in self._by_key}
+        if not known:
+            raise self._unknown(keys)
+        session = next(iter(known.values()))
+        if len(known) > 1 or any(key in self._finished for key in keys):
+            for stolen in known.values():
+                stolen.num_rejected += 1
+            raise Refusal(
+                Reason.FOREIGN_KEY, "Incorrect API key provided: it belongs to another rollout."
+            )
+        return session
+
+    def _unknown(self, keys: Iterable[str]) -> Refusal:
+        if any(key in self._finished for key in keys):
+            return finished()
+        return Refusal(
+            Reason.UNKNOWN_KEY,
+            "Incorrect API key provided: it is no rollout's. Use the OPENAI_BASE_URL and "
+            "OPENAI_API_KEY of the agent's environment.",
+        )

@@ -1,0 +1,133 @@
+"""A model folder's tokenizer, with control tokens kept apart from text.
+
+A control token (`<|im_end|>`, `<tool_call>`, …) is an added token that is special or at least not
+white space. Two rules follow from there: control token *ids* come only from places that ask for
+them (`encode` with a text whose control tokens are the template's own), and text that merely looks
+like one is encoded as ordinary text (`encode_plain`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from areal_sub.errors import ModelError
+from areal_sub.proxy.template import read_json, token_text
+
+# The library's own threads would fight the event loop for the core that the proxy has.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class Vocabulary:
+    def __init__(self, folder: Path) -> None:
+        """Raises `ModelError` where `folder` has no usable `tokenizer.json` or no end of turn."""
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise ModelError(f"{folder} has no tokenizer.json; save a fast tokenizer there")
+        data = read_json(path)
+        try:
+            self.full = _load(data)
+        except Exception as error:  # the library raises bare Exceptions
+            raise ModelError(f"{path} is not a tokenizer: {error}") from None
+        added = data.get("added_tokens") or []
+        control = [token for token in added if token["special"] or token["content"].strip()]
+        plain_data = {**data, "post_processor": None}
+        plain_data["added_tokens"] = [token for token in added if token not in control]
+        self._plain = _load(plain_data)
+        self.control_ids: dict[str, int] = {token["content"]: token["id"] for token in control}
+        self.special_texts = frozenset(t["content"] for t in control if t["special"])
+        self.stop_ids = _stop_ids(folder, self.full)
+        self.stop_texts = tuple(t for t, i in self.control_ids.items() if i in self.stop_ids)
+        self._control_set = frozenset(self.control_ids.values())
+        self._split = _splitter(control)
+
+    def encode(self, text: str, reveal: Callable[[str], str] = str) -> list[int]:
+        """Ids of a rendered text, whose control tokens are meant as such.
+
+        `reveal(text)` is applied to each stretch between control tokens just before it is encoded.
+        """
+        ids: list[int] = []
+        if self._split is None:
+            return self.encode_plain(reveal(text))
+        position = 0
+        for match in self._split.finditer(text):
+            between = text[position : match.start()]
+            if between:
+                ids += self.encode_plain(reveal(between))
+            ids.append(self.control_ids[match[match.lastindex or 0]])
+            position = match.end()
+        if position < len(text):
+            rest = text[position:]
+            ids += self.encode_plain(reveal(rest))
+        return ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of `text` as ordinary text, whatever it looks like. Never a control token."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        if self._control_set.isdisjoint(ids):
+            return ids
+        # Some vocabularies hold control tokens as ordinary entries too: break their texts apart.
+        texts = sorted(self.control_ids, key=len, reverse=True)
+        parts = re.split(f"(?<=(?={'|'.join(map(re.escape, texts))}).)", text, flags=re.DOTALL)
+        ids = []
+        for part in parts:
+            ids += self._plain.encode(part, add_special_tokens=False).ids
+        if not self._control_set.isdisjoint(ids):
+            raise ModelError("this tokenizer turns ordinary text into control tokens")
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`, control tokens included."""
+        text: str = self.full.decode(token_ids, skip_special_tokens=False)
+        return text
+
+    def hidden_ids(self, visible: Collection[str]) -> frozenset[int]:
+        """Ids without a text for agents: ends of turn and special tokens, save `visible`."""
+        special = {self.control_ids[text] for text in self.special_texts - set(visible)}
+        return frozenset(special | self.stop_ids)
+
+
+def _load(data: dict[str, Any]) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(json.dumps(data))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _splitter(control: Sequence[dict[str, Any]]) -> re.Pattern[str] | None:
+    """Matches a control token with the white space that it swallows; the group is the token."""
+    if not control:
+        return None
+    longest_first = sorted(control, key=lambda token: -len(token["content"]))
+    return re.compile(
+        "|".join(
+            (r"\s*" if token.get("lstrip") else "")
+            + f"({re.escape(token['content'])})"
+            + (r"\s*" if token.get("rstrip") else "")
+            for token in longest_first
+        )
+    )
+
+
+def _stop_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ends of turn: of the generation config, the model config and the tokenizer together."""
+    ids: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        config = read_json(folder / name)
+        eos = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+        ids.update(i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int))
+    text = token_text(read_json(folder / "tokenizer_config.json").get("eos_token"))
+    if text is not None and (token_id := tokenizer.token_to_id(text)) is not None:
+        ids.add(token_id)
+    if not ids:
+        raise ModelError(
+            f"{folder} names no end-of-sequence token (eos_token_id in generation_config.json or "
+            "config.json, eos_token in tokenizer_config.json)"
+        )
+    return frozenset(ids)

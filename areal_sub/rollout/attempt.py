@@ -1,0 +1,167 @@
+"""One rollout from its opening to its trajectory.
+
+    open at the proxy → run the agent (pool or inline) → judge its result → end at the proxy
+    → await the trajectory from the record stream
+
+Whatever the agent does becomes an outcome on its end record. Only a failure of our own processes
+(`PeerGone`) leaves here as an exception; a call to them that fails while they live is `LOST`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from areal_sub.config.schema import GenerationConfig, OpenAIConfig, RolloutConfig
+from areal_sub.errors import ArealSubError, PeerGone, WorkflowError
+from areal_sub.records import Outcome, RunReport, RunRequest
+from areal_sub.rollout.environ import agent_environment
+from areal_sub.rollout.rewards import judge_result
+from areal_sub.rpc import Client
+from areal_sub.trajectory.stream import TrajectoryStream
+from areal_sub.trajectory.tree import Trajectory
+
+CONTROL_TIMEOUT_S = 60.0
+
+
+class AgentRunner(Protocol):
+    """Runs agents: `SubprocPool` or `InlineRunner`."""
+
+    async def run(self, request: RunRequest) -> RunReport: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """Which agent: an import path, or dill bytes of one that has no import path."""
+
+    target: str
+    pickled: bytes
+    workflow_kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One rollout to run."""
+
+    rollout_id: str
+    group_id: str
+    task_id: str
+    split: str  # "train" | "valid"
+    data: dict[str, Any]
+    policy_version: int
+
+
+class RolloutRunner:
+    """Runs assignments; any number at once."""
+
+    def __init__(
+        self,
+        *,
+        proxy: Client,
+        proxy_port: int,
+        stream: TrajectoryStream,
+        agents: AgentRunner,
+        config: RolloutConfig,
+    ) -> None:
+        self._proxy = proxy
+        self._port = proxy_port
+        self._stream = stream
+        self._agents = agents
+        self._timeout_s = config.timeout_s
+        self._openai: OpenAIConfig = config.openai
+
+    async def run(
+        self, assignment: Assignment, agent: Agent, gconfig: GenerationConfig
+    ) -> Trajectory:
+        """Raises `PeerGone` where a process of ours ended, `DeadlineExceeded` where it hangs."""
+        key = secrets.token_urlsafe(24)
+        self._stream.expect(assignment.rollout_id)
+        try:
+            await self._open(assignment, key, gconfig)
+            report = await self._run_agent(assignment, agent, key)
+            await self._end(report)
+        except BaseException:
+            self._stream.forget(assignment.rollout_id)
+            raise
+        return await self._stream.collect(assignment.rollout_id, timeout_s=CONTROL_TIMEOUT_S)
+
+    async def _open(self, assignment: Assignment, key: str, gconfig: GenerationConfig) -> None:
+        sampling = {"max_new_tokens", "temperature", "top_p", "top_k", "override_agent"}
+        params = {
+            "rollout_id": assignment.rollout_id,
+            "key": key,
+            "group_id": assignment.group_id,
+            "task_id": assignment.task_id,
+            "split": assignment.split,
+            "policy_version": assignment.policy_version,
+            "max_turns": self._openai.max_turns,
+            "gconfig": gconfig.model_dump(include=sampling),
+        }
+        await self._proxy.call("open_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
+
+    async def _run_agent(self, assignment: Assignment, agent: Agent, key: str) -> RunReport:
+        request = RunRequest(
+            rollout_id=assignment.rollout_id,
+            target=agent.target,
+            pickled=agent.pickled,
+            workflow_kwargs=agent.workflow_kwargs,
+            data=assignment.data,
+            env=agent_environment(port=self._port, key=key, extra=self._openai.env),
+            timeout_s=self._timeout_s,
+        )
+        started_at = time.monotonic()
+        try:
+            return await self._agents.run(request)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._end(_our_failure(request, Outcome.CANCELLED, "", started_at)))
+            raise
+        except PeerGone:
+            raise
+        except ArealSubError as error:
+            return _our_failure(request, Outcome.LOST, str(error), started_at)
+
+    async def _end(self, report: RunReport) -> None:
+        outcome, error = report.outcome, report.error
+        reward: float | None = None
+        turn_rewards: dict[str, float] = {}
+        if outcome is Outcome.COMPLETED:
+            try:
+                reward, turn_rewards = judge_result(report.result)
+            except WorkflowError as invalid:
+                outcome, error = Outcome.INVALID_RESULT, str(invalid)
+        params = {
+            "rollout_id": report.rollout_id,
+            "outcome": outcome,
+            "reward": reward,
+            "turn_rewards": turn_rewards,
+            "error": error,
+            "traceback": report.traceback,
+            "stdout_tail": report.stdout_tail,
+            "stderr_tail": report.stderr_tail,
+            "wall_s": report.wall_s,
+            "cpu_s": report.cpu_s,
+            "max_rss_bytes": report.max_rss_bytes,
+        }
+        await self._proxy.call("end_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
+
+
+def _our_failure(
+    request: RunRequest, outcome: Outcome, error: str, started_at: float
+) -> RunReport:
+    return RunReport(
+        rollout_id=request.rollout_id,
+        outcome=outcome,
+        result=None,
+        error=error,
+        traceback="",
+        stdout_tail="",
+        stderr_tail="",
+        exit_code=None,
+        signal=None,
+        wall_s=time.monotonic() - started_at,
+        cpu_s=0.0,
+        max_rss_bytes=0,
+    )

@@ -1,0 +1,222 @@
+"""Keeps groups of rollouts running ahead of the learner, within the admission rule.
+
+    tasks ──admit──► running groups ──finished──► next_batch() ──► learner
+              ▲                                        │
+              └── a version went up, a group ended ◄───┘
+
+Who waits for whom: `next_batch` waits for enough usable groups; a group waits for its slowest
+rollout, each of which has its own deadline; admission waits for nobody, it is re-decided at every
+event. A group with fewer than two completed rollouts carries no signal (there is no baseline): it
+is given up and replaced by the next task. When many groups in a row are given up, the run stops
+with the most frequent reason instead of spinning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from areal_sub.errors import WorkflowError
+from areal_sub.records import Outcome
+from areal_sub.rollout.attempt import Assignment
+from areal_sub.rollout.staleness import Admission, staleness
+from areal_sub.trajectory.tree import Trajectory
+
+# A group needs this many completed rollouts for a group-relative advantage to exist.
+MIN_SURVIVORS = 2
+# Batches' worth of groups given up in a row before the run stops.
+MAX_GIVEN_UP_BATCHES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The finished sibling rollouts of one task."""
+
+    group_id: str
+    task_id: str
+    trajectories: tuple[Trajectory, ...]  # in order of completion
+
+    def survivors(self, *, version: int, max_staleness: int) -> list[Trajectory]:
+        """Completed and fresh enough to train on under `version`."""
+        return [
+            t
+            for t in self.trajectories
+            if t.end.outcome is Outcome.COMPLETED
+            and staleness(version, t.oldest_version) <= max_staleness
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one training step learns from."""
+
+    groups: tuple[tuple[Trajectory, ...], ...]  # survivors only, at least two each
+    num_stale: int  # completed rollouts dropped for their age
+    num_given_up: int  # groups replaced since the last batch
+
+
+class GroupSource:
+    """Starts groups for `tasks` and hands out batches of finished ones."""
+
+    def __init__(
+        self,
+        tasks: Iterator[tuple[str, dict[str, Any]]],
+        run: Callable[[Assignment], Awaitable[Trajectory]],
+        admission: Admission,
+        *,
+        version: int,
+        num_given_up: int = 0,
+        on_rollout: Callable[[Trajectory], None],
+    ) -> None:
+        """`tasks` begins at the task number `position` of the run that is resumed, else at 0."""
+        self._tasks = tasks
+        self._run = run
+        self._admission = admission
+        self._version = version
+        # Every version was made from exactly one batch.
+        self._num_consumed = version * admission.batch_size
+        self._num_given_up = num_given_up
+        self._num_admitted = self.position
+        self._on_rollout = on_rollout
+        self._running: set[asyncio.Task[None]] = set()
+        self._num_running_rollouts = 0
+        self._finished: list[Group] = []
+        self._event = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._num_given_up_in_a_row = 0
+        self._reasons: Counter[str] = Counter()
+
+    @property
+    def num_running_rollouts(self) -> int:
+        return self._num_running_rollouts
+
+    @property
+    def position(self) -> int:
+        """Tasks that are done with. What was started beyond it is run again after a recovery."""
+        return self._num_consumed + self._num_given_up
+
+    @property
+    def num_given_up(self) -> int:
+        """Groups replaced since the run began."""
+        return self._num_given_up
+
+    def set_version(self, version: int) -> None:
+        """The engine samples with `version` from now on."""
+        self._version = version
+        self.admit()
+
+    def admit(self) -> None:
+        """Start as many groups as may start now."""
+        for _ in range(
+            self._admission.num_startable(
+                version=self._version,
+                num_consumed=self._num_consumed,
+                num_pending=len(self._running) + len(self._finished),
+                num_running_rollouts=self._num_running_rollouts,
+            )
+        ):
+            task_id, data = next(self._tasks)
+            group_id = f"g{self._num_admitted:06d}"
+            self._num_admitted += 1
+            running = asyncio.ensure_future(self._run_group(group_id, task_id, data))
+            self._running.add(running)
+            self._num_running_rollouts += self._admission.num_samples
+
+    async def _run_group(self, group_id: str, task_id: str, data: dict[str, Any]) -> None:
+        trajectories: list[Trajectory] = []
+
+        async def one(index: int) -> None:
+            assignment = Assignment(
+                rollout_id=f"{group_id}-{index}",
+                group_id=group_id,
+                task_id=task_id,
+                split="train",
+                data=data,
+                policy_version=self._version,
+            )
+            try:
+                trajectory = await self._run(assignment)
+            finally:
+                self._num_running_rollouts -= 1
+            trajectories.append(trajectory)
+            self._on_rollout(trajectory)
+            self.admit()
+
+        try:
+            async with asyncio.TaskGroup() as rollouts:
+                for index in range(self._admission.num_samples):
+                    rollouts.create_task(one(index))
+        except BaseExceptionGroup as group:
+            self._failure = group.exceptions[0]
+        else:
+            self._finished.append(
+                Group(group_id=group_id, task_id=task_id, trajectories=tuple(trajectories))
+            )
+        finally:
+            current = asyncio.current_task()
+            assert current is not None
+            self._running.discard(current)
+            self._event.set()
+
+    async def next_batch(self) -> Batch:
+        """The next `batch_size` usable groups, oldest first.
+
+        Raises what ended a process of ours, or `WorkflowError` where no group is usable.
+        """
+        usable: list[tuple[Trajectory, ...]] = []
+        num_stale = num_given_up = 0
+        while True:
+            self.admit()
+            while self._finished and len(usable) < self._admission.batch_size:
+                group = self._finished.pop(0)
+                survivors = group.survivors(
+                    version=self._version, max_staleness=self._admission.max_head_offpolicyness
+                )
+                num_completed = sum(
+                    t.end.outcome is Outcome.COMPLETED for t in group.trajectories
+                )
+                num_stale += num_completed - len(survivors)
+                if len(survivors) >= MIN_SURVIVORS:
+                    usable.append(tuple(survivors))
+                    self._num_consumed += 1
+                    self._num_given_up_in_a_row = 0
+                    self._reasons.clear()
+                else:
+                    num_given_up += 1
+                    self._give_up(group)
+            if len(usable) == self._admission.batch_size:
+                return Batch(
+                    groups=tuple(usable), num_stale=num_stale, num_given_up=num_given_up
+                )
+            if self._failure is not None:
+                raise self._failure
+            self.admit()
+            self._event.clear()
+            await self._event.wait()
+
+    def _give_up(self, group: Group) -> None:
+        self._num_given_up += 1
+        self._num_given_up_in_a_row += 1
+        self._reasons.update(_reason(t) for t in group.trajectories)
+        if self._num_given_up_in_a_row >= MAX_GIVEN_UP_BATCHES * self._admission.batch_size:
+            (reason, count) = self._reasons.most_common(1)[0]
+            raise WorkflowError(
+                f"{self._num_given_up_in_a_row} groups in a row gave nothing to train on; the most "
+                f"frequent end of their rollouts ({count} of {self._reasons.total()}):\n{reason}"
+            )
+
+    async def close(self) -> None:
+        """Cancel what runs; returns when every rollout has its end record or its pool is gone."""
+        for task in list(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+
+def _reason(trajectory: Trajectory) -> str:
+    end = trajectory.end
+    if end.outcome is Outcome.COMPLETED:
+        return "completed, but too stale to train on (see rollout.max_head_offpolicyness)"
+    return f"{end.outcome}: {end.error}\n{end.traceback or end.stderr_tail}".rstrip()

@@ -1,0 +1,98 @@
+"""Starts engine, proxy and supervisor on this machine, watches them, and ends them.
+
+Invariants: a component's stdin is a pipe that only this process holds, so it ends when we do,
+however we go (see `areal_sub.component`); its output goes to a log file; it runs in a session of
+its own, so a terminal's Ctrl-C reaches the trainer only, which then ends the components in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from areal_sub.errors import ComponentDied
+
+STOP_TIMEOUT_S = 3.0
+_LOG_TAIL_LINES = 15
+
+
+class Component:
+    """One running process of ours. Start it with `Component.start`."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log_path: Path) -> None:
+        self.name = name
+        self.log_path = log_path
+        self._process = process
+        self._stopping = False
+        self.died: asyncio.Task[None] = asyncio.ensure_future(self._watch())
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        module: str,
+        settings: Mapping[str, Any],
+        *,
+        folder: Path,
+        log_path: Path,
+        env: Mapping[str, str] | None = None,
+    ) -> Component:
+        """Run `python -m module SETTINGS.json`; `env` replaces the inherited environment."""
+        settings_path = folder / f"{name}.json"
+        settings_path.write_text(json.dumps(settings))
+        with log_path.open("ab") as log_file:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                module,
+                str(settings_path),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log_file,
+                stderr=log_file,
+                env=None if env is None else dict(env),
+                start_new_session=True,
+            )
+        return cls(name, process, log_path)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def _watch(self) -> None:
+        code = await self._process.wait()
+        if not self._stopping:
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            raise ComponentDied(
+                f"the {self.name} process ended with {how} while it was needed; "
+                f"the end of its log ({self.log_path}):\n{self._log_tail()}"
+            )
+
+    def _log_tail(self) -> str:
+        lines = self.log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return "\n".join(f"  | {line}" for line in lines) or "  | (empty)"
+
+    async def stop(self) -> None:
+        """End it: by end-of-file, then SIGTERM, then SIGKILL; returns when it is gone."""
+        self._stopping = True
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        started_at = time.monotonic()
+        for wait_s, sign in ((STOP_TIMEOUT_S / 2, signal.SIGTERM), (STOP_TIMEOUT_S, signal.SIGKILL)):
+            try:
+                async with asyncio.timeout_at(
+                    asyncio.get_running_loop().time() + wait_s - (time.monotonic() - started_at)
+                ):
+                    await asyncio.shield(self.died)
+                return
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, sign)
+        await asyncio.gather(self.died, return_exceptions=True)

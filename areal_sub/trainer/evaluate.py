@@ -1,0 +1,63 @@
+"""Runs the validation tasks once under the current policy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from areal_sub.config.schema import GenerationConfig
+from areal_sub.records import Outcome
+from areal_sub.rollout.attempt import Agent, Assignment, RolloutRunner
+from areal_sub.trainer.datasets import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A rollout that did not complete counts with reward 0: it did not solve its task."""
+
+    mean_reward: float
+    num_rollouts: int
+    outcomes: Counter[Outcome]
+
+
+async def evaluate(
+    rollouts: RolloutRunner,
+    agent: Agent,
+    tasks: Sequence[Task],
+    gconfig: GenerationConfig,
+    *,
+    version: int,
+    max_concurrent_rollouts: int,
+) -> Evaluation:
+    """`gconfig.n_samples` rollouts of each task. Raises `PeerGone`, `DeadlineExceeded`."""
+    slots = asyncio.Semaphore(max_concurrent_rollouts)
+    rewards: list[float] = []
+    outcomes: Counter[Outcome] = Counter()
+
+    async def one(number: int, task: Task, sample: int) -> None:
+        group_id = f"v{version:06d}-{number:06d}"
+        assignment = Assignment(
+            rollout_id=f"{group_id}-{sample}",
+            group_id=group_id,
+            task_id=task.task_id,
+            split="valid",
+            data=task.data,
+            policy_version=version,
+        )
+        async with slots:
+            trajectory = await rollouts.run(assignment, agent, gconfig)
+        outcomes[trajectory.end.outcome] += 1
+        completed = trajectory.end.outcome is Outcome.COMPLETED
+        rewards.append(trajectory.reward if completed else 0.0)
+
+    async with asyncio.TaskGroup() as running:
+        for number, task in enumerate(tasks):
+            for sample in range(gconfig.n_samples):
+                running.create_task(one(number, task, sample))
+    return Evaluation(
+        mean_reward=sum(rewards) / max(1, len(rewards)),
+        num_rollouts=len(rewards),
+        outcomes=outcomes,
+    )

@@ -1,0 +1,250 @@
+"""The main flow of a run.
+
+    tasks ─► GroupSource ─► children ─► proxy ─► engine          (always going on)
+                 │ next_batch                      ▲
+                 ▼                                 │ update_weights
+              learner (a thread) ── step ──────────┘
+                 │
+                 └─► metrics, evaluation, checkpoints, recovery points
+
+Who waits for whom. The loop waits for a batch (unblocked by rollouts ending; each has a deadline),
+for the learner's thread, for the engine to take new weights (deadline), and for evaluation. Rollouts
+never wait for the loop, except that no new group starts once the policy would be more than
+`max_head_offpolicyness` versions behind at the time it is trained on (`rollout/staleness.py`).
+Everything runs under `Stack.guard`, so the death of a process ends every one of these waits.
+
+Policy version v is the policy after v steps; step v+1 trains version v into v+1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from areal_sub.config import Config
+from areal_sub.config.schema import GenerationConfig
+from areal_sub.learner.checkpoint import save_recovery
+from areal_sub.learner.learner import Learner
+from areal_sub.rollout.attempt import Agent, Assignment
+from areal_sub.rollout.groups import Batch, GroupSource
+from areal_sub.rollout.staleness import Admission
+from areal_sub.trainer.checkpoints import FINAL, save_checkpoint, step_name
+from areal_sub.trainer.datasets import Task, TaskOrder
+from areal_sub.trainer.evaluate import Evaluation, evaluate
+from areal_sub.trainer.exactness import certify
+from areal_sub.trainer.metrics import MetricsLog
+from areal_sub.trainer.progress import Progress
+from areal_sub.trainer.run_dir import RunDir
+from areal_sub.trainer.schedule import Every
+from areal_sub.trainer.wiring import Stack
+from areal_sub.trajectory.samples import RolloutSamples, rollout_samples
+from areal_sub.trajectory.tree import Trajectory
+
+T = TypeVar("T")
+
+WEIGHT_UPDATE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is trained on: agents and tasks."""
+
+    agent: Agent
+    eval_agent: Agent
+    tasks: Sequence[Task]
+    valid_tasks: Sequence[Task]
+    tokenizer_path: str
+    num_steps: int
+
+
+class TrainLoop:
+    """One run. `first_step` is 1, or one past the recovered version."""
+
+    def __init__(
+        self,
+        config: Config,
+        workload: Workload,
+        run: RunDir,
+        stack: Stack,
+        learner: Learner,
+        learner_thread: ThreadPoolExecutor,
+        metrics: MetricsLog,
+        progress: Progress,
+        *,
+        version: int,
+        num_given_up: int,
+    ) -> None:
+        self._config = config
+        self._workload = workload
+        self._run = run
+        self._stack = stack
+        self._learner = learner
+        self._thread = learner_thread
+        self._metrics = metrics
+        self._progress = progress
+        self._version = version
+        self._source = self._make_source(num_given_up)
+        self._eval_due = Every(config.evaluator)
+        self._save_due = Every(config.saver)
+        self._recover_due = Every(config.recover)
+
+    async def train(self) -> None:
+        """Take all remaining steps. Raises what ended a process of ours."""
+        try:
+            if self._config.evaluator.eval_before_train and self._version == 0:
+                row = await self._evaluate()
+                self._metrics.write(0, row)
+            for step in range(self._version + 1, self._workload.num_steps + 1):
+                await self._step(step)
+        finally:
+            await self._source.close()
+
+    async def _step(self, step: int) -> None:
+        started_at = time.monotonic()
+        self._progress.now("waiting for rollouts")
+        batch = await self._source.next_batch()
+        waited_until = time.monotonic()
+
+        self._progress.now("learning")
+        groups = [[self._samples(trajectory) for trajectory in group] for group in batch.groups]
+        stats = await self._in_thread(self._learner.step, groups)
+        learned_at = time.monotonic()
+
+        self._progress.now("updating weights")
+        await self._update_weights(step)
+        updated_at = time.monotonic()
+
+        row = {
+            **_batch_stats(batch, version=step - 1),
+            **{f"learner/{name}": value for name, value in asdict(stats).items()},
+            "exactness/share_verbatim": self._progress.exactness.share,
+            "time/wait_s": waited_until - started_at,
+            "time/learn_s": learned_at - waited_until,
+            "time/update_s": updated_at - learned_at,
+        }
+        epoch = self._source.position // len(self._workload.tasks)
+        last = step == self._workload.num_steps
+        if self._workload.valid_tasks and (self._eval_due(step, epoch) or last):
+            row |= await self._evaluate()
+        row["time/step_s"] = time.monotonic() - started_at
+        row["rate/rollouts_per_s"] = row["batch/num_rollouts"] / row["time/step_s"]
+        row["rate/tokens_per_s"] = row["batch/num_sampled_tokens"] / row["time/step_s"]
+        self._metrics.write(step, row)
+        self._progress.step = step
+        self._progress.num_stale += batch.num_stale
+        self._progress.rows = self._metrics.rows
+        if self._save_due(step, epoch):
+            self._progress.now("saving a checkpoint")
+            await self._in_thread(self._save, step_name(step))
+        if self._config.recover.mode == "auto" and (self._recover_due(step, epoch) or last):
+            self._progress.now("saving a recovery point")
+            await self._in_thread(self._save_recovery)
+        if last:
+            await self._in_thread(self._save, FINAL)
+        self._progress.now("done" if last else "waiting for rollouts")
+
+    def _make_source(self, num_given_up: int) -> GroupSource:
+        config = self._config
+        assert config.train_dataset is not None
+        admission = Admission(
+            batch_size=config.train_dataset.batch_size,
+            max_head_offpolicyness=config.rollout.max_head_offpolicyness,
+            max_concurrent_rollouts=config.rollout.max_concurrent_rollouts,
+            num_samples=config.gconfig.n_samples,
+        )
+        order = TaskOrder(
+            len(self._workload.tasks),
+            seed=config.seed,
+            shuffle=config.train_dataset.shuffle,
+            position=self._version * admission.batch_size + num_given_up,
+        )
+
+        async def run(assignment: Assignment) -> Trajectory:
+            return await self._stack.rollouts.run(assignment, self._workload.agent, config.gconfig)
+
+        return GroupSource(
+            ((self._workload.tasks[i].task_id, self._workload.tasks[i].data) for i in order),
+            run,
+            admission,
+            version=self._version,
+            num_given_up=num_given_up,
+            on_rollout=self._progress.saw,
+        )
+
+    def _samples(self, trajectory: Trajectory) -> RolloutSamples:
+        openai = self._config.rollout.openai
+        samples = rollout_samples(
+            trajectory, export_style=openai.export_style, turn_discount=openai.turn_discount
+        )
+        samples, exactness = certify(trajectory, samples)
+        self._progress.exactness += exactness
+        return samples
+
+    async def _update_weights(self, version: int) -> None:
+        """Export, load between two decode steps of the engine, and let admission go on."""
+        path = self._stack.weights_folder / f"v{version}.safetensors"
+        dtype = self._config.engine.dtype or self._config.actor.dtype
+        try:
+            await self._in_thread(self._learner.export_weights, path, dtype)
+            await self._stack.engine.update_weights(
+                path, version, timeout_s=WEIGHT_UPDATE_TIMEOUT_S
+            )
+        finally:
+            path.unlink(missing_ok=True)
+        self._version = version
+        self._source.set_version(version)
+
+    async def _evaluate(self) -> dict[str, float]:
+        self._progress.now("evaluating")
+        result: Evaluation = await evaluate(
+            self._stack.rollouts,
+            self._workload.eval_agent,
+            self._workload.valid_tasks,
+            self._config.eval_gconfig or _one_sample(self._config.gconfig),
+            version=self._version,
+            max_concurrent_rollouts=self._config.rollout.max_concurrent_rollouts,
+        )
+        return {"reward/valid": result.mean_reward, "valid/num_rollouts": result.num_rollouts}
+
+    def _save(self, name: str) -> None:
+        save_checkpoint(
+            self._learner,
+            self._run.checkpoints,
+            name,
+            tokenizer_path=self._workload.tokenizer_path,
+            keep=self._config.saver.keep,
+        )
+
+    def _save_recovery(self) -> None:
+        extra = {"version": self._version, "num_given_up": self._source.num_given_up}
+        save_recovery(self._run.recover, self._learner, extra)
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Learner work has a thread of its own, so that rollouts go on meanwhile."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, partial(work, *args))
+
+
+def _one_sample(gconfig: GenerationConfig) -> GenerationConfig:
+    return gconfig.model_copy(update={"n_samples": 1})
+
+
+def _batch_stats(batch: Batch, *, version: int) -> dict[str, float]:
+    trajectories = [t for group in batch.groups for t in group]
+    turns = [turn for t in trajectories for turn in t.turns.values()]
+    ages = [version - t.oldest_version for t in trajectories]
+    return {
+        "reward/train": sum(t.reward for t in trajectories) / len(trajectories),
+        "batch/num_rollouts": len(trajectories),
+        "batch/num_turns": len(turns),
+        "batch/num_sampled_tokens": sum(len(turn.token_ids) for turn in turns),
+        "batch/num_stale_dropped": batch.num_stale,
+        "batch/num_groups_given_up": batch.num_given_up,
+        "staleness/mean": sum(ages) / len(ages),
+        "staleness/max": max(ages),
+    }

@@ -1,0 +1,45 @@
+"""What a run has done so far: counted by the loop, shown by the terminal, returned to the caller."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from areal_sub.records import Fork, Outcome
+from areal_sub.trainer.exactness import Exactness
+from areal_sub.trajectory.tree import Trajectory
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What the run has done so far; the terminal shows it while it goes on."""
+
+    num_steps: int
+    step: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    examples: dict[Outcome, str] = field(default_factory=dict)  # first error of each kind
+    forks: Counter[Fork] = field(default_factory=Counter)
+    exactness: Exactness = field(default_factory=Exactness)
+    num_stale: int = 0
+    num_rollouts: int = 0
+    num_tokens: int = 0  # sampled
+    doing: str = "starting"
+    listener: Callable[[Progress], None] = lambda _: None
+
+    def now(self, doing: str) -> None:
+        self.doing = doing
+        self.listener(self)
+
+    def saw(self, trajectory: Trajectory) -> None:
+        end = trajectory.end
+        self.num_rollouts += 1
+        self.outcomes[end.outcome] += 1
+        if end.outcome is not Outcome.COMPLETED:
+            self.examples.setdefault(end.outcome, end.error)
+        for turn in trajectory.turns.values():
+            self.forks[turn.fork] += 1
+            self.num_tokens += len(turn.token_ids)
+        self.listener(self)

@@ -1,0 +1,182 @@
+"""What a person sees: a header, live progress, a line per step where there is no terminal, and a
+summary that says where everything lies and what failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from areal_sub.config import Config
+from areal_sub.records import Fork, Outcome
+from areal_sub.trainer.checkpoints import FINAL
+from areal_sub.trainer.progress import Progress
+from areal_sub.trainer.run_dir import RunDir
+
+_BARS = "▁▂▃▄▅▆▇█"
+_MAX_SPARK = 60
+_MAX_ERROR_CHARS = 160
+
+
+def sparkline(values: Sequence[float], *, low: float = 0.0, high: float = 1.0) -> str:
+    """The last values as block characters; the scale widens where values leave [low, high]."""
+    values = list(values)[-_MAX_SPARK:]
+    if not values:
+        return ""
+    low, high = min(low, *values), max(high, *values)
+    scale = (len(_BARS) - 1) / ((high - low) or 1.0)
+    return "".join(_BARS[round((value - low) * scale)] for value in values)
+
+
+class Terminal:
+    """One per run."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._started_at = time.monotonic()
+        self._num_printed = 0
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def header(self, config: Config, run: RunDir, *, num_tasks: int, num_valid: int) -> None:
+        openai = config.rollout.openai
+        self._console.print(f"[bold]areal-sub[/] {config.experiment_name}/{config.trial_name}")
+        self.say(f"  agent      {config.workflow or '(given in code)'}, {openai.mode}")
+        self.say(f"  policy     {config.actor.path}, {config.actor.dtype}, {config.engine.type} engine")
+        self.say(f"  tasks      {num_tasks} to train on, {num_valid} held out, seed {config.seed}")
+        self.say(
+            f"  step       {_batch_size(config)} tasks x {config.gconfig.n_samples} rollouts, "
+            f"staleness up to {config.rollout.max_head_offpolicyness}"
+        )
+        if openai.mode == "subproc":
+            self.say(f"  sandbox    tier {openai.sandbox.tier}")
+        self.say(f"  run        {run.root}")
+        if run.moved_to is not None:
+            self.say(f"  (an earlier run of this name was moved to {run.moved_to})")
+
+    @contextmanager
+    def live(self, progress: Progress) -> Iterator[None]:
+        """Show `progress` while the block runs."""
+        if not self._console.is_terminal:
+            progress.listener = self._print_new_rows
+            yield
+            self._print_new_rows(progress)
+            return
+        with Live(
+            get_renderable=lambda: self._panel(progress),
+            console=self._console,
+            refresh_per_second=4,
+            transient=True,
+        ):
+            yield
+
+    def _print_new_rows(self, progress: Progress) -> None:
+        while self._num_printed < len(progress.rows):
+            self.say(_row_text(progress.rows[self._num_printed], progress.num_steps))
+            self._num_printed += 1
+
+    def _panel(self, progress: Progress) -> RenderableType:
+        elapsed_s = time.monotonic() - self._started_at
+        row = progress.rows[-1] if progress.rows else {}
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", justify="right")
+        grid.add_column()
+        grid.add_row("step", f"{progress.step}/{progress.num_steps}   {progress.doing}")
+        grid.add_row(
+            "", ProgressBar(total=progress.num_steps, completed=progress.step, width=_MAX_SPARK)
+        )
+        for name, label in (("reward/train", "reward"), ("reward/valid", "held out")):
+            values = [r[name] for r in progress.rows if r.get(name) is not None]
+            if values:
+                grid.add_row(label, Text(f"{sparkline(values)}  {values[-1]:.3f}"))
+        if row:
+            grid.add_row(
+                "speed",
+                f"{row.get('rate/tokens_per_s', 0):.0f} sampled tokens/s   "
+                f"{row.get('rate/rollouts_per_s', 0):.1f} rollouts/s   "
+                f"{row.get('time/step_s', 0):.1f} s/step",
+            )
+            grid.add_row(
+                "staleness",
+                f"mean {row.get('staleness/mean', 0):.2f}   max {row.get('staleness/max', 0):.0f}   "
+                f"|Δ logprob| {row.get('learner/logprob_delta_mean', 0):.1e}   "
+                f"entropy {row.get('learner/entropy', 0):.2f}",
+            )
+        failed = {o: n for o, n in progress.outcomes.items() if o is not Outcome.COMPLETED}
+        failures = "   ".join(f"{outcome} {count}" for outcome, count in failed.items()) or "none"
+        grid.add_row(
+            "rollouts", f"{progress.num_rollouts} trained on or waiting   failures: {failures}"
+        )
+        grid.add_row("elapsed", f"{elapsed_s:.0f} s")
+        return Panel(grid, title="areal-sub", border_style="blue")
+
+    def summary(self, run: RunDir, progress: Progress) -> None:
+        """What came of it; also printed where the run ended early."""
+        rows = [row for row in progress.rows if row.get("reward/train") is not None]
+        valid = [row["reward/valid"] for row in progress.rows if row.get("reward/valid") is not None]
+        elapsed_s = time.monotonic() - self._started_at
+        self._console.rule()
+        self.say(f"{progress.step} of {progress.num_steps} steps in {elapsed_s:.0f} s")
+        if rows:
+            rewards = [row["reward/train"] for row in rows]
+            self.say(f"  training reward    {rewards[0]:.3f} → {rewards[-1]:.3f}   {sparkline(rewards)}")
+            if valid:
+                self.say(f"  validation reward  {valid[0]:.3f} → {valid[-1]:.3f}   {sparkline(valid)}")
+            self.say(
+                f"  sampler and learner logprobs, mean |Δ|: {rows[0]['learner/logprob_delta_mean']:.1e} "
+                f"at step {rows[0]['step']}, {rows[-1]['learner/logprob_delta_mean']:.1e} at the end"
+            )
+        self.say(_exactness_text(progress))
+        self.say(f"  rollouts           {_counts(progress.outcomes)}")
+        for outcome, error in progress.examples.items():
+            self.say(f"    {outcome}: {error[:_MAX_ERROR_CHARS]}")
+        for label, path in (
+            ("checkpoint", run.checkpoints / FINAL),
+            ("journal", run.journal),
+            ("metrics", run.metrics),
+            ("tensorboard", run.tensorboard),
+            ("reward plot", run.plot),
+            ("logs", run.logs),
+        ):
+            if path.exists():
+                self.say(f"  {label:18} {path}")
+
+
+def _exactness_text(progress: Progress) -> str:
+    exact = progress.exactness
+    forks = {f: n for f, n in progress.forks.items() if f not in (Fork.NONE, Fork.ROOT)}
+    return (
+        f"  exactness          {100 * exact.share:.2f} % of {exact.num_verbatim + exact.num_masked} "
+        f"tokens sampled verbatim, {exact.num_masked} masked; "
+        f"forks: {_counts(forks) if forks else 'none'}"
+    )
+
+
+def _counts(counts: dict[Any, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
+
+
+def _row_text(row: dict[str, Any], num_steps: int) -> str:
+    valid = row.get("reward/valid")
+    if row.get("reward/train") is None:
+        return f"step {row['step']:4d}/{num_steps}  held out {valid:.3f}"
+    held_out = "" if valid is None else f"  held out {valid:.3f}"
+    return (
+        f"step {row['step']:4d}/{num_steps}  reward {row['reward/train']:.3f}"
+        f"  {row['rate/tokens_per_s']:.0f} tok/s  {row['rate/rollouts_per_s']:.1f} rollouts/s"
+        f"  staleness {row['staleness/max']:.0f}  |Δ| {row['learner/logprob_delta_mean']:.1e}"
+        f"  {row['time/step_s']:.1f} s{held_out}"
+    )
+
+
+def _batch_size(config: Config) -> int:
+    return config.train_dataset.batch_size if config.train_dataset else 0

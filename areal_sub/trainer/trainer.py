@@ -1,0 +1,270 @@
+"""`Trainer`: the public face of a run, from configuration to result.
+
+Owns the order of things: check everything that can be checked without starting a process, take the
+run's folder, find or make the starting policy, start the processes while the learner loads, run the
+loop, and end every process whatever happened. Called by the CLI and by users' own scripts and
+notebooks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from areal_sub.config import Config
+from areal_sub.errors import ConfigError, WorkflowError
+from areal_sub.learner.checkpoint import Recovery, load_recovery
+from areal_sub.learner.learner import Learner
+from areal_sub.rollout.attempt import Agent
+from areal_sub.trainer.checkpoints import FINAL
+from areal_sub.trainer.datasets import Task, load_tasks, tasks_from_rows
+from areal_sub.trainer.loop import TrainLoop, Workload
+from areal_sub.trainer.metrics import MetricsLog
+from areal_sub.trainer.models import model_folder
+from areal_sub.trainer.progress import Progress
+from areal_sub.trainer.run_dir import RunDir
+from areal_sub.trainer.terminal import Terminal
+from areal_sub.trainer.wiring import Stack
+from areal_sub.workflow.resolve import describe_target
+
+Rows = Iterable[dict[str, Any]]
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM ended the run."""
+
+    def __init__(self, sign: signal.Signals) -> None:
+        super().__init__(f"ended by {sign.name}")
+        self.sign = sign
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """Where things lie, and how it went."""
+
+    run_folder: Path
+    checkpoint: Path | None  # the final one; None where the run ended early
+    progress: Progress
+
+
+class Trainer:
+    """Trains the model behind an agent.
+
+    `train_dataset` / `valid_dataset`: rows (JSON-able dicts) to use instead of the configured ones.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        train_dataset: Rows | None = None,
+        valid_dataset: Rows | None = None,
+    ) -> None:
+        self._config = config
+        self._train_rows = train_dataset
+        self._valid_rows = valid_dataset
+
+    def train(
+        self,
+        workflow: Any = None,
+        eval_workflow: Any = None,
+        workflow_kwargs: dict[str, Any] | None = None,
+    ) -> TrainResult:
+        """Run to the end. `workflow`: an import path, or the agent itself (function or class).
+
+        Raises `ConfigError`, `TaskError`, `WorkflowError`, `ModelError`, `CheckpointError` before
+        anything is started; `ComponentDied`, `DeadlineExceeded`, `Interrupted` in mid-run.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return self._train(workflow, eval_workflow, workflow_kwargs)
+        # A notebook's event loop is running in this thread: take another one.
+        return _in_new_thread(lambda: self._train(workflow, eval_workflow, workflow_kwargs))
+
+    def _train(
+        self, workflow: Any, eval_workflow: Any, workflow_kwargs: dict[str, Any] | None
+    ) -> TrainResult:
+        config = self._config
+        agent, eval_agent = self._agents(workflow, eval_workflow, workflow_kwargs)
+        tasks, valid_tasks = self._tasks()
+        num_steps = _num_steps(config, len(tasks))
+        terminal = Terminal()
+        run = RunDir.open(config)
+        progress = Progress(num_steps=num_steps)
+        try:
+            terminal.header(config, run, num_tasks=len(tasks), num_valid=len(valid_tasks))
+            base = model_folder(config.actor, seed=config.seed, say=terminal.say)
+            recovery = load_recovery(run.recover) if config.recover.mode == "auto" else None
+            workload = Workload(
+                agent=agent,
+                eval_agent=eval_agent,
+                tasks=tasks,
+                valid_tasks=valid_tasks,
+                tokenizer_path=config.tokenizer_path or str(base),
+                num_steps=num_steps,
+            )
+            with terminal.live(progress):
+                _run_interruptible(
+                    _run(config, workload, run, base, recovery, progress, terminal)
+                )
+        finally:
+            run.close()
+            terminal.summary(run, progress)
+        final = run.checkpoints / FINAL
+        return TrainResult(
+            run_folder=run.root, checkpoint=final if final.exists() else None, progress=progress
+        )
+
+    def _agents(
+        self, workflow: Any, eval_workflow: Any, workflow_kwargs: dict[str, Any] | None
+    ) -> tuple[Agent, Agent]:
+        config = self._config
+        workflow = workflow or config.workflow
+        if workflow is None:
+            raise ConfigError(
+                "no agent: set workflow=package.module.Name, or pass workflow=... to train()"
+            )
+        kwargs = config.workflow_kwargs if workflow_kwargs is None else workflow_kwargs
+
+        def describe(agent: Any) -> Agent:
+            target, pickled = describe_target(agent)
+            if config.rollout.openai.mode == "inline" and pickled:
+                raise WorkflowError(
+                    "an agent without an import path needs rollout.openai.mode=subproc"
+                )
+            return Agent(target=target, pickled=pickled, workflow_kwargs=kwargs)
+
+        return describe(workflow), describe(eval_workflow or config.eval_workflow or workflow)
+
+    def _tasks(self) -> tuple[list[Task], list[Task]]:
+        config = self._config
+        if self._train_rows is not None:
+            tasks = tasks_from_rows(self._train_rows, name="train_dataset")
+        elif config.train_dataset is not None:
+            tasks = load_tasks(config.train_dataset, seed=config.seed)
+        else:
+            raise ConfigError("no tasks: set train_dataset.path, or pass train_dataset=...")
+        valid: list[Task] = []
+        if self._valid_rows is not None:
+            valid = tasks_from_rows(self._valid_rows, name="valid_dataset")
+        elif config.valid_dataset is not None:
+            valid = load_tasks(config.valid_dataset, seed=config.seed)
+        return list(tasks), list(valid)
+
+
+async def _run(
+    config: Config,
+    workload: Workload,
+    run: RunDir,
+    base: Path,
+    recovery: Recovery | None,
+    progress: Progress,
+    terminal: Terminal,
+) -> None:
+    version = recovery.extra["version"] if recovery else 0
+    model_path = str(recovery.model_path if recovery else base)
+    if recovery is not None:
+        terminal.say(f"going on from step {version} ({recovery.folder})")
+    learner_thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+    metrics = MetricsLog(run, config.stats_logger, first_step=version + 1)
+    progress.rows, progress.step = metrics.rows, version
+    progress.now("starting engine, proxy and pool")
+
+    def load_learner() -> Learner:
+        learner = Learner.load(
+            config.actor,
+            path=model_path,
+            temperature=config.gconfig.temperature,
+            total_steps=workload.num_steps,
+            seed=config.seed,
+        )
+        if recovery is not None:
+            learner.load_state_dict(recovery.learner_state)
+            recovery.restore_rng()
+        return learner
+
+    try:
+        loading = asyncio.get_running_loop().run_in_executor(learner_thread, load_learner)
+        async with Stack.start(
+            config,
+            model_path=model_path,
+            tokenizer_path=workload.tokenizer_path,
+            policy_version=version,
+            journal=run.journal,
+            logs=run.logs,
+        ) as stack:
+            learner = await stack.guard(_awaited(loading))
+            await stack.guard(_warm(stack, workload))
+            loop = TrainLoop(
+                config,
+                workload,
+                run,
+                stack,
+                learner,
+                learner_thread,
+                metrics,
+                progress,
+                version=version,
+                num_given_up=recovery.extra["num_given_up"] if recovery else 0,
+            )
+            await stack.guard(loop.train())
+    finally:
+        metrics.close()
+        learner_thread.shutdown(wait=False, cancel_futures=True)
+
+
+async def _awaited(future: asyncio.Future[Learner]) -> Learner:
+    return await future
+
+
+async def _warm(stack: Stack, workload: Workload) -> None:
+    """Import the agents once, so that one that cannot be imported ends the run before it begins."""
+    for agent in {id(a): a for a in (workload.agent, workload.eval_agent)}.values():
+        await stack.agents.warm(agent.target, agent.pickled)
+
+
+def _num_steps(config: Config, num_tasks: int) -> int:
+    batch_size = config.train_dataset.batch_size if config.train_dataset else 8
+    if config.total_train_steps is not None:
+        return config.total_train_steps
+    return max(1, config.total_train_epochs * num_tasks // batch_size)
+
+
+def _run_interruptible(work: Any) -> None:
+    """`asyncio.run`, where the first SIGINT or SIGTERM cancels the work, which then ends every
+    process it had started. Raises `Interrupted` for it."""
+    received: list[signal.Signals] = []
+
+    async def main() -> None:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        if threading.current_thread() is threading.main_thread():
+            for sign in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(sign, _on_signal, sign, task, received)
+        await task
+
+    try:
+        asyncio.run(main())
+    except asyncio.CancelledError:
+        if received:
+            raise Interrupted(received[0]) from None
+        raise
+
+
+def _on_signal(
+    sign: signal.Signals, task: asyncio.Task[None], received: list[signal.Signals]
+) -> None:
+    if not received:  # a second one must not cut the ending of the processes short
+        received.append(sign)
+        task.cancel()
+
+
+def _in_new_thread(work: Callable[[], TrainResult]) -> TrainResult:
+    with ThreadPoolExecutor(1, thread_name_prefix="trainer") as thread:
+        return thread.submit(work).result()

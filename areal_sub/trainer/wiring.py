@@ -1,0 +1,235 @@
+"""Starts the processes of a run and connects to them: engine, proxy, supervisor.
+
+`async with Stack.start(...)` yields the connections; leaving it ends every process. `Stack.guard`
+runs a coroutine for as long as all of them live: the first one that dies ends it with a
+`ComponentDied` that names the process and the end of its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from areal_sub.config import Config
+from areal_sub.engine_client import EngineClient
+from areal_sub.records import EngineInfo
+from areal_sub.rollout.attempt import AgentRunner, RolloutRunner
+from areal_sub.rollout.inline import InlineRunner
+from areal_sub.rollout.pool import SubprocPool
+from areal_sub.rpc import Client
+from areal_sub.schedulers.local import Component
+from areal_sub.trajectory.stream import TrajectoryStream
+
+T = TypeVar("T")
+
+# The supervisor and its children get no more of our environment than this.
+_SUPERVISOR_ENV = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "AREAL_SUB_LOG")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """The running processes of a run, connected."""
+
+    engine: EngineClient
+    engine_info: EngineInfo
+    proxy: Client
+    proxy_port: int
+    stream: TrajectoryStream
+    agents: AgentRunner
+    rollouts: RolloutRunner
+    weights_folder: Path  # where weight files for the engine are left; memory-backed if possible
+    watches: tuple[asyncio.Task[None], ...]
+
+    async def guard(self, work: Coroutine[Any, Any, T]) -> T:
+        """`work`'s result. Raises `ComponentDied` as soon as a process ends under it."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task, *self.watches}, return_when=asyncio.FIRST_COMPLETED)
+            for watch in self.watches:
+                if watch.done():
+                    watch.result()
+            return await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    @classmethod
+    @asynccontextmanager
+    async def start(
+        cls,
+        config: Config,
+        *,
+        model_path: str,
+        tokenizer_path: str,
+        policy_version: int,
+        journal: Path,
+        logs: Path,
+    ) -> AsyncIterator[Stack]:
+        """Raises `ComponentDied`, `DeadlineExceeded` where a process does not come up."""
+        async with AsyncExitStack() as cleanup:
+            folder = Path(tempfile.mkdtemp(prefix="areal-sub-"))
+            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+            weights_folder = _weights_folder(folder)
+            cleanup.callback(shutil.rmtree, weights_folder, ignore_errors=True)
+
+            components: list[Component] = []
+
+            async def start_component(
+                name: str,
+                module: str,
+                settings: Mapping[str, Any],
+                env: Mapping[str, str] | None = None,
+            ) -> None:
+                component = await Component.start(
+                    name, module, settings, folder=folder, log_path=logs / f"{name}.log", env=env
+                )
+                cleanup.push_async_callback(component.stop)
+                components.append(component)
+
+            sockets = {name: folder / f"{name}.sock" for name in ("engine", "proxy", "supervisor")}
+            await start_component(
+                "engine",
+                "areal_sub.engines.embedded",
+                _engine_settings(config, sockets["engine"], model_path, policy_version),
+            )
+            await start_component(
+                "proxy",
+                "areal_sub.proxy",
+                _proxy_settings(config, sockets["proxy"], sockets["engine"], tokenizer_path, journal),
+            )
+            if config.rollout.openai.mode == "subproc":
+                await start_component(
+                    "supervisor",
+                    "areal_sub.rollout.supervisor",
+                    _supervisor_settings(config, sockets["supervisor"], folder),
+                    _supervisor_env(config),
+                )
+
+            connecting = _connect(config, sockets, cleanup)
+            died = tuple(component.died for component in components)
+            stack = await _first_of(connecting, died, cls, weights_folder)
+            yield stack
+
+
+async def _first_of(
+    connecting: Coroutine[Any, Any, dict[str, Any]],
+    died: tuple[asyncio.Task[None], ...],
+    cls: type[Stack],
+    weights_folder: Path,
+) -> Stack:
+    """Connected, unless a process dies or a stream breaks first."""
+    task = asyncio.ensure_future(connecting)
+    try:
+        await asyncio.wait({task, *died}, return_when=asyncio.FIRST_COMPLETED)
+        for watch in died:
+            if watch.done():
+                watch.result()
+        parts = await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    reading = asyncio.ensure_future(parts["stream"].run())
+    return cls(**parts, weights_folder=weights_folder, watches=(*died, reading))
+
+
+async def _connect(
+    config: Config, sockets: Mapping[str, Path], cleanup: AsyncExitStack
+) -> dict[str, Any]:
+    timeout_s = config.rollout.setup_timeout_s
+    engine = await EngineClient.connect(sockets["engine"], timeout_s=timeout_s)
+    cleanup.push_async_callback(engine.close)
+    engine_info = await engine.info(timeout_s=timeout_s)
+    proxy = await Client.connect(sockets["proxy"], peer="proxy", timeout_s=timeout_s)
+    cleanup.push_async_callback(proxy.close)
+    # A connection of its own: records must not stand in the way of control calls.
+    records = await Client.connect(sockets["proxy"], peer="proxy", timeout_s=timeout_s)
+    cleanup.push_async_callback(records.close)
+    port = (await proxy.call("info", timeout_s=timeout_s))["agent_port"]
+    agents: AgentRunner
+    if config.rollout.openai.mode == "subproc":
+        supervisor = await Client.connect(
+            sockets["supervisor"], peer="supervisor", timeout_s=timeout_s
+        )
+        cleanup.push_async_callback(supervisor.close)
+        agents = SubprocPool(supervisor)
+    else:
+        agents = InlineRunner()
+        cleanup.push_async_callback(agents.close)
+    stream = TrajectoryStream(records)
+    rollouts = RolloutRunner(
+        proxy=proxy, proxy_port=port, stream=stream, agents=agents, config=config.rollout
+    )
+    return {
+        "engine": engine,
+        "engine_info": engine_info,
+        "proxy": proxy,
+        "proxy_port": port,
+        "stream": stream,
+        "agents": agents,
+        "rollouts": rollouts,
+    }
+
+
+def _engine_settings(
+    config: Config, socket: Path, model_path: str, policy_version: int
+) -> dict[str, Any]:
+    return {
+        "socket_path": str(socket),
+        "model_path": model_path,
+        "dtype": config.engine.dtype or config.actor.dtype,
+        "device": config.engine.device,
+        "num_threads": config.engine.num_threads,
+        "max_running_requests": config.engine.max_running_requests,
+        "max_model_len": config.engine.max_model_len,
+        "seed": config.seed,
+        "policy_version": policy_version,
+    }
+
+
+def _proxy_settings(
+    config: Config, socket: Path, engine: Path, tokenizer_path: str, journal: Path
+) -> dict[str, Any]:
+    return {
+        "agent_host": "127.0.0.1",
+        "agent_port": 0,
+        "control_path": str(socket),
+        "engine_path": str(engine),
+        "journal_path": str(journal),
+        "tokenizer_path": tokenizer_path,
+        "chat_template": config.rollout.openai.chat_template,
+        "tool_call_parser": config.rollout.openai.tool_call_parser,
+        "request_timeout_s": config.rollout.request_timeout_s,
+    }
+
+
+def _supervisor_settings(config: Config, socket: Path, folder: Path) -> dict[str, Any]:
+    openai = config.rollout.openai
+    return {
+        "socket_path": str(socket),
+        "work_dir": str(folder / "children"),
+        "python_path": [str(Path.cwd()), *openai.python_path],
+        "env_passthrough": openai.env_passthrough,
+        "max_children": openai.num_children or config.rollout.max_concurrent_rollouts,
+        "sandbox": openai.sandbox.model_dump(),
+    }
+
+
+def _supervisor_env(config: Config) -> dict[str, str]:
+    names = (*_SUPERVISOR_ENV, *config.rollout.openai.env_passthrough)
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _weights_folder(fallback: Path) -> Path:
+    shm = Path("/dev/shm")
+    if os.access(shm, os.W_OK):
+        return Path(tempfile.mkdtemp(prefix="areal-sub-weights-", dir=shm))
+    folder = fallback / "weights"
+    folder.mkdir()
+    return folder

@@ -1,0 +1,77 @@
+"""The proxy's record stream, assembled into whole trajectories on the trainer's side.
+
+One reader per run. Memory is bounded by what is in flight: a rollout's records are kept until its
+end record arrives, then handed to whoever awaits that rollout. Records of rollouts that nobody
+awaits (an earlier reader's) are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from areal_sub.errors import DeadlineExceeded, PeerGone
+from areal_sub.records import EndRecord, OpenRecord, TurnRecord, decode_record
+from areal_sub.rpc import Client
+from areal_sub.trajectory.tree import Trajectory
+
+
+class TrajectoryStream:
+    """`expect(rollout_id)` before the rollout is opened, `await collect(...)` after it ended."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._awaited: dict[str, asyncio.Future[Trajectory]] = {}
+        self._opened: dict[str, OpenRecord] = {}
+        self._turns: dict[str, list[TurnRecord]] = {}
+        self.offset = 0
+        self.num_unexpected = 0
+
+    async def run(self) -> None:
+        """Read the stream until the proxy goes; every wait then raises `PeerGone`."""
+        try:
+            async for item in self._client.stream("subscribe", {"offset": self.offset}):
+                for raw in item["records"]:
+                    self._take(decode_record(raw))
+                self.offset = item["offset"]
+            raise PeerGone("the proxy ended its record stream")
+        except Exception as error:
+            for future in self._awaited.values():
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # whoever awaits it still gets it; nobody may be left to
+            raise
+
+    def _take(self, record: OpenRecord | TurnRecord | EndRecord) -> None:
+        if record.rollout_id not in self._awaited:
+            self.num_unexpected += 1
+        elif isinstance(record, OpenRecord):
+            self._opened[record.rollout_id] = record
+            self._turns[record.rollout_id] = []
+        elif isinstance(record, TurnRecord):
+            self._turns[record.rollout_id].append(record)
+        else:
+            opened = self._opened.pop(record.rollout_id)
+            turns = self._turns.pop(record.rollout_id)
+            future = self._awaited[record.rollout_id]
+            if not future.done():
+                future.set_result(Trajectory.build(opened, turns, record))
+
+    def expect(self, rollout_id: str) -> None:
+        self._awaited[rollout_id] = asyncio.get_running_loop().create_future()
+
+    async def collect(self, rollout_id: str, *, timeout_s: float) -> Trajectory:
+        """The whole trajectory. Raises `DeadlineExceeded`, `PeerGone`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._awaited[rollout_id]
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the end record of rollout {rollout_id} did not arrive within {timeout_s} s"
+            ) from None
+        finally:
+            self.forget(rollout_id)
+
+    def forget(self, rollout_id: str) -> None:
+        self._awaited.pop(rollout_id, None)
+        self._opened.pop(rollout_id, None)
+        self._turns.pop(rollout_id, None)

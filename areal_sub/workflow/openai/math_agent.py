@@ -1,0 +1,125 @@
+"""Ready agents for questions with one short answer, on the OpenAI SDK alone.
+
+A task is `{"messages": [...], "answer": "..."}`. Constructor arguments are passed to
+`chat.completions.create` as they are (`temperature`, `max_completion_tokens`, ...), except those
+that an agent names as its own. The agents know nothing of training: they call "OpenAI" and return
+a reward. Importing this module does not import the SDK.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from areal_sub.workflow.arithmetic import calculate
+from areal_sub.workflow.grading import grade_math
+from areal_sub.workflow.openai.client import openai_client
+
+CALCULATOR_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "calc",
+        "description": "Evaluate an arithmetic expression.",
+        "parameters": {
+            "type": "object",
+            "properties": {"expression": {"type": "string"}},
+            "required": ["expression"],
+        },
+    },
+}
+
+
+class MathAgent:
+    """One model call; its answer is graded. Returns the reward, 0 or 1."""
+
+    def __init__(self, *, model: str = "default", **kwargs: Any) -> None:
+        self._sampling = {"model": model, **kwargs}
+
+    async def run(self, data: dict[str, Any], **extra_kwargs: Any) -> float:
+        async with openai_client(extra_kwargs) as client:
+            completion = await client.chat.completions.create(
+                messages=data["messages"], **self._sampling
+            )
+        return grade_math(completion.choices[0].message.content or "", data["answer"])
+
+
+class MultiTurnMathAgent:
+    """Asks again, up to `max_turns` times, until the answer is right.
+
+    Returns one reward per turn, keyed by completion id: 1 for the right answer, 0 for the others.
+    With `rollout.openai.turn_discount` below 1 an early right answer is worth more to the turns
+    before it than a late one.
+    """
+
+    def __init__(self, *, max_turns: int = 3, model: str = "default", **kwargs: Any) -> None:
+        self._max_turns = max_turns
+        self._sampling = {"model": model, **kwargs}
+
+    async def run(self, data: dict[str, Any], **extra_kwargs: Any) -> dict[str, float]:
+        messages = list(data["messages"])
+        rewards: dict[str, float] = {}
+        async with openai_client(extra_kwargs) as client:
+            for _ in range(self._max_turns):
+                completion = await client.chat.completions.create(
+                    messages=messages, **self._sampling
+                )
+                text = completion.choices[0].message.content or ""
+                reward = grade_math(text, data["answer"])
+                rewards[completion.id] = reward
+                if reward == 1.0:
+                    break
+                messages += [
+                    {"role": "assistant", "content": text},
+                    {
+                        "role": "user",
+                        "content": "That is not right. Check it step by step and answer again.",
+                    },
+                ]
+        return rewards
+
+
+class MathToolAgent:
+    """May use a calculator for up to `max_turns` model calls; the final answer is graded.
+
+    The reward is 0 or 1; 0 as well where the calls are used up before there is an answer.
+    """
+
+    def __init__(self, *, max_turns: int = 4, model: str = "default", **kwargs: Any) -> None:
+        self._max_turns = max_turns
+        self._sampling = {"model": model, **kwargs}
+
+    async def run(self, data: dict[str, Any], **extra_kwargs: Any) -> float:
+        messages = list(data["messages"])
+        async with openai_client(extra_kwargs) as client:
+            for _ in range(self._max_turns):
+                completion = await client.chat.completions.create(
+                    messages=messages, tools=[CALCULATOR_TOOL], **self._sampling
+                )
+                message = completion.choices[0].message
+                if not message.tool_calls:
+                    return grade_math(message.content or "", data["answer"])
+                messages.append(message.model_dump(exclude_none=True))
+                for call in message.tool_calls:
+                    content = use_calculator(call.function.name, call.function.arguments)
+                    messages.append(
+                        {"role": "tool", "tool_call_id": call.id, "content": content}
+                    )
+        return 0.0
+
+
+def use_calculator(name: str, arguments: str) -> str:
+    """What the tool says to one call of the model: the value, or `error: ...` to learn from."""
+    known = CALCULATOR_TOOL["function"]["name"]
+    if name != known:
+        return f"error: there is no tool {name!r}, only {known!r}"
+    try:
+        parsed = json.loads(arguments)
+        expression = parsed["expression"]
+        if not isinstance(expression, str):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return 'error: the arguments must be {"expression": "..."}'
+    try:
+        return calculate(expression)
+    except ValueError as error:
+        return f"error: {error}"

@@ -1,0 +1,57 @@
+"""The default run's tasks: "What is 7 * 8?" with operands 1 to 9, `+` and `*`; 162 in all.
+
+Named in `config.yaml` as `train_dataset.path: examples.proxy.calculator:tasks`. A quarter
+(41) is held out for validation, chosen by a hash of the operator and the *unordered* operands, so that
+`8 * 7` is never trained where `7 * 8` is held out; the warm start's demonstrations keep to the
+training problems as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+Problem = tuple[int, str, int]
+
+
+def problems(split: str) -> list[Problem]:
+    """All problems of `split` ("train" or "valid"), in a fixed order."""
+    if split not in ("train", "valid"):
+        raise ValueError(f"there is no split {split!r}: 'train' and 'valid'")
+    return [
+        (a, op, b)
+        for op in "+*"
+        for a in range(1, 10)
+        for b in range(1, 10)
+        if _is_held_out(a, op, b) == (split == "valid")
+    ]
+
+
+def solve(problem: Problem) -> int:
+    a, op, b = problem
+    return a + b if op == "+" else a * b
+
+
+def question(problem: Problem) -> str:
+    a, op, b = problem
+    return f"What is {a} {op} {b}?"
+
+
+def tasks(*, split: str, seed: int, size: int | None = None) -> Iterator[dict[str, Any]]:
+    """The split's tasks in an order drawn from `seed`; the first `size` of them where given."""
+    chosen = problems(split)
+    random.Random(seed).shuffle(chosen)
+    for problem in chosen[:size]:
+        a, op, b = problem
+        yield {
+            "task_id": f"{split}-{a}{op}{b}",
+            "messages": [{"role": "user", "content": question(problem)}],
+            "answer": str(solve(problem)),
+        }
+
+
+def _is_held_out(a: int, op: str, b: int) -> bool:
+    name = f"{op}{min(a, b)}{max(a, b)}".encode()
+    return hashlib.sha256(name).digest()[0] % 5 == 0

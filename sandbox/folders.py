@@ -1,0 +1,60 @@
+"""The private folder of a child: made before it starts, removed when its processes are gone.
+
+What a child left there is hostile: unreadable directories, trees deeper than any recursion, links.
+Nothing is followed and nothing recurses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+PARTS = ("home", "work", "tmp")
+
+
+def make_private(folder: str) -> None:
+    """Raises `OSError`."""
+    os.mkdir(folder, 0o700)
+    for part in PARTS:
+        os.mkdir(os.path.join(folder, part), 0o700)
+
+
+def remove_tree(folder: str) -> None:
+    """Remove `folder` and all that is in it; a folder that is not there is fine.
+
+    Directories inside directories are first moved up to the top, so that no path ever gets long
+    and depth costs neither stack nor descriptors. Nobody else may be writing there any more.
+    Raises `OSError`.
+    """
+    if os.path.islink(folder):  # put there in its place
+        os.unlink(folder)
+        return
+    num_moved = 0
+    pending = [folder]
+    while pending:
+        directory = pending.pop()
+        try:
+            os.chmod(directory, 0o700)
+            with os.scandir(directory) as listing:
+                entries = list(listing)
+        except FileNotFoundError:
+            continue
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+                continue
+            if directory == folder:
+                pending.append(entry.path)
+                continue
+            os.chmod(entry.path, 0o700)  # moving a directory needs write permission on it
+            while True:
+                moved = os.path.join(folder, f"moved-{num_moved}")
+                num_moved += 1
+                if not os.path.lexists(moved):
+                    break
+            os.rename(entry.path, moved)
+            pending.append(moved)
+        if directory != folder:
+            os.rmdir(directory)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(folder)

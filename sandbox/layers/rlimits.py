@@ -1,0 +1,24 @@
+"""Resource limits, hard and soft. Per process: they bound each process of a child, not their sum."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from typing import Any
+
+from .context import Context
+
+NAME = "rlimits"
+
+
+def probe() -> str:
+    return ""
+
+
+def apply(args: Mapping[str, Any], context: Context) -> None:
+    for name, (soft, hard) in args.items():
+        which = getattr(resource, name)
+        _, ceiling = resource.getrlimit(which)
+        if ceiling != resource.RLIM_INFINITY:  # never ask for more than we were given
+            soft, hard = min(soft, ceiling), min(hard, ceiling)
+        resource.setrlimit(which, (soft, hard))

@@ -1,0 +1,116 @@
+"""Finding, killing and reaping whatever a child leaves behind.
+
+Every process that ends a child (its init, the zygote, the guardian) is a subreaper: a descendant
+whose parent dies becomes its direct child, whatever sessions, forks and ignored signals it went
+through. So "no children left" means "no descendants left", and that is what is waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Container, Iterator
+
+KILL_TIMEOUT_S = 5.0
+"""A process that SIGKILL does not end in this time sits in the kernel; it is given up."""
+MIN_PAUSE_S = 0.0002
+
+
+def children_of(pid: int) -> list[int]:
+    """The direct children of `pid`, those of all its threads. Raises `OSError` if it is gone."""
+    children: list[int] = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                children += map(int, file.read().split())
+        except FileNotFoundError:
+            if not os.path.exists(f"/proc/{pid}/task/{thread}"):  # the thread has ended
+                continue
+            raise
+        except ProcessLookupError:
+            continue
+    return children
+
+
+def kill_strangers(keep: Container[int] = ()) -> int:
+    """SIGKILL every child that is not in `keep` and, as they become children, all descendants.
+
+    Only direct children are ever signalled: they stay ours until we reap them, so no process id can
+    have been reused meanwhile. The caller must be a subreaper. Returns how many processes were
+    killed. Raises `TimeoutError` naming those that are still there after `KILL_TIMEOUT_S`.
+    """
+    me = os.getpid()
+    killed: set[int] = set()
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    pause_s = MIN_PAUSE_S
+    while True:
+        strangers = [pid for pid in children_of(me) if pid not in keep]
+        if not strangers:
+            return len(killed)
+        alive = [pid for pid in strangers if not _reaped(pid)]
+        for pid in alive:
+            if pid not in killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+                pause_s = MIN_PAUSE_S
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {strangers} are not gone after {KILL_TIMEOUT_S} s")
+        if alive:
+            time.sleep(pause_s)  # their end takes the kernel a moment; there is no event for all
+            pause_s = min(pause_s * 2, 0.01)
+
+
+def _reaped(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+class Watch:
+    """Waits for the end of children and for one descriptor at a time, without polling.
+
+    At most one per process; a fork that goes on to be something else makes its own.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._wakeup, writer = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        os.set_blocking(writer, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(self._wakeup, select.POLLIN)
+        self._poll.register(fd, select.POLLIN | select.POLLRDHUP)
+
+    def wait(self) -> bool:
+        """Block until a child ended or the descriptor has something; True: the descriptor has."""
+        ready = [fd for fd, _ in self._poll.poll()]
+        if self._wakeup in ready:
+            with contextlib.suppress(BlockingIOError):
+                while len(os.read(self._wakeup, 4096)) == 4096:
+                    pass
+        return self._fd in ready
+
+
+def reap() -> Iterator[tuple[int, int]]:
+    """(pid, wait status) of every child that has ended, reaping it."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
+
+
+def exit_of(status: int) -> tuple[int | None, int | None]:
+    """A wait status as (exit code, signal number); exactly one of them is None."""
+    if os.WIFSIGNALED(status):
+        return None, os.WTERMSIG(status)
+    return os.WEXITSTATUS(status), None

@@ -1,0 +1,102 @@
+"""How a child ended: the report, and the pure decision that makes one of what was seen.
+
+All texts and the value come from the child: hostile, but bounded and cleaned (`wire`).
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ResultError
+from .spec import Limits
+from .wire import Status, decode_result
+
+
+class Ending(enum.Enum):
+    """Why a child ended. Exactly one per child."""
+
+    RETURNED = "returned"  # `value` holds what the agent returned
+    RAISED = "raised"
+    EXITED = "exited"  # the process ended by itself without a result
+    SIGNALED = "signaled"  # it died of a signal that was not ours
+    TIMEOUT = "timeout"
+    OUTPUT_LIMIT = "output_limit"
+    RESULT_LIMIT = "result_limit"
+    BAD_RESULT = "bad_result"  # the result message is not a valid one
+    SETUP_FAILED = "setup_failed"  # a step of the plan failed: nothing was run
+    STOPPED = "stopped"  # ordered by the caller
+    LOST = "lost"  # the zygote died under it
+
+
+@dataclass(frozen=True)
+class ChildReport:
+    ending: Ending
+    value: Any = None
+    """What the agent returned, in JSON types; None unless RETURNED."""
+    error: str = ""
+    """One line: what happened; "" where RETURNED."""
+    traceback: str = ""
+    """The agent's, where RAISED."""
+    stdout_tail: str = ""
+    stderr_tail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    """Of all its processes."""
+    max_rss_bytes: int = 0
+    """Of its largest process."""
+    num_killed: int = 0
+    """Processes that it left behind."""
+
+
+def conclude(
+    *, stopped: Ending | None, status: Status | None, result: bytes, limits: Limits, wall_s: float
+) -> tuple[Ending, Any, str, str]:
+    """(ending, value, error, traceback) of a child that is gone.
+
+    `stopped`: why we ended it, if we did; it wins over what the dying child still said.
+    """
+    if stopped is not None:
+        return stopped, None, _stop_error(stopped, limits, wall_s), ""
+    if status is None:
+        return Ending.LOST, None, "the zygote died under the child", ""
+    if status.failed_step:
+        error = f"sandbox step {status.failed_step!r} failed: {status.error}"
+        return Ending.SETUP_FAILED, None, error, ""
+    if status.signal is not None:
+        error = f"killed by {_signal_name(status.signal)}"
+        if status.signal == signal.SIGXCPU:
+            error += f": a process used more than {limits.cpu_s} s of CPU"
+        return Ending.SIGNALED, None, f"{error}; {status.error}" if status.error else error, ""
+    if not result:
+        return Ending.EXITED, None, f"exited with code {status.exit_code} without a result", ""
+    try:
+        message = decode_result(result)
+    except ResultError as failure:
+        return Ending.BAD_RESULT, None, str(failure), ""
+    if message.error is not None:
+        return Ending.RAISED, None, message.error, message.traceback
+    if status.exit_code != 0:
+        return Ending.EXITED, None, f"exited with code {status.exit_code} after its result", ""
+    return Ending.RETURNED, message.value, "", ""
+
+
+def _stop_error(stopped: Ending, limits: Limits, wall_s: float) -> str:
+    return {
+        Ending.TIMEOUT: f"did not end within {wall_s:g} s",
+        Ending.OUTPUT_LIMIT: f"wrote more than {limits.output_bytes} bytes to stdout and stderr",
+        Ending.RESULT_LIMIT: f"its result is larger than {limits.result_bytes} bytes",
+        Ending.STOPPED: "it was ordered to stop",
+        Ending.LOST: "its zygote was closed or died under it",
+    }[stopped]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"

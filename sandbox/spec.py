@@ -1,0 +1,105 @@
+"""`SandboxSpec`: what children may do, declared. Plain data, to JSON and back.
+
+Called by whoever starts a zygote; `plan` turns it into steps. Everything is checked on
+construction, so that a spec that exists is a valid one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import SpecError
+
+TIERS = ("process",)
+
+# Variables that make a loader or an interpreter run other code. They never enter the environment
+# that a zygote is started with.
+LOADER_PREFIXES = ("LD_", "PYTHON", "DYLD_", "GCONV_")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one child. Those "per process" hold for each of its processes separately."""
+
+    wall_s: float = 300.0
+    cpu_s: int = 3600
+    """Per process; SIGXCPU at the limit, SIGKILL a second later."""
+    memory_bytes: int = 8 * 2**30
+    """Per process: address space."""
+    open_files: int = 1024
+    """Per process."""
+    file_bytes: int = 2**30
+    """Per file."""
+    core_bytes: int = 0
+    output_bytes: int = 4 * 2**20
+    """stdout and stderr together; more ends the child."""
+    result_bytes: int = 2**20
+    """The result message; more ends the child."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            number = int | float if f.name == "wall_s" else int
+            smallest = 0 if f.name == "core_bytes" else 1e-3
+            if isinstance(value, bool) or not isinstance(value, number):
+                raise SpecError(f"limits.{f.name} must be a number, not {value!r}")
+            if not math.isfinite(value) or value < smallest:
+                raise SpecError(f"limits.{f.name} must be positive and finite, not {value!r}")
+
+
+@dataclass(frozen=True)
+class SandboxSpec:
+    """`tier`: which set of layers; `env`: the whole base environment of zygote and children."""
+
+    tier: str = "process"
+    env: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.tier not in TIERS:
+            raise SpecError(f"unknown sandbox tier {self.tier!r}; there are: {', '.join(TIERS)}")
+        check_env(self.env)
+        for name in self.env:
+            if name.startswith(LOADER_PREFIXES):
+                raise SpecError(f"the variable {name!r} steers a loader: it cannot be given")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> SandboxSpec:
+        """Raises `SpecError` naming the field."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise SpecError(f"the sandbox spec is not JSON: {error}") from None
+        values = _known_fields(cls, data, "spec")
+        if "limits" in values:
+            values["limits"] = Limits(**_known_fields(Limits, values["limits"], "limits"))
+        return cls(**values)
+
+
+def check_env(env: object) -> None:
+    """Raises `SpecError` unless `env` maps valid variable names to strings."""
+    if not isinstance(env, Mapping):
+        raise SpecError(f"an environment must be a mapping, not {type(env).__name__}")
+    for name, value in env.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise SpecError(f"{name!r} cannot be the name of an environment variable")
+        if not isinstance(value, str) or "\0" in value:
+            raise SpecError(f"the environment variable {name!r} must be a string without NUL")
+
+
+def _known_fields(cls: type[Any], data: object, where: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise SpecError(f"{where} must be a JSON object, not {type(data).__name__}")
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key in data:
+        if key not in names:
+            raise SpecError(f"{where} has no field {key!r}; there are: {', '.join(names)}")
+    return data

@@ -1,0 +1,193 @@
+"""Pays once, in the zygote, for what every child would pay again at its first model call.
+
+Measured on openai 3: fork → client → first call costs about 8 times as much with the imports
+alone as after one call of each kind and with TLS contexts in stock. Called by `zygote`, before the
+agent's module is imported, so that what the agent patches there stays patched.
+
+Nothing of the SDK's behaviour changes, and a failing warm-up is a slower first call, never an
+error: it is noted and passed on with the zygote's "ready".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+NUM_TLS_CONTEXTS = 4
+"""Ready TLS contexts that each child inherits; a child that needs more makes them itself."""
+STUB_LIFETIME_S = 20
+CALL_TIMEOUT_S = 10.0
+
+_COMPLETION = {
+    "id": "warm-up",
+    "object": "chat.completion",
+    "created": 0,
+    "model": "warm-up",
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "tool_calls",
+            "message": {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [
+                    {
+                        "id": "call",
+                        "type": "function",
+                        "function": {"name": "warm_up", "arguments": "{}"},
+                    }
+                ],
+            },
+        }
+    ],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
+
+
+def warm_up() -> list[str]:
+    """Import and exercise the SDKs that are installed. Returns notes on what could not be warmed."""
+    if importlib.util.find_spec("openai") is None:
+        return []
+    try:
+        importlib.import_module("openai")
+        with _recorded_tls_contexts() as recorded:
+            _warm_openai()
+        _stock_tls_contexts(recorded)
+    except Exception as error:
+        return [f"openai could not be warmed up: {type(error).__name__}: {error}"]
+    return []
+
+
+def _warm_openai() -> None:
+    import asyncio
+
+    openai: Any = sys.modules["openai"]
+    request = {"model": "warm-up", "messages": [{"role": "user", "content": "warm-up"}]}
+    with _stub_server() as base_url:
+        options = {
+            "base_url": base_url,
+            "api_key": "warm-up",
+            "max_retries": 0,
+            "timeout": CALL_TIMEOUT_S,
+        }
+
+        async def call() -> None:
+            async with openai.AsyncOpenAI(**options) as client:
+                await client.chat.completions.create(**request)
+
+        asyncio.run(call())
+        with openai.OpenAI(**options) as client:
+            client.chat.completions.create(**request)
+    # `asyncio.run` leaves "no event loop" behind; agents start from the fresh interpreter's state.
+    asyncio.set_event_loop_policy(None)
+
+
+@contextlib.contextmanager
+def _stub_server() -> Iterator[str]:
+    """The base URL of a loopback server that answers every request with one completion.
+
+    It runs in a forked process: a thread would be lost, and its locks stuck, in every child.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.alarm(STUB_LIFETIME_S)
+                _serve(listener)
+            finally:
+                os._exit(0)
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _serve(listener: socket.socket) -> None:
+    body = json.dumps(_COMPLETION).encode()
+    head = (
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    while True:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as request:
+            length = 0
+            while (line := request.readline().strip().lower()) != b"":
+                if line.startswith(b"content-length:"):
+                    length = int(line.partition(b":")[2])
+            request.read(length)
+            connection.sendall(head.encode() + body)
+
+
+# What makes a client's TLS context when nothing is said about TLS: httpx2's way and httpx's.
+_TLS_FACTORIES = (("httpcore2", "default_ssl_context"), ("ssl", "create_default_context"))
+_Recorded = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+@contextlib.contextmanager
+def _recorded_tls_contexts() -> Iterator[_Recorded]:
+    """Records with which keyword arguments each factory is called."""
+    recorded: _Recorded = {}
+    with contextlib.ExitStack() as undo:
+        for module_name, name in _TLS_FACTORIES:
+            if importlib.util.find_spec(module_name) is None:
+                continue
+            module = importlib.import_module(module_name)
+            make = getattr(module, name, None)
+            if make is None:
+                continue
+
+            def record(
+                *args: Any, _make: Any = make, _key: Any = (module_name, name), **kwargs: Any
+            ) -> Any:
+                calls = recorded.setdefault(_key, [])
+                if not args and kwargs not in calls:
+                    calls.append(kwargs)
+                return _make(*args, **kwargs)
+
+            setattr(module, name, record)
+            undo.callback(setattr, module, name, make)
+        yield recorded
+
+
+def _stock_tls_contexts(recorded: _Recorded) -> None:
+    """Make contexts ahead for the recorded calls.
+
+    Every context is handed out once, so no two clients share one, and children have copies of
+    their own: what a caller does to its context is as private as if it had just been made.
+    """
+    for (module_name, name), calls in recorded.items():
+        module = sys.modules[module_name]
+        setattr(module, name, _stocked(getattr(module, name), calls))
+
+
+def _stocked(make: Callable[..., Any], calls: list[dict[str, Any]]) -> Callable[..., Any]:
+    import functools
+
+    certificates = _certificate_variables()
+    stock = [(kwargs, make(**kwargs)) for kwargs in calls for _ in range(NUM_TLS_CONTEXTS)]
+
+    @functools.wraps(make)
+    def from_stock(*args: Any, **kwargs: Any) -> Any:
+        if not args and _certificate_variables() == certificates:
+            for index, (made_for, _) in enumerate(stock):
+                if made_for == kwargs:
+                    return stock.pop(index)[1]
+        return make(*args, **kwargs)
+
+    return from_stock
+
+
+def _certificate_variables() -> tuple[str | None, str | None]:
+    """Where OpenSSL and the SDKs look for authorities: contexts made under others do not fit."""
+    return os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")

@@ -1,0 +1,224 @@
+"""The two messages that leave a child, and what is made of them. Both are hostile.
+
+The *result* is written by the process that ran the agent's code: one JSON object, either
+`{"ok": value}`, `{"error": ..., "traceback": ...}` or `{"invalid": what}`. The *status* is written
+by the child's init. Nothing is ever unpickled; sizes are bounded by whoever reads; texts are
+cleaned of what a terminal or a log would obey.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import ResultError
+
+MAX_TEXT_CHARS = 16 * 1024
+"""Longer errors and tracebacks keep their beginning and their end."""
+MAX_LINE_CHARS = 1000
+MAX_DEPTH = 16
+MAX_STATUS_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Result:
+    """A valid result message: `error` is None where the agent returned `value`."""
+
+    value: Any = None
+    error: str | None = None
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the agent's process ended, and what it and its descendants used."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    cpu_s: float = 0.0
+    max_rss_bytes: int = 0
+    num_killed: int = 0
+    failed_step: str = ""
+    """The step of the plan (or "fork", "folder") that failed, so that nothing was run."""
+    error: str = ""
+
+
+def encode_value(value: Any) -> bytes:
+    """In the child: the result message for what the agent returned."""
+    try:
+        message = {"ok": _plain(value, 0)}
+    except (TypeError, ValueError, RecursionError) as error:
+        message = {"invalid": shorten(str(error), MAX_LINE_CHARS)}
+    return json.dumps(message).encode()
+
+
+def encode_error(error: BaseException, traceback: str) -> bytes:
+    """In the child: the result message for what the agent raised."""
+    name = type(error).__name__
+    try:
+        line = f"{name}: {error}"
+    except Exception:  # its __str__ is the agent's code, too
+        line = f"{name} (its message cannot be shown)"
+    message = {
+        "error": shorten(line, MAX_LINE_CHARS),
+        "traceback": shorten(traceback, MAX_TEXT_CHARS),
+    }
+    return json.dumps(message).encode()
+
+
+def decode_result(raw: bytes) -> Result:
+    """A whole, size-checked result message. Raises `ResultError` saying what is wrong with it."""
+    try:
+        message = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        )
+    except RecursionError:
+        raise ResultError("the result is nested too deeply") from None
+    except ValueError as error:  # bad UTF-8, bad JSON, a number of a million digits
+        raise ResultError(f"the result is malformed: {clean(str(error))[:MAX_LINE_CHARS]}") from None
+    if not isinstance(message, dict):
+        raise ResultError("the result message is not an object")
+    if message.keys() == {"ok"}:
+        return Result(value=_checked(message["ok"], 0))
+    if message.keys() == {"invalid"}:
+        raise ResultError(f"the agent returned {one_line(message['invalid'])}")
+    if message.keys() == {"error", "traceback"}:
+        return Result(error=one_line(message["error"]), traceback=text(message["traceback"]))
+    raise ResultError("the result message is neither a value nor an error")
+
+
+def encode_status(status: Status) -> bytes:
+    return json.dumps(asdict(status)).encode()
+
+
+def decode_status(raw: bytes) -> Status | None:
+    """None where `raw` is not a status message."""
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    kinds: dict[str, tuple[type, ...]] = {
+        "exit_code": (int, type(None)),
+        "signal": (int, type(None)),
+        "cpu_s": (float, int),
+        "max_rss_bytes": (int,),
+        "num_killed": (int,),
+        "failed_step": (str,),
+        "error": (str,),
+    }
+    if not isinstance(message, dict) or message.keys() != kinds.keys():
+        return None
+    for key, kind in kinds.items():
+        value = message[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return None
+        if isinstance(value, float | int) and not 0 <= value < 2**63:
+            return None
+    message["failed_step"] = one_line(message["failed_step"])
+    message["error"] = text(message["error"])
+    return Status(**message)
+
+
+def clean(string: str) -> str:
+    """`string` with everything that a terminal, a log or an encoder would stumble over escaped.
+
+    Keeps newlines and tabs. Escapes other control characters (so ANSI sequences), invisible and
+    direction-changing format characters, line and paragraph separators, and lone surrogates.
+    """
+    if string.isascii() and string.isprintable():
+        return string
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in _ESCAPED else _escape(char)
+        for char in string
+    )
+
+
+_ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def text(value: object) -> str:
+    """A text of the child's, bounded and cleaned; "" where it is none."""
+    return clean(shorten(value, MAX_TEXT_CHARS)) if isinstance(value, str) else ""
+
+
+def one_line(value: object) -> str:
+    return text(value)[:MAX_LINE_CHARS].replace("\n", "\\n")
+
+
+def shorten(string: str, max_chars: int) -> str:
+    """Beginning and end of `string`, where it is longer than `max_chars`."""
+    if len(string) <= max_chars:
+        return string
+    half = max_chars // 2
+    return f"{string[:half]}\n[... {len(string) - 2 * half} characters ...]\n{string[-half:]}"
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """`value` in JSON types; numbers of numpy, torch and the like through `__float__`."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a value nested more than {MAX_DEPTH} deep")
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"a dict with the key {_shown(key)}, which is not a string")
+        return {str(key): _plain(entry, depth + 1) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, depth + 1) for entry in value]
+    if hasattr(type(value), "__float__"):
+        return float(value)
+    raise TypeError(f"an object of type {type(value).__name__}: {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return shorten(repr(value), 200)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _checked(value: Any, depth: int) -> Any:
+    """`value`, if it is of bounded depth and made of what every encoder can carry."""
+    if depth > MAX_DEPTH:
+        raise ResultError(f"the result is nested more than {MAX_DEPTH} deep")
+    if isinstance(value, float) and not math.isfinite(value):  # "1e999" parses as infinity
+        raise ResultError("the result holds a number that is not finite")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ResultError("the result holds an integer of more than 64 bits")
+    if isinstance(value, str):
+        return _encodable(value)
+    if isinstance(value, list):
+        return [_checked(entry, depth + 1) for entry in value]
+    if isinstance(value, dict):
+        return {_encodable(key): _checked(entry, depth + 1) for key, entry in value.items()}
+    return value
+
+
+def _encodable(string: str) -> str:
+    if not string.isascii() and any("\ud800" <= char <= "\udfff" for char in string):
+        raise ResultError("the result holds a lone surrogate, which is not text")
+    return string
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ResultError("the result holds an object with a duplicate key")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ResultError(f"the result holds {name}, which is not a number")

@@ -1,0 +1,115 @@
+"""What "any Hugging Face causal LM with full attention" means, held against transformers itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from engine_lab import (
+    CONFIGS,
+    SMALL,
+    LocalDecoder,
+    greedy_reference,
+    make_model,
+    prompt_of,
+    request_of,
+)
+
+from areal_sub.engines.embedded.runner import Runner, check_runner
+from areal_sub.engines.embedded.weights import load_model, served_model_len
+from areal_sub.errors import ModelError
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_tokens_are_those_of_transformers_generate(
+    name: str, decoders: Callable[..., LocalDecoder]
+) -> None:
+    model = make_model(name)
+    decoder = decoders(model)
+    lengths = (3, 17, 40, 1, 33)
+    early = [decoder.send(request_of(prompt_of(n), stream=True)) for n in lengths[:2]]
+    decoder.wait(early[0], num_tokens=3)  # the others join a batch that is running
+    ids = early + [decoder.send(request_of(prompt_of(n), max_new_tokens=25)) for n in lengths[2:]]
+    for request_id, length in zip(ids, lengths, strict=True):
+        done = decoder.wait(request_id)
+        num_tokens = len(done.token_ids)
+        assert num_tokens == (10 if request_id in early else 25)
+        assert done.token_ids == greedy_reference(model, prompt_of(length), num_tokens)
+
+
+def test_eager_attention_gives_the_same(decoders: Callable[..., LocalDecoder]) -> None:
+    model = make_model("llama-gqa")
+    want = greedy_reference(model, prompt_of(20), 12)
+    model.set_attn_implementation("eager")
+    decoder = decoders(model)
+    ids = [decoder.send(request_of(prompt_of(20), max_new_tokens=12)) for _ in range(3)]
+    assert all(decoder.wait(i).token_ids == want for i in ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs(dtype: torch.dtype, decoders: Callable[..., LocalDecoder]) -> None:
+    decoder = decoders(make_model("llama").to(dtype))
+    done = decoder.wait(decoder.send(request_of(prompt_of(20), temperature=1.0)))
+    assert len(done.token_ids) == 10
+
+
+def small(**fields: Any) -> dict[str, Any]:
+    return {k: v for k, v in {**SMALL, **fields}.items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        # Positions and biases derived from a 2-D mask; state instead of keys and values.
+        pytest.param(transformers.BloomConfig, id="bloom"),
+        pytest.param(transformers.MambaConfig, id="mamba"),
+    ],
+)
+def test_an_architecture_that_the_cache_does_not_fit_is_refused(config: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    ).eval()
+    with pytest.raises(ModelError, match="cannot serve this architecture"):
+        check_runner(Runner(model))
+
+
+def test_a_model_that_goes_by_its_own_positions_is_refused() -> None:
+    """The check is about logits, not only about errors that happen to be raised."""
+    model = make_model("llama")
+    plain = model.forward
+    model.forward = lambda **kwargs: plain(**{**kwargs, "position_ids": None})
+    with pytest.raises(ModelError, match="gives other logits"):
+        check_runner(Runner(model))
+
+
+def test_sliding_attention_is_served_within_its_window_only() -> None:
+    config = transformers.MistralConfig(**small(max_position_embeddings=4096), sliding_window=100)
+    with pytest.raises(ModelError, match=r"sliding_attention.*at most the window, 100"):
+        served_model_len(config, None)
+    assert served_model_len(config, 100) == 100
+
+
+def test_linear_attention_is_refused_by_name() -> None:
+    config = transformers.Qwen3NextConfig(
+        **small(), layer_types=["linear_attention", "full_attention"]
+    )
+    with pytest.raises(ModelError, match="qwen3_next has layers of linear_attention"):
+        served_model_len(config, None)
+
+
+def test_max_model_len_is_the_models_at_most() -> None:
+    config = transformers.LlamaConfig(**small())
+    assert served_model_len(config, None) == SMALL["max_position_embeddings"]
+    with pytest.raises(ModelError, match="max_position_embeddings 160"):
+        served_model_len(config, 161)
+    config = transformers.LlamaConfig(**small(max_position_embeddings=10**6))
+    assert served_model_len(config, None) == 4096
+
+
+def test_a_folder_without_a_model_is_named() -> None:
+    with pytest.raises(ModelError, match="nowhere/at/all"):
+        load_model("nowhere/at/all", dtype="float32", device=torch.device("cpu"))
