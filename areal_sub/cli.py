@@ -1,6 +1,6 @@
 """The command line: `areal-sub train | chat`.
 
-Imports nothing heavy until a command needs it: a mistyped configuration key is told within a second.
+Imports nothing heavy until a command needs it: a mistyped key is told within a second.
 Exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 128+N ended by signal N.
 """
 
@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from areal_sub import __version__
 from areal_sub.errors import (
@@ -38,7 +39,7 @@ with --plain, to the bare model. End with Ctrl-D."""
 def main(argv: Sequence[str] | None = None) -> None:
     """The `areal-sub` command."""
     # Import paths of agents and tasks are looked up from where the user stands.
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     code = run(sys.argv[1:] if argv is None else argv)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -65,7 +66,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="areal-sub", description="Train the model behind any agent.")
+    parser = argparse.ArgumentParser(
+        prog="areal-sub", description="Train the model behind any agent."
+    )
     parser.add_argument("--version", action="version", version=f"areal-sub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(

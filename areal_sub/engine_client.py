@@ -6,7 +6,7 @@ serves the same methods over `rpc` (`areal_sub/engines/`); which engine it is, c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -30,12 +30,12 @@ class EngineClient:
     async def info(self, *, timeout_s: float = 30.0) -> EngineInfo:
         return EngineInfo.from_map(await self._client.call("info", timeout_s=timeout_s))
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Chunks until one has a `finish_reason`. Closing the iterator aborts the request.
 
         The deadline is the caller's (`asyncio.timeout` around the iteration).
         """
-        async with aclosing(self._client.stream("generate", request.to_map())) as items:  # type: ignore[type-var]
+        async with aclosing(self._client.stream("generate", request.to_map())) as items:
             async for item in items:
                 yield GenerateChunk.from_map(item)
 

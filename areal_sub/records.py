@@ -11,6 +11,8 @@ fields with defaults, so an old journal stays readable; token arrays are packed 
 from __future__ import annotations
 
 import dataclasses
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Self
@@ -22,12 +24,18 @@ from numpy.typing import NDArray
 from areal_sub.errors import RecordError
 
 Int32Array = NDArray[np.int32]
+UInt32Array = NDArray[np.uint32]
 Float32Array = NDArray[np.float32]
 
 
 def int32(values: Any) -> Int32Array:
     """`values` (any integer sequence) as a 1-D int32 array."""
     return np.asarray(values, dtype=np.int32).reshape(-1)
+
+
+def uint32(values: Any) -> UInt32Array:
+    """`values` (any integer sequence) as a 1-D uint32 array."""
+    return np.asarray(values, dtype=np.uint32).reshape(-1)
 
 
 def float32(values: Any) -> Float32Array:
@@ -64,6 +72,12 @@ class Fork(StrEnum):
     HISTORY_EDITED = "history_edited"  # a message that we had not sampled differs or is gone
     ASSISTANT_EDITED = "assistant_edited"  # what the agent says we sampled is not what we sampled
     TEMPLATE_REWROTE = "template_rewrote"  # the chat template renders the same history differently
+
+
+def extend_digest(digest: int, token_ids: Int32Array) -> int:
+    """CRC-32 of a token sequence (little-endian int32) that goes on with `token_ids`; it begins
+    with 0."""
+    return zlib.crc32(token_ids.astype("<i4", copy=False).tobytes(), digest)
 
 
 class _Record:
@@ -104,9 +118,10 @@ class _Record:
         return cls(**values)
 
 
-# Field annotation → how its wire form becomes the value. Other fields are kept as msgpack gave them.
-_CONVERT = {
+# Field annotation → how its wire form becomes the value. Others are kept as msgpack gave them.
+_CONVERT: dict[str, Callable[[Any], Any]] = {
     "Int32Array": lambda raw: np.frombuffer(raw, dtype="<i4"),
+    "UInt32Array": lambda raw: np.frombuffer(raw, dtype="<u4"),
     "Float32Array": lambda raw: np.frombuffer(raw, dtype="<f4"),
     "Outcome": Outcome,
     "Fork": Fork,
@@ -154,7 +169,7 @@ class TurnRecord(_Record):
     started_at: float  # Unix time, s
     ended_at: float  # Unix time, s
     num_prompt_tokens: int  # the full prompt's length
-    engine_digest: int = 0  # `GenerateChunk.digest` of the last sampled token that was kept
+    engine_digest: int = 0  # the engine's, at the last token that was kept: see `GenerateChunk`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +209,7 @@ def encode_record(record: TrajectoryRecord) -> bytes:
 def decode_record(raw: bytes) -> TrajectoryRecord:
     """Raises `RecordError` where `raw` is not one whole record of a known kind and version."""
     try:
-        data = msgpack.unpackb(raw, raw=False, max_buffer_size=len(raw))
+        data = msgpack.unpackb(raw, raw=False)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise RecordError(f"not msgpack: {error}") from None
     if not isinstance(data, dict) or data.get("kind") not in _KINDS:
@@ -203,7 +218,8 @@ def decode_record(raw: bytes) -> TrajectoryRecord:
     cls = _KINDS[data["kind"]]
     if not isinstance(data.get("v"), int) or data["v"] > cls.VERSION:
         raise RecordError(
-            f"{cls.KIND} record of version {data.get('v')!r}; this release reads up to {cls.VERSION}"
+            f"{cls.KIND} record of version {data.get('v')!r}; "
+            f"this release reads up to {cls.VERSION}"
         )
     return cls.from_map(data)
 
@@ -234,9 +250,9 @@ class GenerateChunk(_Record):
     logprobs: Float32Array  # [num_new]
     versions: Int32Array  # [num_new]
     finish_reason: str | None  # "stop" | "length"
-    digest: int = 0
-    """CRC-32 (of little-endian int32) over the prompt that the engine read and all that it sampled
-    up to the end of this chunk."""
+    digests: UInt32Array = field(default_factory=lambda: uint32([]))
+    """[num_new] CRC-32 (of little-endian int32) over the prompt that the engine read and all that
+    it sampled up to and including each token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,8 @@ import inspect
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,10 @@ async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[list[Any]]:
         unpacker.feed(chunk)
         for message in unpacker:
             yield message
+
+
+def _forget(calls: dict[int, asyncio.Task[None]], call_id: int, _: asyncio.Task[None]) -> None:
+    calls.pop(call_id, None)
 
 
 class Server:
@@ -96,7 +101,7 @@ class Server:
                         self._run_call(writer, call_id, message[2], message[3])
                     )
                     calls[call_id] = task
-                    task.add_done_callback(lambda _, i=call_id: calls.pop(i, None))
+                    task.add_done_callback(partial(_forget, calls, call_id))
                 elif kind == CANCEL and call_id in calls:
                     calls[call_id].cancel()
         except (ConnectionError, msgpack.exceptions.UnpackException, ValueError) as error:
@@ -164,7 +169,9 @@ class Client:
                     except (FileNotFoundError, ConnectionRefusedError):
                         await asyncio.sleep(0.01)
         except TimeoutError:
-            raise DeadlineExceeded(f"{peer} did not listen on {path} within {timeout_s} s") from None
+            raise DeadlineExceeded(
+                f"{peer} did not listen on {path} within {timeout_s} s"
+            ) from None
 
     async def close(self) -> None:
         self._reading.cancel()
@@ -194,7 +201,7 @@ class Client:
             raise self._gone or RpcError(f"{self.peer}: {payload}")
         return payload
 
-    async def stream(self, method: str, params: Params | None = None) -> AsyncIterator[Any]:
+    async def stream(self, method: str, params: Params | None = None) -> AsyncGenerator[Any, None]:
         """Call `method` and yield its items; closing the iterator cancels the call."""
         call_id, queue = self._begin(method, params)
         finished = False

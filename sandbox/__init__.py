@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import PlanError, SandboxError, SpecError, ZygoteFailed
     from .handle import Zygote
-    from .probe import probe
     from .report import ChildReport, Ending
     from .spec import Limits, SandboxSpec
 
@@ -31,7 +30,6 @@ __all__ = [
     "SpecError",
     "Zygote",
     "ZygoteFailed",
-    "probe",
 ]
 
 # Loaded on first use: a zygote needs the child's half of the package, never asyncio and `handle`.
@@ -45,7 +43,6 @@ _HOMES = {
     "SpecError": "errors",
     "Zygote": "handle",
     "ZygoteFailed": "errors",
-    "probe": "probe",
 }
 
 

@@ -174,7 +174,7 @@ async def _awaited(value: Any) -> Any:
 
 
 def agent_traceback(error: BaseException) -> str:
-    """The traceback without the frames that lead to the agent's first: this package's, asyncio's."""
+    """The traceback from the agent's first frame on, without what led there."""
     shown = tb = error.__traceback__
     while tb is not None:
         if tb.tb_frame.f_code.co_filename.startswith(_PACKAGE_FOLDER):

@@ -29,12 +29,17 @@ def remove_tree(folder: str) -> None:
     if os.path.islink(folder):  # put there in its place
         os.unlink(folder)
         return
+    with contextlib.suppress(OSError):  # the usual child left nothing: four calls do
+        for part in PARTS:
+            os.rmdir(os.path.join(folder, part))
+        os.rmdir(folder)
+        return
     num_moved = 0
     pending = [folder]
     while pending:
         directory = pending.pop()
         try:
-            os.chmod(directory, 0o700)
+            os.chmod(directory, 0o700)  # listing, and moving it, need this
             with os.scandir(directory) as listing:
                 entries = list(listing)
         except FileNotFoundError:
@@ -42,18 +47,14 @@ def remove_tree(folder: str) -> None:
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.path)
-                continue
-            if directory == folder:
+            elif directory == folder:
                 pending.append(entry.path)
-                continue
-            os.chmod(entry.path, 0o700)  # moving a directory needs write permission on it
-            while True:
-                moved = os.path.join(folder, f"moved-{num_moved}")
-                num_moved += 1
-                if not os.path.lexists(moved):
-                    break
-            os.rename(entry.path, moved)
-            pending.append(moved)
+            else:
+                os.chmod(entry.path, 0o700)
+                while os.path.lexists(moved := os.path.join(folder, f"moved-{num_moved}")):
+                    num_moved += 1
+                os.rename(entry.path, moved)
+                pending.append(moved)
         if directory != folder:
             os.rmdir(directory)
     with contextlib.suppress(FileNotFoundError):

@@ -87,9 +87,8 @@ class Zygote:
             "python_path": list(python_path),
             "steps": plans.to_json(plans.plan(spec, probe)),
         }
-        folder.mkdir(mode=0o700, parents=True)
         home = folder / "zygote"
-        home.mkdir(mode=0o700)
+        _make_folders(folder, home)
         label = target or "pickled"
         try:
             launched = launch(spec, settings, python=python, folder=str(home), label=label)
@@ -216,7 +215,7 @@ class Zygote:
 
     async def _writable(self) -> None:
         ready = self._loop.create_future()
-        self._loop.add_writer(self._channel, lambda: ready.done() or ready.set_result(None))
+        self._loop.add_writer(self._channel, _settle, ready)
         try:
             await asyncio.wait({ready, self._gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -251,7 +250,7 @@ class Zygote:
             run.stop(Ending.LOST)
         # In a thread: what children left may be large, and the other zygotes go on.
         removal = self._loop.run_in_executor(None, _remove, self._folder)
-        removal.add_done_callback(lambda _: self._gone.set_result(None))
+        removal.add_done_callback(lambda _: _settle(self._gone))
 
 
 class _Run:
@@ -382,12 +381,11 @@ class _Run:
     def _end(self) -> None:
         self._loop.remove_reader(self._control)
         self._timer.cancel()
-        if not self._ended.done():
-            self._ended.set_result(None)
+        _settle(self._ended)
 
 
 class _Pipe:
-    """Reads a child's pipe as it comes: counts all bytes, keeps the last ones, or all up to a limit."""
+    """Reads a child's pipe as it comes: counts all bytes, keeps the last, or all up to a limit."""
 
     def __init__(
         self, fd: int, limit: int, on_bytes: Callable[[], None], *, keep_all: bool = False
@@ -436,6 +434,16 @@ class _Pipe:
 
     def tail(self) -> str:
         return clean(self._kept.decode("utf-8", "replace"))
+
+
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(mode=0o700, parents=True)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _remove(folder: Path) -> None:

@@ -63,7 +63,7 @@ def _rlimits(limits: Limits) -> dict[str, list[int]]:
 
 
 def apply(steps: Sequence[Step], context: Context) -> None:
-    """Apply all steps to the calling process, in order. Raises `StepFailed` at the first failure."""
+    """Apply the steps, in order, to this process. Raises `StepFailed` at the first failure."""
     for step in steps:
         try:
             APPLY[step.layer](step.args, context)

@@ -22,16 +22,13 @@ def resolve(path: str) -> Any:
     wanted = attributes.split(".") if colon else []
     if not all(name.isidentifier() for name in names + wanted) or len(names + wanted) < 2:
         raise TargetError(f"{path!r} is not an import path: write 'package.module:Name'")
-    if colon:
-        module = _import(module_path)
-        if module is None:
-            raise TargetError(f"cannot import {path!r}: {_no_module(names)}")
-        return _follow(module, wanted, path)
-    for length in range(len(names) - 1, 0, -1):
+    # With a colon it is clear what the module is; else it is the longest part that is one.
+    longest = len(names) if colon else len(names) - 1
+    for length in range(longest, longest - 1 if colon else 0, -1):
         module = _import(".".join(names[:length]))
         if module is not None:
-            return _follow(module, names[length:], path)
-    raise TargetError(f"cannot import {path!r}: {_no_module(names[:-1])}")
+            return _follow(module, names[length:] + wanted, path)
+    raise TargetError(f"cannot import {path!r}: {_missing_module(names[:longest])}")
 
 
 def bind(target: Any, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
@@ -39,10 +36,12 @@ def bind(target: Any, kwargs: Mapping[str, Any]) -> Callable[..., Any]:
 
     Raises `TargetError`, or whatever the constructor raises.
     """
+    run: Callable[..., Any]
     if inspect.isclass(target):
         if not callable(getattr(target, "run", None)):
             raise TargetError(f"the class {target.__qualname__} has no method `run(self, data)`")
-        run: Callable[..., Any] = target(**kwargs).run
+        instance: Any = target(**kwargs)
+        run = instance.run
         return run
     if kwargs:
         raise TargetError(
@@ -75,28 +74,35 @@ def _follow(module: Any, names: list[str], path: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
+            inner = _modules_in(getattr(found, "__path__", []))
+            if name in inner:
+                raise TargetError(f"{path!r} is a module: name a function or class in it") from None
             where = getattr(found, "__name__", type(found).__name__)
-            hint = _nearest(name, (entry for entry in dir(found) if not entry.startswith("__")))
+            hint = _nearest(name, [*dir(found), *inner])
             raise TargetError(f"{path!r}: {where!r} has no {name!r}{hint}") from None
     if inspect.ismodule(found):
         raise TargetError(f"{path!r} is a module: name a function or class in it")
     return found
 
 
-def _no_module(names: list[str]) -> str:
-    """Says which part of the dotted name is missing, and what is nearest to it there."""
+def _missing_module(names: list[str]) -> str:
+    """Which part of the dotted name is missing, and what is nearest to it there."""
+    folders = sys.path
+    where = f"the import path {sys.path}"
+    for length, name in enumerate(names, start=1):
+        module = _import(".".join(names[:length]))
+        if module is None:
+            near = _nearest(name, _modules_in(folders))
+            return f"there is no module {name!r} in {where}{near}"
+        folders = list(getattr(module, "__path__", []))
+        where = repr(".".join(names[:length]))
+    return f"{'.'.join(names)!r} is a module, not a function or class"
+
+
+def _modules_in(folders: Iterable[str]) -> list[str]:
     import pkgutil
 
-    for length in range(1, len(names) + 1):
-        name = ".".join(names[:length])
-        if _import(name) is not None:
-            continue
-        parent = sys.modules.get(".".join(names[: length - 1]))
-        folders = list(getattr(parent, "__path__", [])) if length > 1 else sys.path
-        hint = _nearest(names[length - 1], (info.name for info in pkgutil.iter_modules(folders)))
-        where = f" in {names[length - 2]!r}" if length > 1 else f"; looked in {sys.path}"
-        return f"there is no module {names[length - 1]!r}{where}{hint}"
-    return f"{'.'.join(names)!r} is a module, not a function or class"
+    return [info.name for info in pkgutil.iter_modules(folders)]
 
 
 def _nearest(name: str, candidates: Iterable[str]) -> str:

@@ -53,7 +53,7 @@ _COMPLETION = {
 
 
 def warm_up() -> list[str]:
-    """Import and exercise the SDKs that are installed. Returns notes on what could not be warmed."""
+    """Import and exercise the SDKs that are installed. Returns notes on what was not to be."""
     if importlib.util.find_spec("openai") is None:
         return []
     try:

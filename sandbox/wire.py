@@ -78,7 +78,9 @@ def decode_result(raw: bytes) -> Result:
     except RecursionError:
         raise ResultError("the result is nested too deeply") from None
     except ValueError as error:  # bad UTF-8, bad JSON, a number of a million digits
-        raise ResultError(f"the result is malformed: {clean(str(error))[:MAX_LINE_CHARS]}") from None
+        raise ResultError(
+            f"the result is malformed: {clean(str(error))[:MAX_LINE_CHARS]}"
+        ) from None
     if not isinstance(message, dict):
         raise ResultError("the result message is not an object")
     if message.keys() == {"ok"}:
@@ -141,23 +143,33 @@ _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 def _escape(char: str) -> str:
     code = ord(char)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
 
 
 def text(value: object) -> str:
     """A text of the child's, bounded and cleaned; "" where it is none."""
-    return clean(shorten(value, MAX_TEXT_CHARS)) if isinstance(value, str) else ""
+    return (
+        shorten(clean(shorten(value, MAX_TEXT_CHARS)), MAX_TEXT_CHARS)
+        if isinstance(value, str)
+        else ""
+    )
 
 
 def one_line(value: object) -> str:
-    return text(value)[:MAX_LINE_CHARS].replace("\n", "\\n")
+    return text(value).replace("\n", "\\n")[:MAX_LINE_CHARS]
 
 
 def shorten(string: str, max_chars: int) -> str:
-    """Beginning and end of `string`, where it is longer than `max_chars`."""
+    """Beginning and end of `string`, where it is longer than `max_chars` (at least 100)."""
     if len(string) <= max_chars:
         return string
-    half = max_chars // 2
+    half = (max_chars - 50) // 2
     return f"{string[:half]}\n[... {len(string) - 2 * half} characters ...]\n{string[-half:]}"
 
 

@@ -172,8 +172,6 @@ def _clear_after(control: socket.socket, wait_status: int, keep: set[int]) -> No
     except TimeoutError as failure:
         error = f"{error}; {failure}"
     exit_code, signal_number = reaper.exit_of(wait_status)
-    status = Status(
-        exit_code=exit_code, signal=signal_number, num_killed=num_killed, error=error
-    )
+    status = Status(exit_code=exit_code, signal=signal_number, num_killed=num_killed, error=error)
     with contextlib.suppress(OSError):
         control.send(encode_status(status))

@@ -77,7 +77,8 @@ def save_recovery(folder: Path, learner: Learner, extra: dict[str, Any], *, keep
         }
         (partial / "state.json").write_text(json.dumps(state))
     for old in _points(folder)[:-keep]:
-        shutil.rmtree(old)
+        # Renamed first: half a point must not look like one.
+        shutil.rmtree(old.rename(folder / f".partial-{old.name}"))
     return target
 
 
@@ -121,7 +122,7 @@ _PREFIX = "recovery-"
 
 def _points(folder: Path) -> list[Path]:
     """Recovery points, oldest first."""
-    return sorted(folder.glob(f"{_PREFIX}*"))
+    return sorted(folder.glob(_PREFIX + "[0-9]" * 6))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

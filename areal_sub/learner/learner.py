@@ -6,8 +6,9 @@ the samples over micro-batches.
 
 Invariants: what happens depends on weights, samples, step number and seed alone (the order of
 minibatches is drawn from seed and step number, nothing else is random), so a restored learner goes
-on bit by bit; an optimizer step with a gradient that is not finite is left out and counted; the
-learner's logprobs are of the distribution that was sampled from, softmax(logits / temperature).
+on bit by bit where the device's kernels are deterministic, as the CPU's are; an optimizer step with
+a gradient that is not finite is left out and counted; the learner's logprobs are of the
+distribution that was sampled from, softmax(logits / temperature).
 
 Called by the trainer, from one thread at a time.
 """
@@ -323,6 +324,8 @@ def _resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"actor.device={name!r} is not a torch device: {error}") from error
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"actor.device={name!r} cannot be used here: {error}") from error
+    return device

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as hf_logging
 
 from areal_sub.errors import ModelError
 from areal_sub.learner.batch import MicroBatch
@@ -146,11 +148,18 @@ class PolicyModel:
         vocab_size = self.hf.config.get_text_config().vocab_size
         ids = torch.arange(8, device=self.device)[None] * 7 % vocab_size
         whole = self.hf(input_ids=ids, use_cache=False).logits
-        halves = self._logits(self._hidden(ids))
+        try:
+            halves = self._logits(self._hidden(ids))
+        except (AttributeError, TypeError) as error:
+            raise ModelError(
+                f"model {path!r} ({type(self.hf).__name__}) cannot be cut into body and output "
+                f"embedding: {error}"
+            ) from error
         if halves.shape != whole.shape or not torch.allclose(halves, whole, rtol=1e-3, atol=1e-4):
             raise ModelError(
                 f"model {path!r} ({type(self.hf).__name__}) makes its logits from the output "
-                "embedding in a way that the learner does not know: add it to _logit_transform"
+                "embedding in a way that the learner does not know (add it to _logit_transform), "
+                "or draws random numbers while it computes"
             )
 
     def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -169,7 +178,8 @@ class PolicyModel:
 
     def save(self, folder: Path, *, dtype: str) -> None:
         """Fill `folder` with weights in `dtype`, config and generation config."""
-        self.hf.save_pretrained(folder, state_dict=self.weights(DTYPES[dtype]))
+        with _no_progress_bars():
+            self.hf.save_pretrained(folder, state_dict=self.weights(DTYPES[dtype]))
         config = copy.deepcopy(self.hf.config)  # save_pretrained says float32 in it, as we hold it
         config.dtype = dtype
         config.save_pretrained(folder)
@@ -196,11 +206,24 @@ def copy_tokenizer(tokenizer_path: str, folder: Path) -> None:
         shutil.copyfile(path, target)
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The terminal belongs to the run's own display."""
+    enabled = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            hf_logging.enable_progress_bar()
+
+
 def _load_hf(path: str) -> Any:
     try:
-        hf, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True
-        )
+        with _no_progress_bars():
+            hf, info = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True
+            )
         hf.generation_config.validate(strict=True)  # else a checkpoint could not be saved
     except Exception as error:  # missing, unreadable, unknown or invalid: transformers has no base
         kind = "" if Path(path).exists() else " (there is no such folder here, so it was looked up)"
@@ -219,10 +242,15 @@ def _enable_gradient_checkpointing(hf: Any, path: str) -> None:
             f"model {path!r} ({type(hf).__name__}) does not support gradient checkpointing: "
             "set actor.gradient_checkpointing=false"
         )
-    hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Renamed within transformers 5; the old name warns.
+    enable = getattr(hf, "activation_checkpointing_enable", hf.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
     for module in hf.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True  # what it asks for; its children stay in eval mode, no dropout
+            for name, value in vars(module).items():  # that of the layer itself (OPT)
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
 
 
 def _logit_transform(config: Any) -> Callable[[Tensor], Tensor]:

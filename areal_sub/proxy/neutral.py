@@ -14,6 +14,24 @@ import orjson
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 
+# Of whatever JSON an agent sends or a model writes, so that nothing below recurses without bound.
+MAX_DEPTH = 64
+
+
+def is_deeper_than(value: Any, limit: int) -> bool:
+    """Whether JSON `value` nests arrays and objects more than `limit` deep. Takes no stack."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return False
+    return True
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:

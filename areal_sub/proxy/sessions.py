@@ -39,7 +39,7 @@ class Session:
     sampling: Sampling
     history: History = field(default_factory=History)
     choices: dict[str, list[str]] = field(default_factory=dict)  # completion id → its turns' ids
-    num_turns: int = 0  # recorded
+    turn_ids: set[str] = field(default_factory=set)  # recorded
     num_admitted: int = 0  # turns that were asked for
     num_rejected: int = 0
     is_open: bool = True

@@ -30,6 +30,8 @@ CONTROL_TIMEOUT_S = 60.0
 class AgentRunner(Protocol):
     """Runs agents: `SubprocPool` or `InlineRunner`."""
 
+    async def warm(self, target: str, pickled: bytes = b"") -> list[str]: ...
+
     async def run(self, request: RunRequest) -> RunReport: ...
 
 
@@ -116,7 +118,9 @@ class RolloutRunner:
         try:
             return await self._agents.run(request)
         except asyncio.CancelledError:
-            await asyncio.shield(self._end(_our_failure(request, Outcome.CANCELLED, "", started_at)))
+            await asyncio.shield(
+                self._end(_our_failure(request, Outcome.CANCELLED, "", started_at))
+            )
             raise
         except PeerGone:
             raise
@@ -148,9 +152,7 @@ class RolloutRunner:
         await self._proxy.call("end_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
 
 
-def _our_failure(
-    request: RunRequest, outcome: Outcome, error: str, started_at: float
-) -> RunReport:
+def _our_failure(request: RunRequest, outcome: Outcome, error: str, started_at: float) -> RunReport:
     return RunReport(
         rollout_id=request.rollout_id,
         outcome=outcome,

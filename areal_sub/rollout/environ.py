@@ -1,6 +1,6 @@
 """What an agent's process finds in its environment: where its model is, and its key. Pure.
 
-The key also stands in the base URL's path, so that an agent with a hard-coded API key is served too.
+The key also stands in the base URL's path: an agent with a hard-coded API key is served too.
 """
 
 from __future__ import annotations

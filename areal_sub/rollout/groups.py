@@ -175,9 +175,7 @@ class GroupSource:
                 survivors = group.survivors(
                     version=self._version, max_staleness=self._admission.max_head_offpolicyness
                 )
-                num_completed = sum(
-                    t.end.outcome is Outcome.COMPLETED for t in group.trajectories
-                )
+                num_completed = sum(t.end.outcome is Outcome.COMPLETED for t in group.trajectories)
                 num_stale += num_completed - len(survivors)
                 if len(survivors) >= MIN_SURVIVORS:
                     usable.append(tuple(survivors))
@@ -188,9 +186,7 @@ class GroupSource:
                     num_given_up += 1
                     self._give_up(group)
             if len(usable) == self._admission.batch_size:
-                return Batch(
-                    groups=tuple(usable), num_stale=num_stale, num_given_up=num_given_up
-                )
+                return Batch(groups=tuple(usable), num_stale=num_stale, num_given_up=num_given_up)
             if self._failure is not None:
                 raise self._failure
             self.admit()

@@ -19,8 +19,9 @@ class Admission:
     max_concurrent_rollouts: int
     num_samples: int  # rollouts per group
 
-    def num_startable(self, *, version: int, num_consumed: int, num_pending: int,
-                      num_running_rollouts: int) -> int:
+    def num_startable(
+        self, *, version: int, num_consumed: int, num_pending: int, num_running_rollouts: int
+    ) -> int:
         """Groups that may start now.
 
         `num_consumed` groups were trained; `num_pending` were started and not yet trained.

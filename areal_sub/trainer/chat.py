@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -71,7 +72,9 @@ async def _chat(config: Config, folder: Path, *, plain: bool) -> None:
         ) as stack:
             how = "the bare model" if plain else f"{config.workflow}"
             console.print(f"{folder} through {how}; end with Ctrl-D", markup=False)
-            talk = _plain(config, stack, console) if plain else _agent(config, stack, folder, console)
+            talk = (
+                _plain(config, stack, console) if plain else _agent(config, stack, folder, console)
+            )
             await stack.guard(talk)
 
 
@@ -130,7 +133,7 @@ async def _plain(config: Config, stack: Stack, console: Console) -> None:
             try:
                 stream = await client.chat.completions.create(
                     model="policy",
-                    messages=messages,  # type: ignore[arg-type]
+                    messages=cast(Any, messages),
                     stream=True,
                 )
                 async for chunk in stream:

@@ -20,8 +20,6 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/name`, whole or not at all, then keep only the newest `keep` step folders."""
     target = folder / name
-    if target.exists():  # a resumed run takes its last steps again
-        shutil.rmtree(target)
     folder.mkdir(exist_ok=True)
     learner.save_pretrained(target, tokenizer_path)
     for old in sorted(folder.glob(f"{_STEP}*"))[:-keep]:

@@ -1,7 +1,7 @@
 """The exactness certificate: is what is trained what the engine read and sampled, token by token?
 
-The engine sends, with each answer, a CRC-32 over the prompt it read and the tokens it sampled
-(`GenerateChunk.digest`). That number travels past rendering, capture, journal, stream, tree and
+The engine sends with each token a CRC-32 over the prompt it read and all that it sampled so far
+(`GenerateChunk.digests`). That number travels past rendering, capture, journal, stream, tree and
 sample building on its own. Here the same CRC is taken over the finished training sample. A span of
 trained tokens whose CRC is not among the engine's is masked and counted, never trained.
 """
@@ -9,13 +9,12 @@ trained tokens whose CRC is not among the engine's is masked and counted, never 
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
-from areal_sub.records import Int32Array
+from areal_sub.records import extend_digest
 from areal_sub.trajectory.samples import RolloutSamples, TrainingSample
 from areal_sub.trajectory.tree import Trajectory
 
@@ -39,11 +38,6 @@ class Exactness:
         return self.num_verbatim / max(1, self.num_verbatim + self.num_masked)
 
 
-def sequence_digest(token_ids: Int32Array) -> int:
-    """CRC-32 of the ids as little-endian int32."""
-    return zlib.crc32(np.ascontiguousarray(token_ids, dtype="<i4").tobytes())
-
-
 def certify(trajectory: Trajectory, samples: RolloutSamples) -> tuple[RolloutSamples, Exactness]:
     """`samples` of `trajectory` with every span masked that the engine does not vouch for."""
     vouched = {turn.engine_digest for turn in trajectory.turns.values()}
@@ -59,7 +53,7 @@ def _certify(sample: TrainingSample, vouched: Collection[int]) -> tuple[Training
     num_verbatim = num_masked = 0
     edges = np.flatnonzero(np.diff(sample.loss_mask, prepend=False, append=False))
     for start, end in edges.reshape(-1, 2).tolist():
-        if sequence_digest(sample.token_ids[:end]) in vouched:
+        if extend_digest(0, sample.token_ids[:end]) in vouched:
             num_verbatim += end - start
         else:
             num_masked += end - start

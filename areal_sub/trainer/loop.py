@@ -8,8 +8,8 @@
                  └─► metrics, evaluation, checkpoints, recovery points
 
 Who waits for whom. The loop waits for a batch (unblocked by rollouts ending; each has a deadline),
-for the learner's thread, for the engine to take new weights (deadline), and for evaluation. Rollouts
-never wait for the loop, except that no new group starts once the policy would be more than
+for the learner's thread, for the engine to take new weights (deadline), and for evaluation.
+Rollouts never wait for the loop, except that no new group starts once the policy would be more than
 `max_head_offpolicyness` versions behind at the time it is trained on (`rollout/staleness.py`).
 Everything runs under `Stack.guard`, so the death of a process ends every one of these waits.
 

@@ -11,9 +11,7 @@ from areal_sub.errors import ModelError, WorkflowError
 from areal_sub.workflow.resolve import resolve_target
 
 
-def model_folder(
-    actor: ActorConfig, *, seed: int, say: Callable[[str], None]
-) -> Path:
+def model_folder(actor: ActorConfig, *, seed: int, say: Callable[[str], None]) -> Path:
     """A folder with `config.json`. Raises `ModelError` naming the path and what to do."""
     path = Path(actor.path)
     if (path / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""What a run has done so far: counted by the loop, shown by the terminal, returned to the caller."""
+"""What a run has done so far: counted by the loop, shown by the terminal, returned to callers."""
 
 from __future__ import annotations
 

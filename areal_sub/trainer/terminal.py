@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -51,7 +51,9 @@ class Terminal:
         openai = config.rollout.openai
         self._console.print(f"[bold]areal-sub[/] {config.experiment_name}/{config.trial_name}")
         self.say(f"  agent      {config.workflow or '(given in code)'}, {openai.mode}")
-        self.say(f"  policy     {config.actor.path}, {config.actor.dtype}, {config.engine.type} engine")
+        self.say(
+            f"  policy     {config.actor.path}, {config.actor.dtype}, {config.engine.type} engine"
+        )
         self.say(f"  tasks      {num_tasks} to train on, {num_valid} held out, seed {config.seed}")
         self.say(
             f"  step       {_batch_size(config)} tasks x {config.gconfig.n_samples} rollouts, "
@@ -95,7 +97,7 @@ class Terminal:
             "", ProgressBar(total=progress.num_steps, completed=progress.step, width=_MAX_SPARK)
         )
         for name, label in (("reward/train", "reward"), ("reward/valid", "held out")):
-            values = [r[name] for r in progress.rows if r.get(name) is not None]
+            values = _values(progress, name)
             if values:
                 grid.add_row(label, Text(f"{sparkline(values)}  {values[-1]:.3f}"))
         if row:
@@ -107,7 +109,8 @@ class Terminal:
             )
             grid.add_row(
                 "staleness",
-                f"mean {row.get('staleness/mean', 0):.2f}   max {row.get('staleness/max', 0):.0f}   "
+                f"mean {row.get('staleness/mean', 0):.2f}   "
+                f"max {row.get('staleness/max', 0):.0f}   "
                 f"|Δ logprob| {row.get('learner/logprob_delta_mean', 0):.1e}   "
                 f"entropy {row.get('learner/entropy', 0):.2f}",
             )
@@ -122,18 +125,18 @@ class Terminal:
     def summary(self, run: RunDir, progress: Progress) -> None:
         """What came of it; also printed where the run ended early."""
         rows = [row for row in progress.rows if row.get("reward/train") is not None]
-        valid = [row["reward/valid"] for row in progress.rows if row.get("reward/valid") is not None]
+        valid = _values(progress, "reward/valid")
         elapsed_s = time.monotonic() - self._started_at
         self._console.rule()
         self.say(f"{progress.step} of {progress.num_steps} steps in {elapsed_s:.0f} s")
         if rows:
-            rewards = [row["reward/train"] for row in rows]
-            self.say(f"  training reward    {rewards[0]:.3f} → {rewards[-1]:.3f}   {sparkline(rewards)}")
+            self.say(f"  training reward    {_course(_values(progress, 'reward/train'))}")
             if valid:
-                self.say(f"  validation reward  {valid[0]:.3f} → {valid[-1]:.3f}   {sparkline(valid)}")
+                self.say(f"  validation reward  {_course(valid)}")
+            delta = "learner/logprob_delta_mean"
             self.say(
-                f"  sampler and learner logprobs, mean |Δ|: {rows[0]['learner/logprob_delta_mean']:.1e} "
-                f"at step {rows[0]['step']}, {rows[-1]['learner/logprob_delta_mean']:.1e} at the end"
+                f"  mean |Δ| of sampler's and learner's logprobs: {rows[0][delta]:.1e} at step "
+                f"{rows[0]['step']}, {rows[-1][delta]:.1e} at the end"
             )
         self.say(_exactness_text(progress))
         self.say(f"  rollouts           {_counts(progress.outcomes)}")
@@ -151,12 +154,21 @@ class Terminal:
                 self.say(f"  {label:18} {path}")
 
 
+def _values(progress: Progress, name: str) -> list[float]:
+    return [row[name] for row in progress.rows if row.get(name) is not None]
+
+
+def _course(values: Sequence[float]) -> str:
+    return f"{values[0]:.3f} → {values[-1]:.3f}   {sparkline(values)}"
+
+
 def _exactness_text(progress: Progress) -> str:
     exact = progress.exactness
     forks = {f: n for f, n in progress.forks.items() if f not in (Fork.NONE, Fork.ROOT)}
+    num_tokens = exact.num_verbatim + exact.num_masked
     return (
-        f"  exactness          {100 * exact.share:.2f} % of {exact.num_verbatim + exact.num_masked} "
-        f"tokens sampled verbatim, {exact.num_masked} masked; "
+        f"  exactness          {100 * exact.share:.2f} % of {num_tokens} trained tokens sampled "
+        f"verbatim, {exact.num_masked} masked; "
         f"forks: {_counts(forks) if forks else 'none'}"
     )
 

@@ -110,9 +110,7 @@ class Trainer:
                 num_steps=num_steps,
             )
             with terminal.live(progress):
-                _run_interruptible(
-                    _run(config, workload, run, base, recovery, progress, terminal)
-                )
+                _run_interruptible(_run(config, workload, run, base, recovery, progress, terminal))
         finally:
             run.close()
             terminal.summary(run, progress)
@@ -200,7 +198,8 @@ async def _run(
             logs=run.logs,
         ) as stack:
             learner = await stack.guard(_awaited(loading))
-            await stack.guard(_warm(stack, workload))
+            for note in await stack.guard(_warm(stack, workload)):
+                terminal.say(f"note: {note}")
             loop = TrainLoop(
                 config,
                 workload,
@@ -223,10 +222,10 @@ async def _awaited(future: asyncio.Future[Learner]) -> Learner:
     return await future
 
 
-async def _warm(stack: Stack, workload: Workload) -> None:
+async def _warm(stack: Stack, workload: Workload) -> list[str]:
     """Import the agents once, so that one that cannot be imported ends the run before it begins."""
-    for agent in {id(a): a for a in (workload.agent, workload.eval_agent)}.values():
-        await stack.agents.warm(agent.target, agent.pickled)
+    targets = {(a.target, a.pickled) for a in (workload.agent, workload.eval_agent)}
+    return [note for target in targets for note in await stack.agents.warm(*target)]
 
 
 def _num_steps(config: Config, num_tasks: int) -> int:

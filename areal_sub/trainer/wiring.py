@@ -102,7 +102,7 @@ class Stack:
             await start_component(
                 "proxy",
                 "areal_sub.proxy",
-                _proxy_settings(config, sockets["proxy"], sockets["engine"], tokenizer_path, journal),
+                _proxy_settings(config, sockets, tokenizer_path, journal),
             )
             if config.rollout.openai.mode == "subproc":
                 await start_component(
@@ -194,13 +194,13 @@ def _engine_settings(
 
 
 def _proxy_settings(
-    config: Config, socket: Path, engine: Path, tokenizer_path: str, journal: Path
+    config: Config, sockets: Mapping[str, Path], tokenizer_path: str, journal: Path
 ) -> dict[str, Any]:
     return {
         "agent_host": "127.0.0.1",
         "agent_port": 0,
-        "control_path": str(socket),
-        "engine_path": str(engine),
+        "control_path": str(sockets["proxy"]),
+        "engine_path": str(sockets["engine"]),
         "journal_path": str(journal),
         "tokenizer_path": tokenizer_path,
         "chat_template": config.rollout.openai.chat_template,

@@ -209,7 +209,7 @@ def demonstration(rng: random.Random) -> list[Message]:
             case luck if luck < 0.35:
                 return [*messages, _broken_call(problem, rng)]
             case _:
-                asked = _slip(problem, rng)
+                asked = _slip_of_call(problem, rng)
     result = solve(asked)
     return [
         *messages,
@@ -222,16 +222,22 @@ def demonstration(rng: random.Random) -> list[Message]:
 _TRAIN_PROBLEMS = problems("train")
 
 
-def _slip(problem: Problem, rng: random.Random) -> Problem:
-    """A call that is wrong because something was copied from the wrong place."""
+def _slip_of_call(problem: Problem, rng: random.Random) -> Problem:
+    """Another problem than the one asked: wrong operator, an operand twice, a digit twice."""
     a, op, b = problem
-    slips = [(a, "*" if op == "+" else "+", b), (a, op, a), (b, op, b)]
-    return rng.choice([slip for slip in slips if slip != problem])
+    slips = [(a, "*" if op == "+" else "+", b), (a, op, a), (b, op, b), (11 * a, op, b), (a, op, 11 * b)]
+    return rng.choice([slip for slip in slips if slip != problem and is_train(slip)])
 
 
 def _slip_of_answer(asked: Problem, rng: random.Random) -> int:
-    a, _, b = asked
-    return rng.choice([value for value in (a, b) if value != solve(asked)] or [0])
+    """Another number than the tool's: digits lost, doubled or swapped."""
+    digits = str(solve(asked))
+    slips = [digits[0], digits[-1], digits[::-1], digits[0] + digits, digits + digits[-1]]
+    return int(rng.choice([slip for slip in slips if slip != digits]))
+
+
+def is_train(problem):
+    return problem in _TRAIN_PROBLEMS or problem[0]>9 or problem[2]>9
 
 
 def _answer(value: int) -> Message:

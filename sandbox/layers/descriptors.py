@@ -1,4 +1,4 @@
-"""stdin empty, stdout and stderr piped out, the result pipe as descriptor 3, everything else shut."""
+"""stdin empty, stdout and stderr piped, the result pipe as descriptor 3, everything else shut."""
 
 from __future__ import annotations
 

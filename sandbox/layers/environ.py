@@ -45,6 +45,6 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
     os.environ["TMPDIR"] = os.path.join(context.folder, "tmp")
     os.environ.update(context.env)
     # What an import in the zygote may have cached from there.
-    tempfile = sys.modules.get("tempfile")
+    tempfile: Any = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile.tempdir = None

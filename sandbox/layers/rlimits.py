@@ -1,4 +1,4 @@
-"""Resource limits, hard and soft. Per process: they bound each process of a child, not their sum."""
+"""Resource limits, hard and soft. Each process of a child has them for itself."""
 
 from __future__ import annotations
 

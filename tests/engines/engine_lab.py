@@ -24,7 +24,8 @@ from areal_sub.engines.embedded.runner import Runner, check_runner
 from areal_sub.records import GenerateRequest, int32
 
 VOCAB = 97
-MAX_MODEL_LEN = 160
+# Long enough for a request to be caught in the middle, however busy the machine is.
+MAX_MODEL_LEN = 2048
 DEADLINE_S = 60.0
 
 T = TypeVar("T")
@@ -96,6 +97,7 @@ class LocalDecoder(Decoder):
         self.results: dict[int, list[Progress]] = {}
         self._changed = threading.Condition()
         self._num_submitted = 0
+        self._acts: dict[int, tuple[int, Callable[[], object]]] = {}
         runner = Runner(model)
         check_runner(runner)
         settings = {
@@ -116,10 +118,18 @@ class LocalDecoder(Decoder):
     def _on_progress(self, steps: list[Progress]) -> None:
         with self._changed:
             for progress in steps:
-                self.results.setdefault(progress.request_id, []).append(progress)
+                parts = self.results.setdefault(progress.request_id, [])
+                parts.append(progress)
+                num_tokens, act = self._acts.get(progress.request_id, (0, None))
+                if act is not None and sum(len(p.token_ids) for p in parts) >= num_tokens:
+                    del self._acts[progress.request_id]
+                    act()
             self._changed.notify_all()
 
-    def send(self, record: GenerateRequest) -> int:
+    def send(
+        self, record: GenerateRequest, *, at: int = 0, act: Callable[[], object] | None = None
+    ) -> int:
+        """Submit; once it has `at` tokens, call `act` on the decode thread, between two steps."""
         request = Request.checked(
             record,
             request_id=self._num_submitted,
@@ -127,11 +137,13 @@ class LocalDecoder(Decoder):
             max_model_len=self._limits.max_model_len,
         )
         self._num_submitted += 1
+        if act is not None:
+            self._acts[request.request_id] = (at, act)
         self.submit(request)
         return request.request_id
 
-    def wait(self, request_id: int, *, num_tokens: int | None = None) -> Progress:
-        """Until the request ended, or has this many tokens; all of it so far as one."""
+    def wait(self, request_id: int) -> Progress:
+        """Until the request ended; all of it as one."""
 
         def collected() -> Progress:
             parts = self.results.get(request_id, [])
@@ -148,8 +160,6 @@ class LocalDecoder(Decoder):
             now = collected()
             if self.ended.done():
                 self.ended.result()
-            if num_tokens is not None and len(now.token_ids) >= num_tokens:
-                return True
             return now.finish_reason is not None or bool(now.error)
 
         with self._changed:

@@ -18,7 +18,7 @@ from engine_lab import (
     request_of,
 )
 
-from areal_sub.engines.embedded.runner import Runner, check_runner
+from areal_sub.engines.embedded.runner import Runner, _pad, check_runner
 from areal_sub.engines.embedded.weights import load_model, served_model_len
 from areal_sub.errors import ModelError
 
@@ -30,14 +30,16 @@ def test_greedy_tokens_are_those_of_transformers_generate(
     model = make_model(name)
     decoder = decoders(model)
     lengths = (3, 17, 40, 1, 33)
-    early = [decoder.send(request_of(prompt_of(n), stream=True)) for n in lengths[:2]]
-    decoder.wait(early[0], num_tokens=3)  # the others join a batch that is running
-    ids = early + [decoder.send(request_of(prompt_of(n), max_new_tokens=25)) for n in lengths[2:]]
-    for request_id, length in zip(ids, lengths, strict=True):
-        done = decoder.wait(request_id)
-        num_tokens = len(done.token_ids)
-        assert num_tokens == (10 if request_id in early else 25)
-        assert done.token_ids == greedy_reference(model, prompt_of(length), num_tokens)
+
+    def join() -> None:  # a batch that is running
+        for length in lengths[2:]:
+            decoder.send(request_of(prompt_of(length), max_new_tokens=25))
+
+    decoder.send(request_of(prompt_of(lengths[0]), stream=True), at=3, act=join)
+    decoder.send(request_of(prompt_of(lengths[1])))
+    for request_id, length in enumerate(lengths):
+        want = greedy_reference(model, prompt_of(length), 10 if request_id < 2 else 25)
+        assert decoder.wait(request_id).token_ids == want
 
 
 def test_eager_attention_gives_the_same(decoders: Callable[..., LocalDecoder]) -> None:
@@ -77,6 +79,13 @@ def test_an_architecture_that_the_cache_does_not_fit_is_refused(config: Callable
         check_runner(Runner(model))
 
 
+def test_padding_is_in_front_and_writes_where_no_token_is() -> None:
+    ids, positions, writes = _pad([[1, 2, 3], [4]], [0, 10], 3)
+    assert ids.tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert positions.tolist() == [[0, 1, 2], [10, 10, 10]]
+    assert writes.tolist() == [[0, 1, 2], [11, 11, 10]]
+
+
 def test_a_model_that_goes_by_its_own_positions_is_refused() -> None:
     """The check is about logits, not only about errors that happen to be raised."""
     model = make_model("llama")
@@ -104,8 +113,8 @@ def test_linear_attention_is_refused_by_name() -> None:
 def test_max_model_len_is_the_models_at_most() -> None:
     config = transformers.LlamaConfig(**small())
     assert served_model_len(config, None) == SMALL["max_position_embeddings"]
-    with pytest.raises(ModelError, match="max_position_embeddings 160"):
-        served_model_len(config, 161)
+    with pytest.raises(ModelError, match="max_position_embeddings 2048"):
+        served_model_len(config, 2049)
     config = transformers.LlamaConfig(**small(max_position_embeddings=10**6))
     assert served_model_len(config, None) == 4096
 

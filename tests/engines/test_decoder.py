@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from engine_lab import LocalDecoder, greedy_reference, make_model, prompt_of, request_of
 
-from areal_sub.engines.embedded.decoder import Progress
 from areal_sub.engines.embedded.weights import WeightNames, WeightUpdate, read_update
 
 Decoders = Callable[..., LocalDecoder]
@@ -66,12 +66,20 @@ def test_more_requests_than_rows_all_finish_with_their_own_tokens(decoders: Deco
 def test_a_long_prompt_is_computed_in_pieces_while_others_decode(decoders: Decoders) -> None:
     model = make_model("llama")
     decoder = decoders(model, max_prefill_tokens=8)
-    first = decoder.send(request_of(prompt_of(5), max_new_tokens=100, stream=True))
-    decoder.wait(first, num_tokens=5)
-    long = decoder.send(request_of(prompt_of(120, salt=2), max_new_tokens=5))
-    assert decoder.wait(long).token_ids == greedy_reference(model, prompt_of(120, salt=2), 5)
-    assert len(decoder.results[first]) >= 5 + 120 // 8, "it decoded between the pieces"
-    assert decoder.wait(first).token_ids == greedy_reference(model, prompt_of(5), 100)
+    num_meanwhile = []
+
+    def join() -> None:
+        decoder.send(
+            request_of(prompt_of(120, salt=2), max_new_tokens=5),
+            at=5,
+            act=lambda: num_meanwhile.append(len(decoder.results[0])),
+        )
+
+    decoder.send(request_of(prompt_of(5), max_new_tokens=100, stream=True), at=5, act=join)
+    assert decoder.wait(0).token_ids == greedy_reference(model, prompt_of(5), 100)
+    assert decoder.wait(1).token_ids == greedy_reference(model, prompt_of(120, salt=2), 5)
+    # 15 pieces, the last of which gave the first of 5 tokens; one for each of these steps.
+    assert num_meanwhile == [5 + 15 + 4]
 
 
 def test_a_request_that_might_not_fit_in_memory_waits(decoders: Decoders) -> None:
@@ -137,12 +145,15 @@ def test_stale_keys_and_values_never_serve_a_new_request(
     update = weights_of(model, new_weights)
     prompt = prompt_of(40)
     decoder.wait(decoder.send(request_of(prompt, affinity="r")))
-    across = decoder.send(request_of(prompt, affinity="across", max_new_tokens=100, stream=True))
-    decoder.wait(across, num_tokens=5)
-    decoder.update(update, 1).result(10)
+    across = decoder.send(
+        request_of(prompt, affinity="across", max_new_tokens=20, stream=True),
+        at=5,
+        act=lambda: decoder.update(update, 1),
+    )
+    done = decoder.wait(across)
+    assert set(done.versions) == {0, 1}
     reused = decoder.num_reused_tokens
     new = make_model("llama", seed=1)
-    done = decoder.wait(across)
     for affinity in ("r", "across"):
         longer = prompt + list(done.token_ids[:2])
         got = decoder.wait(decoder.send(request_of(longer, affinity=affinity)))
@@ -157,54 +168,54 @@ def test_an_update_in_mid_request_changes_the_tokens_after_it(
     old, new = make_model("llama"), make_model("llama", seed=1)
     decoder = decoders(make_model("llama"))
     prompt = prompt_of(20)
-    request_id = decoder.send(request_of(prompt, max_new_tokens=100, stream=True))
-    decoder.wait(request_id, num_tokens=7)
-    decoder.update(weights_of(decoder._runner.model, new_weights), 1).result(10)
+    update = weights_of(decoder._runner.model, new_weights)
+    request_id = decoder.send(
+        request_of(prompt, max_new_tokens=30, stream=True),
+        at=7,
+        act=lambda: decoder.update(update, 1),
+    )
     done = decoder.wait(request_id)
-    switch = list(done.versions).index(1)
-    assert list(done.versions) == [0] * switch + [1] * (100 - switch)
-    assert 7 <= switch < 100
+    assert list(done.versions) == [0] * 7 + [1] * 23
     # The same by hand: the old model's keys and values stay, the new model goes on from them.
     cache = transformers.DynamicCache(config=old.config)
     ids, token_ids = prompt, []
-    for i in range(100):
-        model = old if i < switch else new
+    for i in range(30):
+        model = old if i < 7 else new
         logits = model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True).logits
         token_ids.append(int(logits[0, -1].argmax()))
         ids = token_ids[-1:]
     assert done.token_ids == token_ids
-    assert done.token_ids != greedy_reference(old, prompt, 100)
+    assert done.token_ids != greedy_reference(old, prompt, 30)
 
 
 def test_an_abort_frees_the_row_and_leaves_the_others_alone(decoders: Decoders) -> None:
     model = make_model("llama")
     decoder = decoders(model, max_running_requests=3)
-    long = [
-        decoder.send(request_of(prompt_of(10, i), max_new_tokens=140, stream=True))
-        for i in range(3)
-    ]
-    waiting = [decoder.send(request_of(prompt_of(10, i), max_new_tokens=140)) for i in (3, 4)]
-    for request_id in long:
-        decoder.wait(request_id, num_tokens=3)
-    decoder.abort(long[0])
-    decoder.abort(waiting[0])
-    for i, request_id in ((1, long[1]), (2, long[2]), (4, waiting[1])):
-        assert decoder.wait(request_id).token_ids == greedy_reference(model, prompt_of(10, i), 140)
-    assert len(decoder.wait(long[0], num_tokens=0).token_ids) < 140
-    assert waiting[0] not in decoder.results
+
+    def abort() -> None:
+        decoder.abort(0)  # runs
+        decoder.abort(3)  # waits
+
+    def send(i: int, **hook: Any) -> int:
+        return decoder.send(request_of(prompt_of(10, i), max_new_tokens=30, stream=True), **hook)
+
+    assert [send(0, at=3, act=abort), *(send(i) for i in range(1, 5))] == [0, 1, 2, 3, 4]
+    for i in (1, 2, 4):
+        assert decoder.wait(i).token_ids == greedy_reference(model, prompt_of(10, i), 30)
+    assert len(decoder.results[0]) == 3
+    assert 3 not in decoder.results
 
 
 def test_an_aborted_prompt_in_pieces_makes_room(decoders: Decoders) -> None:
     model = make_model("llama")
     decoder = decoders(model, max_prefill_tokens=2, max_running_requests=2)
-    running = decoder.send(request_of(prompt_of(5), max_new_tokens=140, stream=True))
-    decoder.wait(running, num_tokens=1)
+    record = request_of(prompt_of(5), max_new_tokens=40, stream=True)
+    running = decoder.send(record, at=10, act=lambda: decoder.abort(long))
     long = decoder.send(request_of(prompt_of(150)))
     after = decoder.send(request_of(prompt_of(8), max_new_tokens=20))
-    decoder.wait(running, num_tokens=10)
-    decoder.abort(long)
     assert decoder.wait(after).token_ids == greedy_reference(model, prompt_of(8), 20)
-    assert decoder.wait(running).token_ids == greedy_reference(model, prompt_of(5), 140)
+    assert decoder.wait(running).token_ids == greedy_reference(model, prompt_of(5), 40)
+    assert long not in decoder.results
 
 
 def test_weights_that_give_no_numbers_fail_requests_not_the_engine(
@@ -214,10 +225,8 @@ def test_weights_that_give_no_numbers_fail_requests_not_the_engine(
     decoder = decoders(model)
     good = weights_of(model, new_weights)
     bad = WeightUpdate({name: torch.full_like(t, torch.nan) for name, t in good.tensors.items()})
-    running = decoder.send(request_of(prompt_of(20), max_new_tokens=140, stream=True))
-    decoder.wait(running, num_tokens=3)
-    decoder.update(bad, 1).result(10)
-    done: Progress = decoder.wait(running)
+    record = request_of(prompt_of(20), max_new_tokens=140, stream=True)
+    done = decoder.wait(decoder.send(record, at=3, act=lambda: decoder.update(bad, 1)))
     assert done.error == "the model's logits are not finite at policy version 1"
     assert "not finite" in decoder.wait(decoder.send(request_of(prompt_of(30)))).error
     decoder.update(good, 2).result(10)
@@ -225,6 +234,35 @@ def test_weights_that_give_no_numbers_fail_requests_not_the_engine(
     ids = [decoder.send(request_of(prompt_of(n))) for n in (4, 20)]
     assert decoder.wait(ids[0]).token_ids == greedy_reference(new, prompt_of(4), 10)
     assert decoder.wait(ids[1]).token_ids == greedy_reference(new, prompt_of(20), 10)
+
+
+def test_an_aborted_prompt_leaves_nothing_that_is_not_a_number(
+    decoders: Decoders, new_weights: Path
+) -> None:
+    model = make_model("llama")
+    good = weights_of(model, new_weights)
+    bad = WeightUpdate({name: torch.full_like(t, torch.nan) for name, t in good.tensors.items()})
+    decoder = decoders(model, max_prefill_tokens=8)
+    decoder.update(bad, 1).result(10)
+    num_admissions = 0
+    admit = decoder._admit
+
+    def abort_in_the_middle() -> list[int]:
+        nonlocal num_admissions
+        num_admissions += 1
+        if num_admissions == 3:
+            decoder.abort(long)
+            decoder.update(good, 2)
+        return admit()
+
+    decoder._admit = abort_in_the_middle  # type: ignore[method-assign]
+    long = decoder.send(request_of(prompt_of(60)))
+    # It joins the row that the long one leaves, shorter than what was computed of that.
+    after = decoder.send(request_of(prompt_of(4), max_new_tokens=30))
+    done = decoder.wait(after)
+    assert (done.error, list(done.versions)) == ("", [2] * 30)
+    assert done.token_ids == greedy_reference(make_model("llama", seed=1), prompt_of(4), 30)
+    assert long not in decoder.results
 
 
 def test_an_error_in_a_step_ends_the_thread_and_says_why(decoders: Decoders) -> None:

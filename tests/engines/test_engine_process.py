@@ -20,7 +20,8 @@ from engine_lab import (
 )
 
 from areal_sub.engine_client import EngineClient
-from areal_sub.errors import PeerGone, RpcError
+from areal_sub.engines.embedded.server import serve
+from areal_sub.errors import ModelError, PeerGone, RpcError
 from areal_sub.records import EngineInfo, GenerateChunk, GenerateRequest
 
 
@@ -101,7 +102,7 @@ def test_a_bad_request_is_told_so_and_harms_nobody(
 
 def test_closing_a_stream_frees_its_row(engine: EngineProcess) -> None:
     async def work(client: EngineClient) -> None:
-        long = request_of(prompt_of(4), max_new_tokens=150, stream=True)
+        long = request_of(prompt_of(4), max_new_tokens=2000, stream=True)
         await client.pause()  # so that it cannot end by itself
         closed = asyncio.ensure_future(generate(client, long))
         await until(client, running=0, waiting=1)
@@ -142,12 +143,11 @@ def test_update_pause_and_resume_with_requests_in_flight(
     with engine_process(tmp_path, model_path=str(model_dir), policy_version=4) as engine:
 
         async def mid_flight(client: EngineClient) -> None:
-            request = request_of(prompt_of(20), max_new_tokens=130, stream=True)
+            request = request_of(prompt_of(20), max_new_tokens=2000, stream=True)
             stream = client.generate(request)
-            chunks = [await anext(stream) for _ in range(3)]
+            versions = [v for _ in range(3) for v in (await anext(stream)).versions.tolist()]
             await client.pause()
             paused = await client.info()
-            rest = asyncio.ensure_future(collect(stream))
             with pytest.raises(RpcError, match="ModelError: cannot read weights"):
                 await client.update_weights(tmp_path / "settings.json", 5, timeout_s=30)
             with pytest.raises(RpcError, match="engine is at 4"):
@@ -158,10 +158,12 @@ def test_update_pause_and_resume_with_requests_in_flight(
             assert (info.policy_version, info.num_running) == (5, 1)
             assert info.num_generated_tokens == paused.num_generated_tokens
             await client.resume()
-            chunks += await rest
-            versions = [int(v) for c in chunks for v in c.versions]
-            switch = paused.num_generated_tokens
-            assert versions == [4] * switch + [5] * (130 - switch)
+            while versions.count(5) < 10:
+                versions += (await anext(stream)).versions.tolist()
+            await stream.aclose()  # type: ignore[attr-defined]
+            assert versions[: versions.index(5)] == [4] * paused.num_generated_tokens
+            assert set(versions[versions.index(5) :]) == {5}
+            await until(client, running=0)
             (after,) = await generate(client, request_of(prompt_of(30)))
             new = greedy_reference(make_model("llama", seed=1), prompt_of(30), 10)
             assert after.token_ids.tolist() == new
@@ -173,11 +175,13 @@ def test_update_pause_and_resume_with_requests_in_flight(
         assert not engine.socket_path.exists()
 
 
-async def collect(stream: object) -> list[GenerateChunk]:
-    return [chunk async for chunk in stream]  # type: ignore[attr-defined]
+def test_a_model_that_cannot_be_served_ends_it_with_the_reason(tmp_path: Path) -> None:
+    settings = {"socket_path": str(tmp_path / "s"), "model_path": str(tmp_path / "none")}
+    with pytest.raises(ModelError, match="cannot read a model config"):
+        asyncio.run(serve(settings))
 
 
-def test_a_model_that_cannot_be_served_ends_the_process_with_its_reason(tmp_path: Path) -> None:
-    with engine_process(tmp_path, model_path=str(tmp_path / "none")) as engine:
-        assert engine.process.wait(60.0) != 0
-    assert "ModelError: cannot read a model config" in (tmp_path / "log").read_text()
+def test_memory_for_not_even_one_sequence_is_an_error(tmp_path: Path, model_dir: Path) -> None:
+    settings = {"socket_path": str(tmp_path / "s"), "model_path": str(model_dir)}
+    with pytest.raises(ModelError, match="one sequence of max_model_len 2048 needs 2 MiB"):
+        asyncio.run(serve({**settings, "device": "cpu", "max_kv_bytes": 2**20}))

@@ -132,7 +132,7 @@ def test_gradient_checkpointing_recomputes_the_layers(load_learner: Any, groups:
         calls: list[int] = []
         # The MLP lies inside the checkpointed layer: it runs again in the backward pass.
         mlp = learner._policy.hf.model.layers[0].mlp
-        mlp.register_forward_hook(lambda *_: calls.append(1))
+        mlp.register_forward_pre_hook(lambda *_: calls.append(1))
         learner.step(groups)
         return len(calls)
 
@@ -164,7 +164,7 @@ def test_learner_agrees_with_the_sampler_to_rounding(
 
 
 def test_rewarded_tokens_become_likely(load_learner: Any, make_rollout: Any) -> None:
-    """A bandit: one token after the prompt, reward 1 for token 7."""
+    """A bandit: one token after the prompt, reward 1 for one that is seldom drawn."""
     learner = load_learner(optimizer={"lr": 1e-2}, ppo_n_minibatches=2)
     prompt, rng = [1, 4, 9], np.random.default_rng(0)
 
@@ -173,15 +173,16 @@ def test_rewarded_tokens_become_likely(load_learner: Any, make_rollout: Any) -> 
             logits = learner._policy.hf(input_ids=torch.tensor([prompt])).logits[0, -1]
         return logits.double().softmax(-1).numpy()
 
-    before = distribution()[7]
+    start = distribution()
+    best = int(np.abs(start - 0.05).argmin())
     for _ in range(15):
         p = distribution()
         rollouts = []
         for token in rng.choice(32, size=64, p=p / p.sum()).tolist():
-            reward = float(token == 7)
+            reward = float(token == best)
             rollouts.append(make_rollout(reward, ([*prompt, token], [3], [np.log(p[token])])))
         stats = learner.step([rollouts])
-    assert before < 0.2 and distribution()[7] > 0.9
+    assert start[best] < 0.1 and distribution()[best] > 0.9
     assert stats.num_optimizer_steps == 2
 
 
@@ -246,9 +247,7 @@ def test_degenerate_groups_change_nothing(load_learner: Any, groups: Groups) -> 
 
 def test_without_a_token_to_train_there_is_no_step(load_learner: Any, make_rollout: Any) -> None:
     learner = load_learner()
-    for empty in ([], [[]], [[make_rollout(1.0)]], [[make_rollout(1.0, ([1, 2], [], []))]]):
-        if empty == [[]]:
-            continue
+    for empty in ([], [[make_rollout(1.0)]], [[make_rollout(1.0, ([1, 2], [], []))]]):
         with pytest.raises(ValueError, match="token to train"):
             learner.step(empty)
     assert learner.num_steps == 0
@@ -308,6 +307,7 @@ def test_bfloat16_computes_low_and_learns_in_full_precision(
         ({"temperature": 0.0}, "gconfig.temperature"),
         ({"dtype": "float16"}, "float16: gradients underflow"),
         ({"device": "abacus"}, "actor.device='abacus'"),
+        ({"device": "cuda:99"}, "actor.device='cuda:99' cannot be used here"),
     ],
 )
 def test_settings_that_cannot_work_are_named(

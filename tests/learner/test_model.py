@@ -96,7 +96,7 @@ def test_a_model_with_logits_of_its_own_making_is_refused(
         PolicyModel.load(str(model_folder), dtype="float32", device=CPU)
 
 
-def test_a_missing_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such folder here"):
         PolicyModel.load(str(tmp_path / "nowhere"), dtype="float32", device=CPU)
     with pytest.raises(ModelError, match=str(tmp_path)):  # there, but empty
@@ -192,7 +192,7 @@ def test_saved_folder_is_a_hugging_face_model(
 def test_a_tokenizer_that_is_not_there_is_named(load_learner: Any, tmp_path: Path) -> None:
     learner = load_learner()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="no tokenizer files in .*empty"):
+    with pytest.raises(ModelError, match=r"no tokenizer files in .*empty"):
         learner.save_pretrained(tmp_path / "out", str(tmp_path / "empty"))
     with pytest.raises(ModelError, match="cannot get the tokenizer"):
         learner.save_pretrained(tmp_path / "out", str(tmp_path / "no" / "such" / "folder"))

@@ -179,6 +179,7 @@ class Decoder:
                 return
         ended = {i for i, r in enumerate(self._rows) if r.request_id == request_id}
         for row in ended:
+            # Nothing was sampled from a prompt in pieces yet, so nothing says that it is finite.
             self._runner.cache.clear(row)
         self._free(ended)
 
@@ -186,8 +187,6 @@ class Decoder:
         weights.apply(self._runner.model)
         self.policy_version = version
         self._prefixes.clear()
-        for request in self._rows:
-            request.kv_version = None
 
     def _step(self) -> list[Progress]:
         chunks = self._admit()
@@ -241,7 +240,7 @@ class Decoder:
     def _join(self, request: Request, hit: tuple[Prefix, int] | None) -> None:
         row = len(self._rows)
         self._rows.append(request)
-        request.kv_version = self.policy_version
+        request.joined_version = self.policy_version
         if hit is None:
             return
         prefix, length = hit
@@ -309,8 +308,9 @@ class Decoder:
         return progress
 
     def _retain(self, row: int, request: Request) -> None:
-        """Keep an ended request's keys and values for the next turn, unless they are stale."""
-        if request.kv_version != self.policy_version:
+        """Keep an ended request's keys and values for the next turn, unless they are stale: begun
+        under an earlier version than the one that a new request would continue them with."""
+        if request.joined_version != self.policy_version:
             return
         num_bytes = request.num_cached * self._bytes_per_token
         if self._prefixes.wants(request.affinity, request.num_cached, num_bytes):

@@ -45,7 +45,7 @@ class Request:
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     num_cached: int = 0  # tokens whose keys and values lie in this request's row of the cache
-    kv_version: int | None = None  # whose keys and values these are; None: of several versions
+    joined_version: int = -1  # policy version when it got its row
 
     @classmethod
     def checked(

@@ -18,7 +18,8 @@ class SamplingRows:
     """Sampling parameters of a batch. A field is None where no row needs it, and costs nothing."""
 
     temperature: Tensor | None  # float32 [rows, 1]; 1 for greedy rows
-    noise: Tensor | None  # float32 [rows, 1]; 0 for greedy rows, else 1; None: all greedy
+    sampled: Tensor | None  # bool [rows, 1]: the rows that are not greedy
+    has_greedy: bool
     truncated: Tensor | None  # int64 [num_truncated]: the rows with top_k or top_p
     top_k: Tensor | None  # int64 [num_truncated, 1]
     top_p: Tensor | None  # float32 [num_truncated, 1]
@@ -40,7 +41,8 @@ class SamplingRows:
         everything = torch.iinfo(torch.int64).max
         return cls(
             temperature=None if set(scales) == {1.0} else column(scales, torch.float32),
-            noise=None if all(greedy) else column([float(not g) for g in greedy], torch.float32),
+            sampled=None if all(greedy) else column([not g for g in greedy], torch.bool),
+            has_greedy=any(greedy),
             truncated=torch.tensor(truncated, device=device) if truncated else None,
             top_k=column([rows[i][2] or everything for i in truncated], torch.int64)
             if truncated
@@ -61,16 +63,22 @@ def sample(logits: Tensor, rows: SamplingRows, generator: torch.Generator) -> tu
         at temperature 1 and untruncated. A row whose logits are not finite gets a logprob that is
         not finite.
 
-    Draws by the exponential race: the first arrival among rates p_i is i with probability p_i,
-    and argmax(log p_i - log E_i) with E_i ~ Exp(1) is that first arrival.
+    Draws by inverting the cumulative distribution, in float64: one random number per row, however
+    large the vocabulary, and no token of probability 0 is ever drawn.
     """
     logprobs = distribution(logits, rows)
-    scores = logprobs
-    if rows.noise is not None:
-        arrivals = torch.empty_like(logprobs).exponential_(generator=generator)
-        # Exp(1) in float32 can round to 0, whose log would win against any probability.
-        scores = logprobs - arrivals.clamp_min_(1e-10).log_().mul_(rows.noise)
-    token_ids = scores.argmax(dim=-1, keepdim=True)
+    if rows.sampled is None:
+        token_ids = logprobs.argmax(dim=-1, keepdim=True)
+    else:
+        cumulative = logprobs.exp().double().cumsum(dim=-1)
+        shape, device = (len(logprobs), 1), logprobs.device
+        drawn = torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+        token_ids = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
+        # Beyond the last token is only where the row is not finite.
+        token_ids = token_ids.clamp_max(logprobs.shape[-1] - 1)
+        if rows.has_greedy:
+            likeliest = logprobs.argmax(dim=-1, keepdim=True)
+            token_ids = torch.where(rows.sampled, token_ids, likeliest)
     return token_ids.squeeze(1), logprobs.gather(1, token_ids).squeeze(1)
 
 

@@ -25,7 +25,16 @@ from areal_sub.engines.embedded.request import Request, RequestError
 from areal_sub.engines.embedded.runner import Runner, check_runner
 from areal_sub.engines.embedded.settings import EngineSettings
 from areal_sub.errors import ModelError
-from areal_sub.records import EngineInfo, GenerateChunk, GenerateRequest, float32, int32
+from areal_sub.records import (
+    EngineInfo,
+    GenerateChunk,
+    GenerateRequest,
+    Int32Array,
+    extend_digest,
+    float32,
+    int32,
+    uint32,
+)
 from areal_sub.rpc import Server
 
 log = logging.getLogger(__name__)
@@ -102,7 +111,7 @@ class Engine:
             vocab_size=self._vocab_size,
             max_model_len=self._limits.max_model_len,
         )
-        call = self._calls[request.request_id] = _Call()
+        call = self._calls[request.request_id] = _Call(extend_digest(0, request.prompt))
         self._decoder.submit(request)
         try:
             while True:
@@ -147,8 +156,9 @@ class _Call:
     A slow reader gets fewer, longer chunks, so what waits here is bounded by the request itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prompt_digest: int) -> None:
         self.ended = False
+        self._digest = prompt_digest
         self._changed = asyncio.Event()
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
@@ -171,14 +181,20 @@ class _Call:
         self._changed.clear()
         if self._error:
             raise RequestError(self._error)
+        token_ids = int32(self._token_ids)
         chunk = GenerateChunk(
-            token_ids=int32(self._token_ids),
+            token_ids=token_ids,
             logprobs=float32(self._logprobs),
             versions=int32(self._versions),
             finish_reason=self._finish_reason,
+            digests=uint32([self._extended(token_ids[i : i + 1]) for i in range(len(token_ids))]),
         )
         self._token_ids, self._logprobs, self._versions = [], [], []
         return chunk
+
+    def _extended(self, token_ids: Int32Array) -> int:
+        self._digest = extend_digest(self._digest, token_ids)
+        return self._digest
 
 
 async def _on_thread(work: Callable[[], T]) -> T:

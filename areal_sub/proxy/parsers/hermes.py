@@ -14,6 +14,7 @@ import json
 from typing import Any, ClassVar
 
 from areal_sub.proxy.decode import num_held
+from areal_sub.proxy.neutral import MAX_DEPTH, is_deeper_than
 from areal_sub.proxy.parsers.pieces import ParsedCall, Piece
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -85,6 +86,8 @@ def parse_call(body: str) -> ParsedCall | None:
         call: Any = json.loads(body, parse_constant=_refuse_constant)
         name, arguments = call["name"], call["arguments"]
         if not (isinstance(name, str) and name and isinstance(arguments, dict)):
+            return None
+        if is_deeper_than(arguments, MAX_DEPTH):
             return None
         text = json.dumps(arguments, ensure_ascii=False)
         (name + text).encode()  # lone surrogates can be escaped in JSON, but not sent

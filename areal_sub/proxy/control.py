@@ -1,0 +1,150 @@
+"""The control plane: what the trainer asks of the proxy, on the Unix socket.
+
+`open_rollout` and `end_rollout` bracket a rollout's records in the journal; `subscribe` is the
+record stream; `info` and `stats` are what they say. No agent can reach any of this.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from areal_sub.proxy.sessions import Sampling, Session, Sessions
+from areal_sub.proxy.turns import Turns
+from areal_sub.records import EndRecord, OpenRecord, Outcome
+from areal_sub.rpc import Handler, Params
+from areal_sub.trajectory.journal import HEADER_BYTES, Journal
+
+
+class Control:
+    def __init__(
+        self,
+        *,
+        sessions: Sessions,
+        turns: Turns,
+        journal: Journal,
+        agent_port: int,
+        max_model_len: int,
+    ) -> None:
+        self._sessions = sessions
+        self._turns = turns
+        self._journal = journal
+        self._info = {
+            "agent_port": agent_port,
+            "max_model_len": max_model_len,
+            # Where this process's records begin, for a reader that wants no earlier ones.
+            "journal_offset": journal.end,
+        }
+
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            "info": self.info,
+            "open_rollout": self.open_rollout,
+            "end_rollout": self.end_rollout,
+            "subscribe": self.subscribe,
+            "stats": self.stats,
+        }
+
+    async def info(self, params: Params) -> dict[str, int]:
+        return self._info
+
+    async def open_rollout(self, params: Params) -> dict[str, Any]:
+        session = Session(
+            rollout_id=params["rollout_id"],
+            key=params["key"],
+            max_turns=params["max_turns"],
+            sampling=Sampling(**params["gconfig"]),
+        )
+        self._sessions.open(session)
+        record = OpenRecord(
+            rollout_id=session.rollout_id,
+            group_id=params["group_id"],
+            task_id=params["task_id"],
+            split=params["split"],
+            policy_version=params["policy_version"],
+            opened_at=time.time(),
+        )
+        try:
+            self._journal.append(record)
+        except BaseException:
+            await self._sessions.close(session.rollout_id)
+            raise
+        return {}
+
+    async def end_rollout(self, params: Params) -> dict[str, Any]:
+        """Stop the rollout's calls, then write its end record, which is its last."""
+        session = await self._sessions.close(params["rollout_id"])
+        record = end_record(session, params)
+        self._journal.append(record)
+        return {"outcome": record.outcome, "num_turns": record.num_turns}
+
+    async def subscribe(self, params: Params) -> AsyncIterator[dict[str, Any]]:
+        async for offset, records in self._journal.follow(params.get("offset") or HEADER_BYTES):
+            yield {"offset": offset, "records": records}
+
+    async def stats(self, params: Params) -> dict[str, Any]:
+        turns, sessions = self._turns, self._sessions
+        return {
+            "num_requests": turns.num_requests,
+            "num_rejected": dict(sessions.num_rejected),
+            "num_open": len(sessions),
+            "num_turns": turns.num_turns,
+            "num_aborted": turns.num_aborted,
+            "forks": dict(turns.forks),
+            "num_prompt_tokens": turns.num_prompt_tokens,
+            "num_sampled_tokens": turns.num_sampled_tokens,
+        }
+
+
+def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
+    """The end of a rollout, with the outcome that its turns and rewards allow."""
+    outcome, error = Outcome(params["outcome"]), params["error"]
+    reward, turn_rewards = params["reward"], dict(params["turn_rewards"])
+    if outcome is Outcome.COMPLETED:
+        unknown = [turn_id for turn_id in turn_rewards if not _turns_of(session, turn_id)]
+        values = [*turn_rewards.values(), *([] if reward is None else [reward])]
+        if not session.turn_ids:
+            outcome, error = Outcome.NO_TURNS, "a reward, but no model call to train"
+        elif unknown:
+            outcome = Outcome.INVALID_RESULT
+            error = f"a reward for {unknown[0][:100]!r}, which is no completion of this rollout"
+        elif not values or not all(math.isfinite(value) for value in values):
+            outcome, error = Outcome.INVALID_RESULT, f"no finite reward among {values[:8]}"
+    if outcome is not Outcome.COMPLETED:
+        reward, turn_rewards = None, {}
+    return EndRecord(
+        rollout_id=session.rollout_id,
+        outcome=outcome,
+        reward=reward,
+        turn_rewards=_by_turn(session, turn_rewards),
+        error=error,
+        traceback=params["traceback"],
+        stdout_tail=params["stdout_tail"],
+        stderr_tail=params["stderr_tail"],
+        wall_s=params["wall_s"],
+        cpu_s=params["cpu_s"],
+        max_rss_bytes=params["max_rss_bytes"],
+        num_turns=len(session.turn_ids),
+        num_rejected_calls=session.num_rejected,
+        ended_at=time.time(),
+    )
+
+
+def _by_turn(session: Session, rewards: Mapping[str, float]) -> dict[str, float]:
+    """A completion's reward is each of its choices', but where a choice has one of its own."""
+    spread = {
+        turn_id: float(reward)
+        for completion_id, reward in rewards.items()
+        for turn_id in _turns_of(session, completion_id)
+    }
+    own = {turn_id: float(reward) for turn_id, reward in rewards.items() if turn_id in spread}
+    first = {ids[0] for ids in session.choices.values()}
+    return spread | {turn_id: reward for turn_id, reward in own.items() if turn_id not in first}
+
+
+def _turns_of(session: Session, turn_id: str) -> list[str]:
+    """The recorded turns that an id means: all choices of a completion, or the one turn."""
+    ids = session.choices.get(turn_id, [turn_id])
+    return [each for each in ids if each in session.turn_ids]

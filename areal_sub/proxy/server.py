@@ -1,0 +1,131 @@
+"""The proxy process: its two listening sockets, from the settings to the end.
+
+Started by the trainer as `python -m areal_sub.proxy SETTINGS.json` (`areal_sub.component`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from areal_sub.engine_client import EngineClient
+from areal_sub.proxy.app import make_app
+from areal_sub.proxy.control import Control
+from areal_sub.proxy.http import BoundedHttpProtocol
+from areal_sub.proxy.parsers import parser_for
+from areal_sub.proxy.render import Renderer
+from areal_sub.proxy.sessions import Sessions
+from areal_sub.proxy.turns import Turns
+from areal_sub.rpc import Server
+from areal_sub.trajectory.journal import Journal
+
+ENGINE_TIMEOUT_S = 600.0  # to come up: it may be loading a large model
+# SDKs keep idle connections for minutes and see a reset if we close them first.
+KEEP_ALIVE_S = 600
+SHUTDOWN_TIMEOUT_S = 1
+BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the trainer writes into the settings file."""
+
+    agent_host: str
+    agent_port: int  # 0: any free one; `info` says which
+    control_path: str
+    engine_path: str
+    journal_path: str
+    tokenizer_path: str
+    chat_template: str | None
+    tool_call_parser: str
+    request_timeout_s: float
+
+
+async def main(settings: dict[str, Any]) -> None:
+    async with serving(Settings(**settings)) as agents:
+        await agents
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
+    """Both planes up, until left; yields the agent plane's task, which ends only by failing.
+
+    Raises `ModelError`, `ConfigError`, `RecordError`, `DeadlineExceeded` where it cannot start.
+    """
+    parser = parser_for(settings.tool_call_parser)
+    template = Path(settings.chat_template) if settings.chat_template else None
+    renderer = Renderer.load(Path(settings.tokenizer_path), template, parser.TAGS)
+    async with contextlib.AsyncExitStack() as cleanup:
+        journal = Journal(Path(settings.journal_path))
+        cleanup.callback(journal.close)
+        engine = await EngineClient.connect(Path(settings.engine_path), timeout_s=ENGINE_TIMEOUT_S)
+        cleanup.push_async_callback(engine.close)
+        max_model_len = (await engine.info(timeout_s=ENGINE_TIMEOUT_S)).max_model_len
+        sessions = Sessions()
+        turns = Turns(
+            engine=engine,
+            renderer=renderer,
+            parser=parser,
+            journal=journal,
+            max_model_len=max_model_len,
+            request_timeout_s=settings.request_timeout_s,
+        )
+        listener = _listen(settings.agent_host, settings.agent_port)
+        agents = _AgentServer(make_app(sessions, turns))
+        serving_agents = asyncio.ensure_future(agents.serve(sockets=[listener]))
+        cleanup.push_async_callback(agents.stop, serving_agents)
+        # Last in, first out: what runs is stopped and recorded before anything else goes.
+        cleanup.push_async_callback(sessions.close_all)
+        control = Control(
+            sessions=sessions,
+            turns=turns,
+            journal=journal,
+            agent_port=listener.getsockname()[1],
+            max_model_len=max_model_len,
+        )
+        control_server = Server(Path(settings.control_path), control.handlers())
+        await control_server.start()
+        cleanup.push_async_callback(control_server.close)
+        yield serving_agents
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.create_server((host, port), backlog=BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+class _AgentServer(uvicorn.Server):
+    def __init__(self, app: Any) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=BoundedHttpProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+                backlog=BACKLOG,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the component's (`areal_sub.component`), not uvicorn's."""
+        yield
+
+    async def stop(self, serving: asyncio.Task[None]) -> None:
+        self.should_exit = True
+        await asyncio.gather(serving, return_exceptions=True)

@@ -1,0 +1,321 @@
+"""A model call from its messages to its records: match, render, sample, record.
+
+Owns `Turns`. Invariants: a choice's turn is recorded before the agent can have seen its end, so a
+turn's parent is always recorded before it; whatever was sampled is recorded, also where the agent
+hung up or the rollout ended (`finish_reason` "aborted"), unless not one token arrived. A reader
+that does not read delays nobody: sampling runs on, and what it gives is merged until it is fetched.
+
+Called by `app.py`, one `prepare` and one `run` per call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from areal_sub.engine_client import EngineClient
+from areal_sub.errors import PeerGone, RpcError
+from areal_sub.proxy.choice import Sampled
+from areal_sub.proxy.history import Keys, Match, Prompt
+from areal_sub.proxy.neutral import Call, Delta
+from areal_sub.proxy.parsers import ToolCallParser
+from areal_sub.proxy.refusals import Reason, Refusal, invalid
+from areal_sub.proxy.render import Renderer
+from areal_sub.proxy.sessions import Sampling, Session, finished
+from areal_sub.proxy.template import RenderError
+from areal_sub.records import Fork, GenerateRequest, TurnRecord, float32, int32
+from areal_sub.trajectory.journal import Journal
+
+log = logging.getLogger(__name__)
+
+# Messages and tools with more text than this are rendered off the event loop.
+LARGE_CHARS = 32_768
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """A call that may be sampled."""
+
+    session: Session
+    call: Call
+    prompt: Prompt
+    request: GenerateRequest
+    completion_id: str
+    started_at: float  # Unix time, s
+    num_sampled_tokens: int = 0  # of all choices that have ended
+
+
+class Turns:
+    def __init__(
+        self,
+        *,
+        engine: EngineClient,
+        renderer: Renderer,
+        parser: type[ToolCallParser],
+        journal: Journal,
+        max_model_len: int,
+        request_timeout_s: float,
+    ) -> None:
+        self._engine = engine
+        self._renderer = renderer
+        self._parser = parser
+        self._journal = journal
+        self._max_model_len = max_model_len
+        self._timeout_s = request_timeout_s
+        self._hidden = renderer.vocabulary.hidden_ids(parser.TAGS)
+        self._stop_ids = sorted(renderer.vocabulary.stop_ids)
+        self.forks: Counter[str] = Counter()  # of recorded turns, by `Fork`
+        self.num_requests = 0  # admitted calls
+        self.num_turns = 0  # recorded
+        self.num_aborted = 0
+        self.num_prompt_tokens = 0
+        self.num_sampled_tokens = 0
+
+    async def prepare(self, session: Session, call: Call) -> Prepared:
+        """Count the call, find what it continues, and make its prompt. Raises `Refusal`."""
+        session.check_open()
+        session.admit(call.num_choices)
+        started_at = time.time()
+        try:
+            prompt = await self._prompt(session, call)
+            session.check_open()
+        except Refusal:
+            session.num_admitted -= call.num_choices
+            raise
+        temperature, top_p, top_k = sampling_of(call, session.sampling)
+        room = self._max_model_len - prompt.num_tokens
+        asked = call.max_new_tokens or room
+        request = GenerateRequest(
+            prompt_token_ids=prompt.token_ids(),
+            max_new_tokens=min(asked, session.sampling.max_new_tokens, room),
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            stop_token_ids=self._stop_ids,
+            stream=call.stream or bool(call.stop),
+            affinity=session.rollout_id,
+        )
+        return Prepared(
+            session=session,
+            call=call,
+            prompt=prompt,
+            request=request,
+            completion_id=f"chatcmpl-{secrets.token_hex(14)}",
+            started_at=started_at,
+        )
+
+    async def run(self, prepared: Prepared) -> AsyncIterator[tuple[int, Delta]]:
+        """(choice index, delta) as they come, until every choice has a finish reason.
+
+        Closing the iterator aborts what still runs in the engine. Raises `Refusal`.
+        """
+        call, session = prepared.call, prepared.session
+        session.check_open()
+        self.num_requests += 1
+        outbox = _Outbox()
+        ids = [choice_turn_id(prepared.completion_id, i) for i in range(call.num_choices)]
+        session.choices[prepared.completion_id] = ids
+        tasks = [
+            asyncio.ensure_future(self._run_choice(prepared, i, turn_id, outbox))
+            for i, turn_id in enumerate(ids)
+        ]
+        for task in tasks:
+            session.running.add(task)
+            task.add_done_callback(session.running.discard)
+        try:
+            num_running = len(tasks)
+            while num_running:
+                for index, delta in await outbox.get():
+                    yield index, delta
+                    num_running -= delta.finish_reason is not None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _prompt(self, session: Session, call: Call) -> Prompt:
+        num_chars = sum(len(message.content) for message in call.messages)
+        self._check_length(num_chars // self._renderer.vocabulary.max_token_chars)
+        keys = Keys.of(call.messages, call.tools)
+        matched = session.history.match(call.messages, keys)
+        if matched.twin is not None:
+            prompt = matched.twin
+        elif num_chars > LARGE_CHARS:
+            prompt = await asyncio.to_thread(self._build, call, keys, matched)
+        else:
+            prompt = self._build(call, keys, matched)
+        self._check_length(prompt.num_tokens + 1)
+        return session.history.add_prompt(call.messages, keys, prompt, matched)
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens > self._max_model_len:
+            raise Refusal(
+                Reason.CONTEXT_LENGTH,
+                f"This model's maximum context length is {self._max_model_len} tokens. However, "
+                f"your messages and at least one new token need {num_tokens} tokens or more. "
+                "Please reduce the length of the messages.",
+                param="messages",
+            )
+
+    def _build(self, call: Call, keys: Keys, matched: Match) -> Prompt:
+        """The prompt on top of the matched turn, or from scratch. Raises `Refusal`."""
+        parent, fork, context = matched.parent, matched.fork, None
+        try:
+            if parent is not None:
+                last_id = int(parent.token_ids[-1]) if len(parent.token_ids) else None
+                context = self._renderer.continuation(
+                    call.messages, call.tools, matched.num_history, last_id
+                )
+                if context is None:
+                    parent, fork = None, Fork.TEMPLATE_REWROTE
+            if context is None:
+                context = self._renderer.prompt(call.messages, call.tools)
+        except RenderError as error:
+            raise invalid(str(error), "messages") from None
+        num_before = parent.prompt.num_tokens + len(parent.token_ids) if parent else 0
+        if num_before + len(context) == 0:
+            raise invalid("the model's chat template renders these messages as nothing", "messages")
+        return Prompt(
+            parent=parent,
+            fork=fork,
+            context=int32(context),
+            num_tokens=num_before + len(context),
+            tools=keys.tools,
+            chain=keys.chain[-1],
+            exact=keys.exact[-1],
+        )
+
+    async def _run_choice(
+        self, prepared: Prepared, index: int, turn_id: str, outbox: _Outbox
+    ) -> None:
+        sampled = Sampled(prepared.call, self._renderer.vocabulary, self._hidden, self._parser())
+        delta = Delta()
+        try:
+            try:
+                async for delta in self._sample(prepared.request, sampled):
+                    if sampled.finish_reason is None:
+                        outbox.put(index, delta)
+            finally:
+                self._record(prepared, turn_id, sampled)
+        except Refusal as refusal:
+            outbox.fail(refusal)
+        except asyncio.CancelledError:
+            outbox.fail(finished())  # read only where it is the rollout's end that cancelled us
+            raise
+        except Exception:
+            log.exception("rollout %s, turn %s", prepared.session.rollout_id, turn_id)
+            outbox.fail(Refusal(Reason.INTERNAL, "the proxy failed; see its log"))
+        else:
+            outbox.put(index, delta)
+
+    async def _sample(self, request: GenerateRequest, sampled: Sampled) -> AsyncIterator[Delta]:
+        """Feed `sampled` from the engine until it has a finish reason. Raises `Refusal`."""
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                aclosing(self._engine.generate(request)) as chunks,
+            ):
+                async for chunk in chunks:
+                    yield sampled.take(chunk)
+                    if sampled.finish_reason is not None:
+                        return
+        except TimeoutError:
+            raise Refusal(
+                Reason.DEADLINE, f"the engine did not finish within {self._timeout_s} s"
+            ) from None
+        except PeerGone as error:
+            raise Refusal(Reason.ENGINE_GONE, f"the engine is gone: {error}") from None
+        except RpcError as error:
+            raise Refusal(Reason.ENGINE_FAILED, f"the engine failed: {error}") from None
+        raise Refusal(Reason.ENGINE_FAILED, "the engine ended without a finish reason")
+
+    def _record(self, prepared: Prepared, turn_id: str, sampled: Sampled) -> None:
+        if not sampled.token_ids:
+            self.num_aborted += 1
+            return
+        session, prompt, call = prepared.session, prepared.prompt, prepared.call
+        fork = Fork.RESAMPLE if prompt.num_recorded else prompt.fork
+        record = TurnRecord(
+            rollout_id=session.rollout_id,
+            turn_id=turn_id,
+            parent_turn_id=prompt.parent.turn_id if prompt.parent else None,
+            fork=fork,
+            context_token_ids=prompt.context,
+            token_ids=int32(sampled.token_ids),
+            rollout_logprobs=float32(sampled.logprobs),
+            versions=int32(sampled.versions),
+            finish_reason=sampled.finish_reason or "aborted",
+            dialect=call.dialect,
+            model=call.model,
+            temperature=prepared.request.temperature,
+            top_p=prepared.request.top_p,
+            started_at=prepared.started_at,
+            ended_at=time.time(),
+            num_prompt_tokens=prompt.num_tokens,
+            engine_digest=sampled.engine_digest,
+        )
+        self._journal.append(record)
+        prepared.num_sampled_tokens += len(sampled.token_ids)
+        session.history.add_turn(turn_id, prompt, record.token_ids, sampled.answer())
+        session.turn_ids.add(turn_id)
+        self.num_turns += 1
+        self.num_aborted += sampled.finish_reason is None
+        self.forks[fork] += 1
+        self.num_prompt_tokens += prompt.num_tokens
+        self.num_sampled_tokens += len(sampled.token_ids)
+
+
+class _Outbox:
+    """What the choices of one call have for their reader, merged until it is fetched."""
+
+    def __init__(self) -> None:
+        self._pending: dict[int, Delta] = {}
+        self._failure: Refusal | None = None
+        self._filled = asyncio.Event()
+
+    def put(self, index: int, delta: Delta) -> None:
+        pending = self._pending.setdefault(index, delta)
+        if pending is not delta:
+            pending.text += delta.text
+            pending.tool_calls += delta.tool_calls
+            pending.logprobs += delta.logprobs
+            pending.finish_reason = delta.finish_reason
+        self._filled.set()
+
+    def fail(self, refusal: Refusal) -> None:
+        self._failure = self._failure or refusal
+        self._filled.set()
+
+    async def get(self) -> list[tuple[int, Delta]]:
+        """Everything since the last time; waits for something. Raises the failure, at the end."""
+        await self._filled.wait()
+        self._filled.clear()
+        if not self._pending and self._failure is not None:
+            raise self._failure
+        deltas = list(self._pending.items())
+        self._pending.clear()
+        if self._failure is not None:
+            self._filled.set()
+        return deltas
+
+
+def choice_turn_id(completion_id: str, index: int) -> str:
+    """The first choice's turn has the completion's id; those of the others are derived from it."""
+    return completion_id if index == 0 else f"{completion_id}-{index}"
+
+
+def sampling_of(call: Call, sampling: Sampling) -> tuple[float, float, int]:
+    """(temperature, top_p, top_k) to sample with."""
+    if sampling.override_agent:
+        return sampling.temperature, sampling.top_p, sampling.top_k
+    temperature = sampling.temperature if call.temperature is None else call.temperature
+    top_p = sampling.top_p if call.top_p is None else call.top_p
+    top_k = sampling.top_k if call.top_k is None else call.top_k
+    # OpenAI takes top_p = 0 for "the likeliest token"; engines want a share above 0.
+    return (temperature, top_p, top_k) if top_p > 0 else (temperature, 1.0, 1)

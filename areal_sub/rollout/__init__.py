@@ -1,0 +1,1 @@
+"""Running agents: in children (`supervisor`, `pool`), inline, and what their results are worth."""

@@ -1,0 +1,121 @@
+"""The trainer's side of the supervisor: runs agents, each in a fresh sandboxed child.
+
+Rollouts queue here, not in the supervisor, so that the deadline of a call is that of its child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+from areal_sub.errors import PeerGone, RpcError, TaskError, WorkflowError
+from areal_sub.records import Outcome, RunReport, RunRequest
+from areal_sub.rpc import Client
+
+STATS_TIMEOUT_S = 30.0
+KILL_GRACE_S = 60.0
+"""The supervisor kills at the rollout's own deadline, and needs this at most to see it through."""
+MAX_DEPTH = 64
+
+
+class SubprocPool:
+    """Runs requests on one supervisor; any number at once. Raises `PeerGone` when it ends."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._slots: asyncio.Semaphore | None = None
+        self._start_timeout_s = 0.0
+
+    async def warm(self, target: str, pickled: bytes = b"") -> list[str]:
+        """Import the agent now, so that its import errors come before any rollout.
+
+        Returns notes for the user. Raises `WorkflowError` with the agent's traceback, `PeerGone`,
+        and `DeadlineExceeded`.
+        """
+        await self._ready()
+        params = {"target": target, "pickled": pickled}
+        limit_s = self._start_timeout_s + KILL_GRACE_S
+        try:
+            answer = await self._client.call("warm", params, timeout_s=limit_s)
+        except PeerGone:
+            raise
+        except RpcError as error:
+            text = str(error).removeprefix(f"{self._client.peer}: WorkflowError: ")
+            raise WorkflowError(text) from None
+        notes: list[str] = answer["notes"]
+        return notes
+
+    async def run(self, request: RunRequest) -> RunReport:
+        """Run the agent once. Whatever the agent does is in the report; cancelling kills it.
+
+        Raises `PeerGone`, `DeadlineExceeded` and `RpcError` where the supervisor fails.
+        """
+        try:
+            check_plain(request.data, "the task")
+            check_plain(request.workflow_kwargs, "workflow_kwargs")
+        except TaskError as error:
+            return _not_started(request, str(error))
+        async with await self._ready():
+            limit_s = self._start_timeout_s + request.timeout_s + KILL_GRACE_S
+            report = await self._client.call("run", request.to_map(), timeout_s=limit_s)
+        return RunReport.from_map(report)
+
+    async def stats(self) -> dict[str, float]:
+        """The supervisor's counters."""
+        stats: dict[str, float] = await self._client.call("stats", timeout_s=STATS_TIMEOUT_S)
+        return stats
+
+    async def _ready(self) -> asyncio.Semaphore:
+        if self._slots is None:
+            stats = await self.stats()
+            self._start_timeout_s = stats["start_timeout_s"]
+            if self._slots is None:  # another run may have come first
+                self._slots = asyncio.Semaphore(int(stats["max_children"]))
+        return self._slots
+
+
+def check_plain(value: Any, where: str, depth: int = 0) -> None:
+    """Raises `TaskError` naming the place where `value` is not what JSON and msgpack can carry."""
+    if depth > MAX_DEPTH:
+        raise TaskError(f"{where} is nested more than {MAX_DEPTH} deep")
+    if value is None or isinstance(value, bool | float):
+        return
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise TaskError(
+                f"{where} is an integer of more than 64 bits ({math.log2(abs(value)):.0f})"
+            )
+    elif isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise TaskError(f"{where} is a string with a lone surrogate, which is not text")
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                raise TaskError(f"{where} has the key {key!r}: keys must be strings")
+            check_plain(key, f"a key of {where}", depth + 1)
+            check_plain(entry, f"{where}[{key!r}]", depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            check_plain(entry, f"{where}[{index}]", depth + 1)
+    else:
+        raise TaskError(
+            f"{where} is of type {type(value).__name__}: agents in children get JSON types only"
+        )
+
+
+def _not_started(request: RunRequest, error: str) -> RunReport:
+    return RunReport(
+        rollout_id=request.rollout_id,
+        outcome=Outcome.START_FAILED,
+        result=None,
+        error=error,
+        traceback="",
+        stdout_tail="",
+        stderr_tail="",
+        exit_code=None,
+        signal=None,
+        wall_s=0.0,
+        cpu_s=0.0,
+        max_rss_bytes=0,
+    )

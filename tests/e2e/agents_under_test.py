@@ -1,0 +1,73 @@
+"""Agents for the end-to-end tests. They run in children: plain OpenAI SDK code, some of it bad."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from openai import AsyncOpenAI, OpenAI
+
+from areal_sub import AgentWorkflow
+
+
+async def ask(data: dict[str, Any]) -> str:
+    async with AsyncOpenAI(max_retries=0) as client:
+        completion = await client.chat.completions.create(
+            model="policy", messages=data["messages"], max_tokens=4
+        )
+    return completion.choices[0].message.content or ""
+
+
+async def plain_function(data: dict[str, Any]) -> float:
+    return float(len(await ask(data)) % 2)
+
+
+def sync_function(data: dict[str, Any]) -> bool:
+    with OpenAI(max_retries=0) as client:
+        client.chat.completions.create(model="policy", messages=data["messages"], max_tokens=4)
+    return True
+
+
+class Subclass(AgentWorkflow):
+    """Rewards by completion id; `bonus` comes through `workflow_kwargs`."""
+
+    def __init__(self, bonus: float) -> None:
+        self.bonus = bonus
+
+    async def run(self, data: dict[str, Any], **extra_kwargs: Any) -> dict[str, float]:
+        async with AsyncOpenAI(
+            base_url=extra_kwargs.get("base_url"), api_key=extra_kwargs.get("api_key")
+        ) as client:
+            completion = await client.chat.completions.create(
+                model="policy", messages=data["messages"], max_tokens=4
+            )
+        return {completion.id: self.bonus}
+
+
+async def misbehave(data: dict[str, Any]) -> Any:
+    """Does what the task says, after one model call."""
+    await ask(data)
+    how = data["how"]
+    if how == "raise":
+        raise ValueError("the agent's own mistake")
+    if how == "hang":
+        time.sleep(3600)  # noqa: ASYNC251
+    if how == "exit":
+        os._exit(7)
+    if how == "flood":
+        block = "x" * 65536
+        for _ in range(2**30 // len(block)):
+            sys.stdout.write(block)
+    if how == "words":
+        return "a lot"
+    if how == "nan":
+        return float("nan")
+    if how == "daemon":
+        subprocess.Popen(  # noqa: ASYNC220
+            [sys.executable, "-c", f"import time; time.sleep(3600)  # {data['mark']}"],
+            start_new_session=True,
+        )
+    return float(data["number"] % 2)

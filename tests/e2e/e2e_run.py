@@ -1,0 +1,77 @@
+"""One `areal-sub train` process of a test, and everything that it started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+REPO = Path(__file__).resolve().parents[2]
+WAIT_S = 100.0
+
+
+class Run:
+    """One `areal-sub train` process and everything that it started."""
+
+    def __init__(self, folder: Path, policy: Path, *overrides: str) -> None:
+        self.root = folder / "runs" / "e2e" / "run"
+        self.output = folder / "output.txt"
+        env = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "200"}
+        command = [
+            *(sys.executable, "-m", "areal_sub", "train"),
+            *("--config", str(REPO / "tests/e2e/config.yaml")),
+            f"cluster.fileroot={folder / 'runs'}",
+            f"actor.path={policy}",
+            *overrides,
+        ]
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                command, cwd=Path(__file__).parent, env=env, stdout=output, stderr=output
+            )
+        self._seen: dict[int, psutil.Process] = {}
+
+    def note_family(self) -> set[str]:
+        """Remember every process of the run that is alive now; the modules that they run."""
+        modules = set()
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            self._seen[process.pid] = process
+            try:
+                command = process.cmdline()
+            except psutil.NoSuchProcess:
+                continue
+            modules |= {word for word in command if word.startswith(("areal_sub.", "sandbox"))}
+        return modules
+
+    def survivors(self) -> list[psutil.Process]:
+        """Processes noted earlier that are still alive."""
+        return [
+            process
+            for process in self._seen.values()
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        ]
+
+    def wait_for_steps(self, num_steps: int) -> None:
+        metrics = self.root / "metrics.jsonl"
+        self.wait_until(
+            lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= num_steps,
+            f"{num_steps} steps",
+        )
+
+    def wait_until(
+        self, condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S
+    ) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no {what} in {timeout_s} s:\n{self.output.read_text()}")
+            time.sleep(0.02)
+
+    def finish(self) -> str:
+        """Wait for its end; what it printed."""
+        self.process.wait(timeout=WAIT_S)
+        return self.output.read_text()

@@ -1,0 +1,168 @@
+"""Whole runs with real processes: that they work, what they report, and that they end cleanly."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from e2e_run import REPO, Run
+
+StartRun = Callable[..., Run]
+COMPONENTS = {"areal_sub.engines.embedded", "areal_sub.proxy", "areal_sub.rollout.supervisor"}
+END_WITHIN_S = 5.0
+
+
+def metrics(run: Run) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.root / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["workflow=agents_under_test.plain_function"],
+        ["workflow=agents_under_test:sync_function", "rollout.max_head_offpolicyness=0"],
+        ["workflow=agents_under_test.Subclass", "workflow_kwargs.bonus=0.5"],
+        [
+            "workflow=agents_under_test.Subclass",
+            "workflow_kwargs.bonus=0.5",
+            "rollout.openai.mode=inline",
+        ],
+    ],
+)
+def test_every_kind_of_agent_trains(start_run: StartRun, overrides: list[str]) -> None:
+    run = start_run(*overrides)
+    output = run.finish()
+    assert run.process.returncode == 0, output
+    assert "100.00 % of" in output and "tokens sampled verbatim, 0 masked" in output
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["learner/logprob_delta_mean"] < 1e-4
+    assert rows[-1]["reward/valid"] is not None
+    final = run.root / "checkpoints" / "final"
+    assert (final / "model.safetensors").exists() and (final / "tokenizer.json").exists()
+    assert (run.root / "config.yaml").exists()
+    if "bonus" in str(overrides):
+        assert rows[0]["reward/train"] == 0.5
+
+
+def test_what_agents_do_wrong_has_a_name_and_the_run_goes_on(
+    start_run: StartRun, short_tmp: Path
+) -> None:
+    """Synchronous, so that tasks are taken in their order, and every bad group is replaced by a
+    later task: three steps of two usable groups reach them all."""
+    mark = f"mark-{short_tmp.name}"
+    ways = ["raise", "fine", "hang", "fine", "exit", "daemon"]
+    ways += ["flood", "fine", "words", "fine", "nan", "fine"]
+    tasks = short_tmp / "ways.jsonl"
+    lines = [
+        json.dumps(
+            {
+                "messages": [{"role": "user", "content": "What is 1 + 2?"}],
+                "how": how,
+                "mark": mark,
+                "number": number,
+            }
+        )
+        for number, how in enumerate(ways)
+    ]
+    tasks.write_text("\n".join(lines) + "\n")
+    run = start_run(
+        "workflow=agents_under_test.misbehave",
+        f"train_dataset.path={tasks}",
+        "train_dataset.shuffle=false",
+        "valid_dataset=null",
+        "rollout.timeout_s=3.0",
+        "rollout.max_head_offpolicyness=0",
+        "total_train_steps=3",
+    )
+    output = run.finish()
+    assert run.process.returncode == 0, output
+    for name in ("exception", "timeout", "exited", "output_limit", "invalid_result", "completed"):
+        assert name in output, f"{name} not in:\n{output}"
+    assert "the agent's own mistake" in output
+    alive = subprocess.run(["pgrep", "-f", mark], capture_output=True, text=True, check=False)
+    assert alive.stdout == ""
+
+
+def test_an_agent_that_cannot_be_imported_ends_the_run_with_its_traceback(
+    start_run: StartRun,
+) -> None:
+    run = start_run("workflow=agents_under_test.nobody")
+    output = run.finish()
+    assert run.process.returncode == 2
+    assert "nobody" in output and "agents_under_test" in output
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_trainer_and_a_killed_run_goes_on(
+    start_run: StartRun, sign: signal.Signals
+) -> None:
+    again = ["total_train_steps=4", "recover.mode=auto", "recover.freq_steps=1"]
+    run = start_run(*again, "workflow=agents_under_test.plain_function")
+    run.wait_for_steps(1)
+    assert run.note_family() >= COMPONENTS
+    started_at = time.monotonic()
+    run.process.send_signal(sign)
+    run.process.wait(timeout=END_WITHIN_S)
+    left_s = END_WITHIN_S - (time.monotonic() - started_at)
+    run.wait_until(lambda: not run.survivors(), "end of all processes", timeout_s=left_s)
+    assert run.process.returncode == (-9 if sign == signal.SIGKILL else 128 + sign)
+
+    resumed = start_run(*again)
+    output = resumed.finish()
+    assert resumed.process.returncode == 0, output
+    assert "going on from step" in output
+    assert [row["step"] for row in metrics(resumed)] == [1, 2, 3, 4]
+    assert len(list((resumed.root / "journal").glob("*.journal"))) == 2
+
+
+def test_a_mistyped_key_is_told_before_anything_starts() -> None:
+    command = [sys.executable, "-m", "areal_sub", "train", "--config"]
+    command += ["examples/proxy/config.yaml", "rollout.openai.mod=subproc"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean" in done.stderr and "mode" in done.stderr
+
+
+def test_agents_from_main_and_rows_from_code(policy: Path, short_tmp: Path) -> None:
+    """A user's own script, with an agent that has no import path."""
+    script = short_tmp / "script.py"
+    script.write_text(
+        f"""
+from openai import AsyncOpenAI
+from areal_sub import Trainer, load_config
+
+class Agent:
+    def __init__(self, bonus):
+        self.bonus = bonus
+
+    async def run(self, data, **extra_kwargs):
+        async with AsyncOpenAI() as client:
+            await client.chat.completions.create(
+                model="m", messages=[{{"role": "user", "content": data["question"]}}]
+            )
+        return self.bonus
+
+config = load_config(["--config", "{REPO}/tests/e2e/config.yaml", "actor.path={policy}",
+    "cluster.fileroot={short_tmp}/runs", "total_train_steps=1"])
+rows = [{{"question": f"What is {{i}} + 1?"}} for i in range(2)]
+result = Trainer(config, train_dataset=rows, valid_dataset=rows).train(
+    workflow=Agent, workflow_kwargs={{"bonus": 0.25}})
+print("RESULT", result.checkpoint.exists(), result.progress.rows[-1]["reward/valid"])
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=short_tmp,
+        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(short_tmp), "HOME": str(short_tmp)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "RESULT True 0.25" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,131 @@
+"""Which turn a call continues, and the cause where it continues none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from areal_sub.proxy.history import History, Keys, Match, Prompt, Turn
+from areal_sub.proxy.neutral import Message, ToolCall
+from areal_sub.records import Fork, int32
+
+S, U, T = Message("system", "Be brief."), Message("user", "7*8?"), Message("tool", "56")
+A, B = Message("assistant", "calling"), Message("assistant", "56.")
+U2 = Message("user", "Sure?")
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "calc"}}
+
+
+class Rollout:
+    """Calls as `turns.py` makes them, one token each."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.num_turns = 0
+
+    def match(self, messages: list[Message], tools: list[dict[str, Any]]) -> tuple[Match, Keys]:
+        keys = Keys.of(messages, tools)
+        return self.history.match(messages, keys), keys
+
+    def ask(
+        self, *messages: Message, answer: Message, tools: list[dict[str, Any]] | None = None
+    ) -> Turn:
+        matched, keys = self.match(list(messages), tools or [])
+        prompt = matched.twin or Prompt(
+            parent=matched.parent,
+            fork=matched.fork,
+            context=int32([len(messages)]),
+            num_tokens=1,
+            tools=keys.tools,
+            chain=keys.chain[-1],
+            exact=keys.exact[-1],
+        )
+        prompt = self.history.add_prompt(messages, keys, prompt, matched)
+        self.num_turns += 1
+        turn_id = f"t{self.num_turns}"
+        return self.history.add_turn(turn_id, prompt, int32([100 + self.num_turns]), answer)
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "fork", "parent"),
+    [
+        ([S, U, A, T, B, U2], [], Fork.NONE, "t2"),
+        ([S, U, A, T, B], [], Fork.NONE, "t2"),
+        ([S, U, A, U2], [], Fork.NONE, "t1"),  # another way on from the first turn
+        ([S, U], [], Fork.RESAMPLE, None),
+        ([S, U, A, T], [], Fork.RESAMPLE, "t1"),
+        ([S, U, A, T, B, U2], [TOOL], Fork.TOOLS_CHANGED, None),
+        ([S, U], [TOOL], Fork.TOOLS_CHANGED, None),
+        ([Message("system", "Be long."), U, A, U2], [], Fork.SYSTEM_CHANGED, None),
+        ([U, A, T, B, U2], [], Fork.SYSTEM_CHANGED, None),
+        ([S, U2], [], Fork.NEW_CONVERSATION, None),
+        ([Message("system", "You title."), U2], [], Fork.NEW_CONVERSATION, None),
+        ([S, Message("user", "8*8?"), A, T], [], Fork.HISTORY_EDITED, None),
+        ([S, U, Message("assistant", "else"), U2], [], Fork.ASSISTANT_EDITED, None),
+        ([S, U, U2], [], Fork.ASSISTANT_EDITED, None),
+        ([S, U, A, T, Message("assistant", "57."), U2], [], Fork.ASSISTANT_EDITED, "t1"),
+        ([S], [], Fork.HISTORY_EDITED, None),
+    ],
+)
+def test_causes(
+    messages: list[Message], tools: list[dict[str, Any]], fork: Fork, parent: str | None
+) -> None:
+    rollout = Rollout()
+    assert rollout.ask(S, U, answer=A).prompt.fork is Fork.ROOT
+    assert rollout.ask(S, U, A, T, answer=B).prompt.fork is Fork.NONE
+    match, _ = rollout.match(messages, tools)
+    assert match.fork is fork
+    assert (match.parent.turn_id if match.parent else None) == parent
+
+
+def test_an_edit_behind_a_turn_keeps_what_is_shared() -> None:
+    rollout = Rollout()
+    rollout.ask(S, U, answer=A)
+    rollout.ask(S, U, A, T, U2, answer=B)
+    match, _ = rollout.match([S, U, A, T, Message("user", "other")], [])
+    assert (match.fork, match.num_history) == (Fork.HISTORY_EDITED, 3)
+    assert match.parent is not None
+
+
+def test_spelling_does_not_matter() -> None:
+    rollout = Rollout()
+    said = Message("assistant", "Hm. \n", (ToolCall("c1", "calc", '{"a": 1, "b": [2]}'),))
+    rollout.ask(U, answer=said)
+    sent = Message("assistant", "Hm.", (ToolCall("other", "calc", '{"b":[2],"a":1}'),))
+    assert rollout.match([U, sent, T], [])[0].fork is Fork.NONE
+    other = Message("assistant", "Hm.", (ToolCall("c1", "calc", '{"b":[2],"a":2}'),))
+    assert rollout.match([U, other, T], [])[0].fork is Fork.ASSISTANT_EDITED
+    # White space of what we did not sample is not ours to ignore.
+    assert rollout.match([Message("user", "7*8? "), said, T], [])[0].fork is not Fork.NONE
+
+
+def test_ids_decide_between_siblings_with_the_same_text() -> None:
+    rollout = Rollout()
+
+    def call(call_id: str) -> Message:
+        return Message("assistant", "", (ToolCall(call_id, "calc", "{}"),))
+
+    def result(call_id: str) -> Message:
+        return Message("tool", "56", tool_call_id=call_id)
+
+    for call_id in ("c1", "c2", "c3"):
+        rollout.ask(U, answer=call(call_id))
+    for call_id, parent in (("c1", "t1"), ("c2", "t2"), ("unknown", "t3")):
+        match, _ = rollout.match([U, call(call_id), result(call_id)], [])
+        assert match.parent is not None
+        assert (match.parent.turn_id, match.fork) == (parent, Fork.NONE)
+        # Going on from one is no repetition of going on from another.
+        assert rollout.ask(U, call(call_id), result(call_id), answer=B).prompt.parent is not None
+    match, _ = rollout.match([U, call("c2"), result("c2"), B, U2], [])
+    assert match.parent is not None
+    assert match.parent.prompt.parent is not None
+    assert match.parent.prompt.parent.turn_id == "t2"
+
+
+def test_prompt_tokens_are_the_branch() -> None:
+    rollout = Rollout()
+    rollout.ask(S, U, answer=A)
+    turn = rollout.ask(S, U, A, T, answer=B)
+    last = rollout.ask(S, U, A, T, B, U2, answer=A)
+    assert turn.prompt.token_ids().tolist() == [2, 101, 4]
+    assert last.prompt.token_ids().tolist() == [2, 101, 4, 102, 6]

@@ -1,0 +1,3 @@
+"""Fails on import."""
+
+1 / 0  # noqa: B018

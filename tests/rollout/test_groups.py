@@ -1,0 +1,201 @@
+"""Group scheduling with agents whose ends the test decides."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from areal_sub.errors import PeerGone, WorkflowError
+from areal_sub.records import EndRecord, Fork, OpenRecord, Outcome, TurnRecord, float32, int32
+from areal_sub.rollout.attempt import Assignment
+from areal_sub.rollout.groups import GroupSource
+from areal_sub.rollout.staleness import Admission
+from areal_sub.trajectory.tree import Trajectory
+
+Ends = Callable[[Assignment], Outcome]
+
+
+def trajectory(assignment: Assignment, outcome: Outcome, version: int) -> Trajectory:
+    opened = OpenRecord(
+        rollout_id=assignment.rollout_id,
+        group_id=assignment.group_id,
+        task_id=assignment.task_id,
+        split=assignment.split,
+        policy_version=assignment.policy_version,
+        opened_at=0.0,
+    )
+    turn = TurnRecord(
+        rollout_id=assignment.rollout_id,
+        turn_id="t",
+        parent_turn_id=None,
+        fork=Fork.ROOT,
+        context_token_ids=int32([1]),
+        token_ids=int32([2]),
+        rollout_logprobs=float32([0.0]),
+        versions=int32([version]),
+        finish_reason="stop",
+        dialect="chat",
+        model="m",
+        temperature=1.0,
+        top_p=1.0,
+        started_at=0.0,
+        ended_at=0.0,
+        num_prompt_tokens=1,
+    )
+    end = EndRecord(
+        rollout_id=assignment.rollout_id,
+        outcome=outcome,
+        reward=1.0,
+        turn_rewards={},
+        error="boom",
+        traceback="",
+        stdout_tail="",
+        stderr_tail="",
+        wall_s=0.0,
+        cpu_s=0.0,
+        max_rss_bytes=0,
+        num_turns=1,
+        num_rejected_calls=0,
+        ended_at=0.0,
+    )
+    return Trajectory.build(opened, [turn], end)
+
+
+class Agents:
+    """Runs assignments; those of the task `held` wait until it is released."""
+
+    def __init__(self, ends: Ends = lambda _: Outcome.COMPLETED, held: str = "") -> None:
+        self.ends = ends
+        self.held = held
+        self.release = asyncio.Event()
+        self.started: list[Assignment] = []
+
+    async def run(self, assignment: Assignment) -> Trajectory:
+        self.started.append(assignment)
+        if assignment.task_id == self.held:
+            await self.release.wait()
+        return trajectory(assignment, self.ends(assignment), assignment.policy_version)
+
+
+def source(agents: Agents, *, eta: int = 0, version: int = 0, num_samples: int = 3) -> GroupSource:
+    admission = Admission(
+        batch_size=2,
+        max_head_offpolicyness=eta,
+        max_concurrent_rollouts=100,
+        num_samples=num_samples,
+    )
+    tasks = ((f"task{i}", {"i": i}) for i in itertools.count())
+    return GroupSource(tasks, agents.run, admission, version=version, on_rollout=lambda _: None)
+
+
+def drive(test: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(10):
+            await test()
+
+    asyncio.run(main())
+
+
+def test_synchronous_runs_one_batch_per_version() -> None:
+    async def test() -> None:
+        agents = Agents()
+        groups = source(agents)
+        batch = await groups.next_batch()
+        assert [[t.open.task_id for t in group] for group in batch.groups] == [
+            ["task0"] * 3,
+            ["task1"] * 3,
+        ]
+        assert len(agents.started) == 6  # nothing beyond the batch before the new version
+        groups.set_version(1)
+        await groups.next_batch()
+        assert {a.policy_version for a in agents.started[6:]} == {1}
+        assert groups.position == 4
+        await groups.close()
+
+    drive(test)
+
+
+def test_asynchronous_runs_ahead_and_a_straggler_does_not_hold_the_batch() -> None:
+    async def test() -> None:
+        agents = Agents(held="task0")
+        groups = source(agents, eta=1)
+        batch = await groups.next_batch()
+        assert [group[0].open.task_id for group in batch.groups] == ["task1", "task2"]
+        groups.set_version(1)
+        await groups.next_batch()
+        groups.set_version(2)  # the straggler is now two versions old
+        agents.release.set()
+        batches = [await groups.next_batch()]
+        groups.set_version(3)
+        batches.append(await groups.next_batch())
+        trained = [group[0].open.task_id for batch in batches for group in batch.groups]
+        assert "task0" not in trained
+        assert sum(b.num_stale for b in batches) == 3
+        assert sum(b.num_given_up for b in batches) == 1
+        await groups.close()
+
+    drive(test)
+
+
+def test_failed_rollouts_are_left_out_and_too_small_groups_are_replaced() -> None:
+    def ends(assignment: Assignment) -> Outcome:
+        index = assignment.rollout_id.rsplit("-")[-1]
+        if assignment.task_id == "task0":
+            return Outcome.TIMEOUT if index == "0" else Outcome.COMPLETED
+        if assignment.task_id == "task1":
+            return Outcome.COMPLETED if index == "0" else Outcome.KILLED
+        return Outcome.COMPLETED
+
+    async def test() -> None:
+        groups = source(Agents(ends))
+        batch = await groups.next_batch()
+        assert [(group[0].open.task_id, len(group)) for group in batch.groups] == [
+            ("task0", 2),
+            ("task2", 3),
+        ]
+        assert batch.num_given_up == 1
+        assert groups.position == 3 and groups.num_given_up == 1
+        await groups.close()
+
+    drive(test)
+
+
+def test_a_run_in_which_everything_fails_stops_with_the_reason() -> None:
+    async def test() -> None:
+        agents = Agents(lambda _: Outcome.EXCEPTION)
+        groups = source(agents)
+        with pytest.raises(WorkflowError, match=r"6 groups in a row[^$]*exception: boom"):
+            await groups.next_batch()
+        await groups.close()
+
+    drive(test)
+
+
+def test_the_end_of_a_process_of_ours_ends_the_wait() -> None:
+    async def test() -> None:
+        async def run(assignment: Assignment) -> Trajectory:
+            raise PeerGone("engine closed the connection")
+
+        agents = Agents()
+        agents.run = run  # type: ignore[method-assign]
+        groups = source(agents)
+        with pytest.raises(PeerGone, match="engine"):
+            await groups.next_batch()
+        await groups.close()
+
+    drive(test)
+
+
+def test_a_resumed_run_goes_on_at_its_position() -> None:
+    async def test() -> None:
+        agents = Agents()
+        groups = source(agents, version=5)
+        assert groups.position == 10
+        await groups.next_batch()
+        assert {a.group_id for a in agents.started} == {"g000010", "g000011"}
+        await groups.close()
+
+    drive(test)

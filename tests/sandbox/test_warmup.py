@@ -1,0 +1,106 @@
+"""The OpenAI SDK in a zygote: warm, with TLS contexts in stock, and not otherwise changed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import ChildReport, warmup
+
+openai = pytest.importorskip("openai")
+
+AGENT = """
+import json, ssl, time
+import openai
+
+async def agent(data):
+    started = time.perf_counter()
+    clients = [openai.AsyncOpenAI() for _ in range(data["clients"])]
+    made_s = time.perf_counter() - started
+    answer = await clients[0].chat.completions.create(
+        model="any", messages=[{"role": "user", "content": "hello"}])
+    return {"content": answer.choices[0].message.content, "made_s": made_s,
+            "base_url": str(clients[0].base_url)}
+"""
+
+ANSWER = {
+    "id": "c",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "any",
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "hello yourself"},
+        }
+    ],
+}
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
+    body = json.dumps(ANSWER).encode()
+    writer.write(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+def test_an_sdk_agent_calls_the_url_of_its_environment(lab: Any, tmp_path: Path) -> None:
+    (tmp_path / "caller.py").write_text(AGENT)
+
+    async def go() -> tuple[list[str], list[ChildReport]]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/k/key/v1"
+        env = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "key"}
+        zygote = await lab.start(
+            "caller:agent", python=sys.executable, python_path=[str(tmp_path)], timeout_s=60.0
+        )
+        try:
+            runs = [zygote.run({"clients": n}, env=env) for n in (1, 2 * warmup.NUM_TLS_CONTEXTS)]
+            return zygote.notes, list(await asyncio.gather(*runs))
+        finally:
+            await zygote.close()
+            server.close()
+            await server.wait_closed()
+
+    notes, reports = lab.run(go())
+    assert notes == [], "single-threaded, and all was warmed"
+    for report in reports:
+        assert report.error == ""
+        assert report.value["content"] == "hello yourself"
+        assert report.value["base_url"].endswith("/k/key/v1/")
+
+
+def test_stocked_contexts_are_handed_out_once_and_only_for_the_same_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    def make(**kwargs: Any) -> ssl.SSLContext:
+        made.append(kwargs)
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    take = warmup._stocked(make, [{"cafile": "a"}])
+    assert len(made) == warmup.NUM_TLS_CONTEXTS
+    contexts = [take(cafile="a") for _ in range(warmup.NUM_TLS_CONTEXTS + 2)]
+    assert len(set(map(id, contexts))) == len(contexts), "no two callers share one"
+    assert len(made) == warmup.NUM_TLS_CONTEXTS + 2
+    take(cafile="b")
+    assert made[-1] == {"cafile": "b"}
+    take = warmup._stocked(make, [{"cafile": "a"}])
+    monkeypatch.setenv("SSL_CERT_FILE", "/another/authority.pem")
+    num_made = len(made)
+    take(cafile="a")
+    assert len(made) == num_made + 1, "made under other variables, it does not fit"

@@ -1,0 +1,128 @@
+"""rpc over real Unix sockets: results, streams, errors, cancellation, and a peer that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from areal_sub.errors import ConfigError, DeadlineExceeded, PeerGone, RpcError
+from areal_sub.rpc import MAX_QUEUED_ITEMS, Client, Handler, Server
+
+TIMEOUT_S = 10.0
+
+
+def serve(
+    folder: Path, handlers: dict[str, Handler], use: Callable[[Client, Server], Awaitable[None]]
+) -> None:
+    async def main() -> None:
+        server = Server(folder / "s.sock", handlers)
+        await server.start()
+        client = await Client.connect(folder / "s.sock", peer="far side", timeout_s=TIMEOUT_S)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                await use(client, server)
+        finally:
+            await client.close()
+            await server.close()
+
+    asyncio.run(main())
+
+
+async def double(params: dict[str, Any]) -> int:
+    return 2 * int(params["x"])
+
+
+async def hang(params: dict[str, Any]) -> None:
+    await asyncio.Event().wait()
+
+
+async def count(params: dict[str, Any]) -> AsyncIterator[int]:
+    for i in range(params["n"]):
+        yield i
+
+
+def test_many_calls_share_one_connection(tmp_path: Path) -> None:
+    async def use(client: Client, server: Server) -> None:
+        calls = [client.call("double", {"x": i}, timeout_s=TIMEOUT_S) for i in range(100)]
+        assert await asyncio.gather(*calls) == [2 * i for i in range(100)]
+
+    serve(tmp_path, {"double": double}, use)
+
+
+def test_socket_is_for_its_owner_only(tmp_path: Path) -> None:
+    async def use(client: Client, server: Server) -> None:
+        assert (tmp_path / "s.sock").stat().st_mode & 0o777 == 0o600
+
+    serve(tmp_path, {}, use)
+
+
+def test_a_stream_longer_than_the_queue_arrives_whole(tmp_path: Path) -> None:
+    async def use(client: Client, server: Server) -> None:
+        num = 3 * MAX_QUEUED_ITEMS
+        items = [item async for item in client.stream("count", {"n": num})]
+        assert items == list(range(num))
+
+    serve(tmp_path, {"count": count}, use)
+
+
+def test_errors_of_ours_keep_their_message_and_unknown_methods_are_named(tmp_path: Path) -> None:
+    async def refuse(params: dict[str, Any]) -> None:
+        raise ConfigError("no such thing")
+
+    async def use(client: Client, server: Server) -> None:
+        with pytest.raises(RpcError, match="far side: ConfigError: no such thing"):
+            await client.call("refuse", timeout_s=TIMEOUT_S)
+        with pytest.raises(RpcError, match="no method 'nope'; there are: refuse"):
+            await client.call("nope", timeout_s=TIMEOUT_S)
+
+    serve(tmp_path, {"refuse": refuse}, use)
+
+
+def test_a_deadline_names_the_peer_and_cancels_the_handler(tmp_path: Path) -> None:
+    cancelled = asyncio.Event()
+
+    async def hang_and_tell(params: dict[str, Any]) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def use(client: Client, server: Server) -> None:
+        with pytest.raises(DeadlineExceeded, match="far side did not answer 'hang'"):
+            await client.call("hang", timeout_s=0.01)
+        await cancelled.wait()
+
+    serve(tmp_path, {"hang": hang_and_tell}, use)
+
+
+def test_leaving_a_full_stream_does_not_block_other_calls(tmp_path: Path) -> None:
+    async def use(client: Client, server: Server) -> None:
+        async with aclosing(client.stream("count", {"n": 10 * MAX_QUEUED_ITEMS})) as items:
+            async for _ in items:
+                break
+        assert await client.call("double", {"x": 4}, timeout_s=TIMEOUT_S) == 8
+
+    serve(tmp_path, {"count": count, "double": double}, use)
+
+
+def test_all_waits_end_when_the_peer_goes(tmp_path: Path) -> None:
+    async def use(client: Client, server: Server) -> None:
+        waiting = asyncio.ensure_future(client.call("hang", timeout_s=TIMEOUT_S))
+        await client.call("double", {"x": 1}, timeout_s=TIMEOUT_S)
+        await server.close()
+        with pytest.raises((PeerGone, RpcError)):
+            await waiting
+        with pytest.raises(PeerGone, match="far side"):
+            await client.call("double", {"x": 1}, timeout_s=TIMEOUT_S)
+
+    serve(tmp_path, {"hang": hang, "double": double}, use)
+
+
+def test_connecting_to_nobody_names_who_was_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(DeadlineExceeded, match="engine did not listen"):
+        asyncio.run(Client.connect(tmp_path / "none.sock", peer="engine", timeout_s=0.05))
