@@ -7,6 +7,8 @@ VENV ?= .venv
 ARGS ?=
 # Test processes. The tests are for two cores; more do not hurt.
 JOBS ?= 2
+# torch moves only on purpose: vLLM takes exactly one version of it, and both train together.
+TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
@@ -46,20 +48,19 @@ format:  ## Format the code and fix what can be fixed by itself
 
 bench:  ## Compare ways of running agents: wall time and CPU of 256 rollouts
 	$(INSTALL) $(ALL_EXTRAS)
-	$(BIN)/python benchmarks/rollouts.py $(ARGS)
+	$(BIN)/python -m benchmarks.rollouts $(ARGS)
 
 docs:  ## Write docs/configuration.md from the schema
 	$(INSTALL) train
-	$(BIN)/python -m areal_sub.config > docs/configuration.md.new
-	mv docs/configuration.md.new docs/configuration.md
+	page="$$($(BIN)/python -m areal_sub.config)" && printf '%s\n' "$$page" > docs/configuration.md
 
 constraints:  ## Pin the newest versions that fit pyproject.toml in constraints.txt
 	$(INSTALL) dev
-	$(BIN)/pip install --quiet --dry-run --ignore-installed --report - \
-		".[train,data,gguf,dev]" > constraints.json
-	$(BIN)/python .ci/constraints.py < constraints.json > constraints.txt.new
-	mv constraints.txt.new constraints.txt
-	rm constraints.json
+	report="$$(mktemp)" && trap 'rm -f "$$report"' EXIT && \
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --report "$$report" \
+		".[train,data,gguf,dev]" $(TORCH) && \
+	pins="$$($(BIN)/python .ci/constraints.py < "$$report")" && \
+	printf '%s\n' "$$pins" > constraints.txt
 
 clean:  ## Remove the virtual environment and all caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

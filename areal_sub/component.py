@@ -44,13 +44,21 @@ def run_component(name: str, main: Callable[[dict[str, Any]], Coroutine[Any, Any
 async def _until_orphaned(work: Coroutine[Any, Any, None]) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    loop.add_reader(0, _on_lifeline, task)
+    ending = False
+
+    def end() -> None:
+        """Once only: end-of-file and SIGTERM both come, and a second would cut the cleaning up."""
+        nonlocal ending
+        if not ending:
+            ending = True
+            task.cancel()
+
+    def on_lifeline() -> None:
+        if os.read(0, 1024) == b"":
+            loop.remove_reader(0)
+            end()
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+    loop.add_reader(0, on_lifeline)
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-def _on_lifeline(task: asyncio.Task[None]) -> None:
-    if os.read(0, 1024) == b"":
-        asyncio.get_running_loop().remove_reader(0)
-        task.cancel()

@@ -37,7 +37,9 @@ def resolve(tree: dict[str, Any]) -> list[tuple[Path, str]]:
             OmegaConf.update(root, ".".join(path), value, merge=False, force_add=True)
         except OmegaConfBaseException as error:  # its text cannot even be parsed
             failures.append((path, _why(leaves.pop(path), error)))
-    for path, value in leaves.items():
+    # Maps of free keys come last: what they refer to has its type by then.
+    for path in sorted(leaves, key=lambda path: keys.takes_map(key_at(path).annotation)):
+        value = leaves[path]
         try:
             result = OmegaConf.select(root, ".".join(path))
             if OmegaConf.is_config(result):
@@ -45,7 +47,9 @@ def resolve(tree: dict[str, Any]) -> list[tuple[Path, str]]:
         except OmegaConfBaseException as error:
             failures.append((path, _why(value, error)))
         else:
-            _parent(tree, path)[path[-1]] = _refit(result, key_at(path))
+            fitted = _parent(tree, path)[path[-1]] = _refit(result, key_at(path))
+            if isinstance(fitted, int | float):
+                OmegaConf.update(root, ".".join(path), fitted)
     return failures
 
 
@@ -137,6 +141,8 @@ def _refit(value: Any, key: Key, annotation: Any = None) -> Any:
         return {k: _refit(v, key, keys.inside(annotation)) for k, v in value.items()}
     if isinstance(value, list):
         return [_refit(item, key, keys.inside(annotation)) for item in value]
+    if annotation is Any:  # in a free map, text stays text
+        return value
     if isinstance(value, str):
         return read_scalar(value, annotation)
     if keys.wants_text(annotation) and value is not None:

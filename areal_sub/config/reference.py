@@ -35,8 +35,9 @@ areal-sub train --config examples/proxy/config.yaml rollout.openai.mode=subproc 
   `rollout.openai.env`, `train_dataset.dataset_kwargs`), is replaced as a whole, unless an override
   names a key in it: `workflow_kwargs.style=terse`.
 - **Interpolation.** `${actor.path}` is the value of another key, its default included;
-  `${.path}` is a neighbour; `${oc.env:NAME,default}` is an environment variable. It is resolved
-  after all overrides. `\\${` is a plain `${`.
+  `${.path}` is a neighbour; `${oc.env:NAME,default}` is an environment variable, read as the key
+  wants it (in a map of your own keys it stays text: `${oc.decode:${oc.env:NAME}}` reads it). All
+  is resolved after the overrides. `\\${` is a plain `${`.
 - **YAML** is read with YAML 1.2's plain types: only `true` and `false` are booleans, `1e-3` is a
   number, `no`, `010` and `12:30` are text. A key that is set twice is an error.
 - **Types are strict.** A whole number may stand for a number; nothing else is converted.

@@ -93,6 +93,7 @@ class History:
     _answers: dict[bytes, list[Turn]] = field(default_factory=dict)  # by chain with the answer
     _asked: set[bytes] = field(default_factory=set)  # chains of whole calls
     _seen: set[bytes] = field(default_factory=set)  # chains of all prefixes, answers included
+    _seen_exact: set[bytes] = field(default_factory=set)  # the same, by `exact`
     _sampled: set[bytes] = field(default_factory=set)  # hashes of answers
     _first: set[bytes] = field(default_factory=set)  # hashes of first messages after the system's
 
@@ -115,6 +116,7 @@ class History:
         if known is prompt:
             self._asked.add(keys.chain[-1])
             self._seen.update(keys.chain)
+            self._seen_exact.update(keys.exact)
             for message, digest in zip(messages, keys.messages, strict=True):
                 if message.role != "system":
                     self._first.add(digest)
@@ -130,6 +132,7 @@ class History:
         chain = link(prompt.chain, digest)
         self._answers.setdefault(chain, []).append(turn)
         self._seen.add(chain)
+        self._seen_exact.add(turn.exact)
         self._sampled.add(digest)
         prompt.num_recorded += 1
         return turn
@@ -156,7 +159,8 @@ class History:
             return Fork.ROOT
         num_seen = _num_leading(keys.chain, self._seen)
         if num_history:
-            if num_seen == num_history:
+            # Ids included: what went on from a sibling with the same text is no edit of this.
+            if _num_leading(keys.exact, self._seen_exact) <= num_history:
                 return Fork.NONE
         elif (
             any(

@@ -74,6 +74,7 @@ class Call:
     stream: bool = False
     include_usage: bool = False  # in a stream: a last chunk with the token counts
     logprobs: bool = False
+    num_bytes: int = 0  # of the request's body
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,13 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from areal_sub.proxy.neutral import Message
 from areal_sub.proxy.template import ChatTemplate, RenderError, load_chat_template
-from areal_sub.proxy.vocabulary import Vocabulary
+from areal_sub.proxy.vocabulary import Vocabulary, any_of
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class Renderer:
         self.vocabulary = vocabulary
         self.template = template
         hidden = (vocabulary.special_texts - set(visible)).union(vocabulary.stop_texts)
-        self.not_text = _any_of(vocabulary.control_ids)
-        self.not_text_of_assistant = _any_of(hidden)
+        self.not_text = any_of(vocabulary.control_ids)
+        self.not_text_of_assistant = any_of(hidden)
         self._warn_where_unusual()
 
     @classmethod
@@ -174,8 +174,3 @@ class _Shield:
     def _hide(self, match: re.Match[str]) -> str:
         self._hidden.append(match[0])
         return f"{self._mark}-{len(self._hidden) - 1}-"
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

@@ -18,8 +18,8 @@ import uvicorn
 
 from areal_sub.engine_client import EngineClient
 from areal_sub.proxy.app import make_app
+from areal_sub.proxy.connection import BoundedHttpProtocol
 from areal_sub.proxy.control import Control
-from areal_sub.proxy.http import BoundedHttpProtocol
 from areal_sub.proxy.parsers import parser_for
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sessions
@@ -51,7 +51,7 @@ class Settings:
 
 async def main(settings: dict[str, Any]) -> None:
     async with serving(Settings(**settings)) as agents:
-        await agents
+        await asyncio.shield(agents)  # our cancellation is not its own: leaving stops it in order
 
 
 @asynccontextmanager

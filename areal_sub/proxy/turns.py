@@ -34,8 +34,8 @@ from areal_sub.trajectory.journal import Journal
 
 log = logging.getLogger(__name__)
 
-# Messages and tools with more text than this are rendered off the event loop.
-LARGE_CHARS = 32_768
+# Calls that were larger than this on the wire are rendered off the event loop.
+LARGE_BYTES = 32_768
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,9 +125,15 @@ class Turns:
             asyncio.ensure_future(self._run_choice(prepared, i, turn_id, outbox))
             for i, turn_id in enumerate(ids)
         ]
+
+        def on_done(task: asyncio.Task[None]) -> None:
+            session.running.discard(task)
+            if task.cancelled():  # by the rollout's end, perhaps before it began to run
+                outbox.fail(finished())
+
         for task in tasks:
             session.running.add(task)
-            task.add_done_callback(session.running.discard)
+            task.add_done_callback(on_done)
         try:
             num_running = len(tasks)
             while num_running:
@@ -146,7 +152,7 @@ class Turns:
         matched = session.history.match(call.messages, keys)
         if matched.twin is not None:
             prompt = matched.twin
-        elif num_chars > LARGE_CHARS:
+        elif call.num_bytes > LARGE_BYTES:
             prompt = await asyncio.to_thread(self._build, call, keys, matched)
         else:
             prompt = self._build(call, keys, matched)
@@ -205,9 +211,6 @@ class Turns:
                 self._record(prepared, turn_id, sampled)
         except Refusal as refusal:
             outbox.fail(refusal)
-        except asyncio.CancelledError:
-            outbox.fail(finished())  # read only where it is the rollout's end that cancelled us
-            raise
         except Exception:
             log.exception("rollout %s, turn %s", prepared.session.rollout_id, turn_id)
             outbox.fail(Refusal(Reason.INTERNAL, "the proxy failed; see its log"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,15 @@ class Vocabulary:
         added = data.get("added_tokens") or []
         control = [token for token in added if token["special"] or token["content"].strip()]
         plain_data = {**data, "post_processor": None}
-        plain_data["added_tokens"] = [token for token in added if token not in control]
+        ordinary = [token for token in added if token not in control]
+        plain_data["added_tokens"] = ordinary
         self._plain = _load(plain_data)
+        # Without the control tokens before them, ordinary added tokens may get other ids.
+        self._renumber = {
+            plain_id: token["id"]
+            for token in ordinary
+            if (plain_id := self._plain.token_to_id(token["content"])) != token["id"]
+        }
         self.control_ids: dict[str, int] = {token["content"]: token["id"] for token in control}
         self.special_texts = frozenset(t["content"] for t in control if t["special"])
         self.stop_ids = _stop_ids(folder, self.full)
@@ -47,7 +54,10 @@ class Vocabulary:
         # No text of n characters has fewer than n / max_token_chars tokens.
         self.max_token_chars = max(map(len, self.full.get_vocab()))
         self._control_set = frozenset(self.control_ids.values())
-        self._split = _splitter(control)
+        self._control = any_of(self.control_ids)
+        # Control tokens that swallow the white space before or behind them.
+        self._eats_left = {token["content"] for token in control if token.get("lstrip")}
+        self._eats_right = {token["content"] for token in control if token.get("rstrip")}
 
     def encode(self, text: str, reveal: Callable[[str], str] = str) -> list[int]:
         """Ids of a rendered text, whose control tokens are meant as such.
@@ -55,33 +65,38 @@ class Vocabulary:
         `reveal(text)` is applied to each stretch between control tokens just before it is encoded.
         """
         ids: list[int] = []
-        if self._split is None:
-            return self.encode_plain(reveal(text))
         position = 0
-        for match in self._split.finditer(text):
-            between = text[position : match.start()]
+        for match in self._control.finditer(text) if self._control else ():
+            between, token = text[position : match.start()], match[0]
+            if token in self._eats_left:
+                between = between.rstrip()
             if between:
                 ids += self.encode_plain(reveal(between))
-            ids.append(self.control_ids[match[match.lastindex or 0]])
+            ids.append(self.control_ids[token])
             position = match.end()
+            while token in self._eats_right and text[position : position + 1].isspace():
+                position += 1
         if position < len(text):
-            rest = text[position:]
-            ids += self.encode_plain(reveal(rest))
+            ids += self.encode_plain(reveal(text[position:]))
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of `text` as ordinary text, whatever it looks like. Never a control token."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        ids = self._encode_plain(text)
         if self._control_set.isdisjoint(ids):
             return ids
         # Some vocabularies hold control tokens as ordinary entries too: break their texts apart.
-        texts = sorted(self.control_ids, key=len, reverse=True)
-        parts = re.split(f"(?<=(?={'|'.join(map(re.escape, texts))}).)", text, flags=re.DOTALL)
-        ids = []
-        for part in parts:
-            ids += self._plain.encode(part, add_special_tokens=False).ids
+        assert self._control is not None
+        parts = re.split(f"(?<=(?={self._control.pattern}).)", text, flags=re.DOTALL)
+        ids = [token_id for part in parts for token_id in self._encode_plain(part)]
         if not self._control_set.isdisjoint(ids):
             raise ModelError("this tokenizer turns ordinary text into control tokens")
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        if self._renumber:
+            ids = [self._renumber.get(token_id, token_id) for token_id in ids]
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -102,21 +117,6 @@ def _load(data: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _splitter(control: Sequence[dict[str, Any]]) -> re.Pattern[str] | None:
-    """Matches a control token with the white space that it swallows; the group is the token."""
-    if not control:
-        return None
-    longest_first = sorted(control, key=lambda token: -len(token["content"]))
-    return re.compile(
-        "|".join(
-            (r"\s*" if token.get("lstrip") else "")
-            + f"({re.escape(token['content'])})"
-            + (r"\s*" if token.get("rstrip") else "")
-            for token in longest_first
-        )
-    )
-
-
 def _stop_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """Ends of turn: of the generation config, the model config and the tokenizer together."""
     ids: set[int] = set()
@@ -133,3 +133,10 @@ def _stop_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
             "config.json, eos_token in tokenizer_config.json)"
         )
     return frozenset(ids)
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """Matches any of `texts`, the longest where several match; None where there are none."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    # One plain alternation: `re` skips to the characters that it can start with.
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -214,11 +215,19 @@ def _supervisor_settings(config: Config, socket: Path, folder: Path) -> dict[str
     return {
         "socket_path": str(socket),
         "work_dir": str(folder / "children"),
-        "python_path": [str(Path.cwd()), *openai.python_path],
+        "python_path": _python_path(openai.python_path),
+        "start_timeout_s": config.rollout.setup_timeout_s,
         "env_passthrough": openai.env_passthrough,
         "max_children": openai.num_children or config.rollout.max_concurrent_rollouts,
         "sandbox": openai.sandbox.model_dump(),
     }
+
+
+def _python_path(extra: list[str]) -> list[str]:
+    """Where children find the agent: where the user stands, then beside the user's script."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    beside = [str(Path(script).resolve().parent)] if script else []
+    return list(dict.fromkeys([*extra, str(Path.cwd()), *beside]))
 
 
 def _supervisor_env(config: Config) -> dict[str, str]:

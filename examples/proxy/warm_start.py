@@ -205,7 +205,7 @@ def demonstration(rng: random.Random) -> list[Message]:
     else:
         match rng.random():
             case luck if luck < 0.15:
-                return [*messages, _answer(_slip_of_answer(problem, rng))]
+                return [*messages, _answer(_slip_of_answer(solve(problem), rng))]
             case luck if luck < 0.35:
                 return [*messages, _broken_call(problem, rng)]
             case _:
@@ -215,7 +215,7 @@ def demonstration(rng: random.Random) -> list[Message]:
         *messages,
         _call(asked),
         {"role": "tool", "content": str(result)},
-        _answer(result if answered_right else _slip_of_answer(asked, rng)),
+        _answer(result if answered_right else _slip_of_answer(result, rng)),
     ]
 
 
@@ -223,24 +223,29 @@ _TRAIN_PROBLEMS = problems("train")
 
 
 def _slip_of_call(problem: Problem, rng: random.Random) -> Problem:
-    """Another problem than the one asked: wrong operator, an operand twice, a digit twice."""
+    """Another problem than the one asked: wrong operator, an operand twice, a digit too many."""
     a, op, b = problem
-    slips = [(a, "*" if op == "+" else "+", b), (a, op, a), (b, op, b), (11 * a, op, b), (a, op, 11 * b)]
+    slips = [
+        (a, "*" if op == "+" else "+", b),
+        rng.choice([(a, op, a), (b, op, b)]),
+        (10 * a + rng.randrange(10), op, b),
+        (a, op, 10 * b + rng.randrange(10)),
+    ]
     return rng.choice([slip for slip in slips if slip != problem and is_train(slip)])
 
 
-def _slip_of_answer(asked: Problem, rng: random.Random) -> int:
-    """Another number than the tool's: digits lost, doubled or swapped."""
-    digits = str(solve(asked))
-    slips = [digits[0], digits[-1], digits[::-1], digits[0] + digits, digits + digits[-1]]
-    return int(rng.choice([slip for slip in slips if slip != digits]))
+def _slip_of_answer(result: int, rng: random.Random) -> str:
+    """Another number than the tool's: a digit lost, or the last one twice."""
+    digits = str(result)
+    slips = [digits[1:], digits[:-1], digits + digits[-1]]
+    return rng.choice([slip for slip in slips if slip and slip != digits])
 
 
 def is_train(problem):
     return problem in _TRAIN_PROBLEMS or problem[0]>9 or problem[2]>9
 
 
-def _answer(value: int) -> Message:
+def _answer(value: int | str) -> Message:
     return {"role": "assistant", "content": f"The answer is {value}"}
 
 

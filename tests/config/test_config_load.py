@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from areal_sub.config import Config, dump_config, load_config, parse_config
@@ -120,7 +120,7 @@ def test_interpolation(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
         "valid_dataset: ${train_dataset}\n"
         "eval_gconfig: {n_samples: '${gconfig.n_samples}'}\n"
         "workflow_kwargs:\n  all: ['${seed}', {n: '${rollout.max_concurrent_rollouts}'}]\n"
-        "  raw: \\${x}\n"
+        "  raw: \\${x}\n  kept: ['010', '5', '~']\n"
     )
     config = parse_config(file, ["actor.path=other", "trial_name=seed-${seed}"])
     assert (config.seed, config.total_train_steps) == (12, 5)
@@ -130,7 +130,11 @@ def test_interpolation(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.train_dataset.size, config.train_dataset.split) == (7, "a.jsonl")
     assert config.eval_gconfig is not None
     assert config.eval_gconfig.n_samples == 8, "the schema's default is there to be referred to"
-    assert config.workflow_kwargs == {"all": [12, {"n": 64}], "raw": "${x}"}
+    assert config.workflow_kwargs == {
+        "all": [12, {"n": 64}],
+        "raw": "${x}",
+        "kept": ["010", "5", "~"],
+    }
 
 
 def test_a_number_where_text_is_wanted_may_come_from_another_key(write: Write) -> None:
@@ -162,6 +166,7 @@ _plain = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(kwargs=st.dictionaries(_words, _plain, max_size=3), env=st.dictionaries(_words, _words))
 def test_dump_reads_back_equal(
     kwargs: dict[str, Any], env: dict[str, str], tmp_path_factory: pytest.TempPathFactory

@@ -105,7 +105,8 @@ def test_no_process_outlives_the_trainer_and_a_killed_run_goes_on(
 ) -> None:
     again = ["total_train_steps=4", "recover.mode=auto", "recover.freq_steps=1"]
     run = start_run(*again, "workflow=agents_under_test.plain_function")
-    run.wait_for_steps(1)
+    recover = run.root / "recover"
+    run.wait_until(lambda: any(recover.glob("recovery-*")), "recovery point")
     assert run.note_family() >= COMPONENTS
     started_at = time.monotonic()
     run.process.send_signal(sign)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from areal_sub.proxy.dialects import chat
 from areal_sub.proxy.neutral import Choice
+from areal_sub.proxy.refusals import Refusal
 from areal_sub.proxy.sessions import Sampling, Session
 from areal_sub.proxy.turns import Turns
 from areal_sub.records import Fork, GenerateChunk, GenerateRequest, TurnRecord, decode_record
@@ -82,23 +83,13 @@ def test_records_are_what_the_engine_saw_and_sampled(
     async def work(folder: Path) -> None:
         engine = new_stub(renderer.vocabulary)
         journal = Journal(folder / "journal")
-        turns = Turns(
-            engine=DirectEngine(engine),  # type: ignore[arg-type]
-            renderer=renderer,
-            parser=parser,
-            journal=journal,
-            max_model_len=100_000,
-            request_timeout_s=10,
-        )
-        sampling = Sampling(
-            max_new_tokens=40, temperature=1.0, top_p=1.0, top_k=0, override_agent=True
-        )
-        session = Session(rollout_id="r", key="k", max_turns=10**6, sampling=sampling)
+        turns = make_turns(engine, renderer, parser, journal)
+        session = make_session()
         messages: list[Any] = []
         tools: Any = TOOLS
         for move, text, reply, end, stream, stop, n in moves:
             messages, tools = change(messages, tools, move, text)
-            engine.says(reply + end)
+            engine.says(reply + end or "x")
             body = {"messages": messages, "tools": tools, "stream": stream, "stop": stop, "n": n}
             call = chat.parse(orjson.dumps(body))
             prepared = await turns.prepare(session, call)
@@ -113,6 +104,60 @@ def test_records_are_what_the_engine_saw_and_sampled(
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(work(Path(folder)))
+
+
+def make_turns(engine: Any, renderer: Any, parser: Any, journal: Journal) -> Turns:
+    return Turns(
+        engine=DirectEngine(engine),  # type: ignore[arg-type]
+        renderer=renderer,
+        parser=parser,
+        journal=journal,
+        max_model_len=100_000,
+        request_timeout_s=10,
+    )
+
+
+def make_session() -> Session:
+    sampling = Sampling(max_new_tokens=40, temperature=1.0, top_p=1.0, top_k=0, override_agent=True)
+    return Session(rollout_id="r", key="k", max_turns=10**6, sampling=sampling)
+
+
+def test_a_call_that_is_ended_before_it_began_is_refused(
+    new_stub: Any, renderers: Any, tmp_path: Path
+) -> None:
+    async def work() -> None:
+        renderer, parser = renderers["plain"]
+        journal = Journal(tmp_path / "journal")
+        turns = make_turns(new_stub(renderer.vocabulary), renderer, parser, journal)
+        session = make_session()
+        call = chat.parse(b'{"messages": [{"role": "user", "content": "x"}]}')
+        deltas = turns.run(await turns.prepare(session, call))
+        reading = asyncio.ensure_future(anext(deltas))
+        await asyncio.sleep(0)  # the choice's task exists now, and has not run yet
+        assert len(session.running) == 1
+        await session.close()
+        with pytest.raises(Refusal, match="ended"):
+            await reading
+        journal.close()
+        assert list(read_journal(tmp_path / "journal")) == []
+
+    asyncio.run(asyncio.wait_for(work(), 10))
+
+
+def test_a_journal_that_fails_is_an_answer_not_a_hang(
+    new_stub: Any, renderers: Any, tmp_path: Path
+) -> None:
+    async def work() -> None:
+        renderer, parser = renderers["plain"]
+        journal = Journal(tmp_path / "journal")
+        turns = make_turns(new_stub(renderer.vocabulary), renderer, parser, journal)
+        call = chat.parse(b'{"messages": [{"role": "user", "content": "x"}]}')
+        prepared = await turns.prepare(make_session(), call)
+        journal.close()
+        with pytest.raises(Refusal, match="the proxy failed"):
+            await anext(turns.run(prepared))
+
+    asyncio.run(asyncio.wait_for(work(), 10))
 
 
 def change(messages: list[Any], tools: Any, move: str, text: str) -> tuple[list[Any], Any]:

@@ -64,7 +64,7 @@ class Rollout:
         ([S, U, Message("assistant", "else"), U2], [], Fork.ASSISTANT_EDITED, None),
         ([S, U, U2], [], Fork.ASSISTANT_EDITED, None),
         ([S, U, A, T, Message("assistant", "57."), U2], [], Fork.ASSISTANT_EDITED, "t1"),
-        ([S], [], Fork.HISTORY_EDITED, None),
+        ([S], [], Fork.NEW_CONVERSATION, None),
     ],
 )
 def test_causes(

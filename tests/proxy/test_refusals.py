@@ -160,10 +160,13 @@ def test_an_endless_head_and_malformed_http_end_the_connection(proxied: Any) -> 
             reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
             closed = asyncio.ensure_future(reader.read())
             writer.write(start)
+            num_sent = 0
             with contextlib.suppress(ConnectionError):
                 while more and not closed.done():
                     writer.write(more)
                     await writer.drain()
+                    num_sent += len(more)
+                    assert num_sent < 2**25  # far more than lies in the buffers between
             await asyncio.wait({closed})
             with contextlib.suppress(ConnectionError):
                 assert closed.result().startswith(b"HTTP/1.1 400 ")

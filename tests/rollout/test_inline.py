@@ -136,6 +136,7 @@ def test_warm_says_what_is_wrong_before_any_rollout() -> None:
 
 def test_all_rollouts_share_one_client_that_no_agent_can_close(make_request: Any) -> None:
     connections = 0
+    disconnected = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
@@ -153,6 +154,7 @@ def test_all_rollouts_share_one_client_that_no_agent_can_close(make_request: Any
         except asyncio.IncompleteReadError:
             writer.close()
             await writer.wait_closed()
+            disconnected.set()
 
     async def go() -> list[RunReport]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -162,6 +164,8 @@ def test_all_rollouts_share_one_client_that_no_agent_can_close(make_request: Any
         # one after the other: the agent closes its client, and the next one's call still works
         reports = [await runner.run(request) for _ in range(3)]
         await runner.close()
+        async with asyncio.timeout(10):
+            await disconnected.wait()
         server.close()
         await server.wait_closed()
         return reports

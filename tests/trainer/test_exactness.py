@@ -6,7 +6,16 @@ import dataclasses
 
 import numpy as np
 
-from areal_sub.records import EndRecord, Fork, OpenRecord, Outcome, TurnRecord, extend_digest, float32, int32
+from areal_sub.records import (
+    EndRecord,
+    Fork,
+    OpenRecord,
+    Outcome,
+    TurnRecord,
+    extend_digest,
+    float32,
+    int32,
+)
 from areal_sub.trainer.exactness import Exactness, certify
 from areal_sub.trajectory.samples import rollout_samples
 from areal_sub.trajectory.tree import Trajectory

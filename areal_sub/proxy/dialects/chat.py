@@ -86,6 +86,7 @@ def parse(raw: bytes) -> Call:
         stream=fields.boolean(body, "stream"),
         include_usage=fields.boolean(stream_options, "include_usage", where="stream_options."),
         logprobs=fields.boolean(body, "logprobs"),
+        num_bytes=len(raw),
     )
 
 

@@ -1,0 +1,124 @@
+"""What a rollout costs beside its model calls, for five ways of running the agent.
+
+    python -m benchmarks.rollouts [--num 256] [--at-once 32] [--json FILE]
+
+Measures wall time and CPU (user + system, of all processes that the way uses) of `num` one-turn
+rollouts against an engine stub that answers at once. Getting ready is measured apart. CPU is read
+from /proc over the whole process tree, before and after: each process's own time and that of the
+children it has waited for, so short-lived grandchildren count too. The stub's time does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.ways import WAYS
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = "this pool"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    way: str
+    ready_s: float  # wall time until a first rollout has run
+    wall_s: float  # of all rollouts
+    cpu_s: float  # of all rollouts
+
+
+def tree_cpu_s(root: psutil.Process) -> float:
+    """User and system time of `root`, its descendants, and those of them that were waited for."""
+    total = 0.0
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            total += sum(process.cpu_times()[:4])  # own user, system; waited-for user, system
+        except psutil.NoSuchProcess:
+            continue  # ended just now; its parent has its time
+    return total
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    if not line:
+        raise SystemExit(
+            f"a process of the benchmark ended with {process.wait()}: {process.args!r}"
+        )
+    return line
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def measure(way: str, *, port: int, num: int, at_once: int) -> Cost:
+    started_at = time.monotonic()
+    options = (f"--port={port}", f"--num={num}", f"--at-once={at_once}")
+    with start("benchmarks.ways", way, *options) as process:
+        assert process.stdin is not None
+        read_line(process)
+        ready_s = time.monotonic() - started_at
+        root = psutil.Process(process.pid)
+        before_s = tree_cpu_s(root)
+        print(file=process.stdin, flush=True)
+        wall_s = float(read_line(process))
+        cpu_s = tree_cpu_s(root) - before_s
+        process.stdin.close()
+    return Cost(way, ready_s, wall_s, cpu_s)
+
+
+def show(costs: list[Cost], num: int) -> None:
+    reference = next((cost for cost in costs if cost.way == REFERENCE), costs[0])
+    head = ("way", "ready s", "wall s", "rollouts/s", "CPU ms each", "wall ratio", "CPU ratio")
+    print(("{:<28}" + "{:>12}" * 6).format(*head))
+    for cost in costs:
+        cells = (
+            f"{cost.ready_s:.2f}",
+            f"{cost.wall_s:.2f}",
+            f"{num / cost.wall_s:.0f}",
+            f"{1000 * cost.cpu_s / num:.1f}",
+            f"{cost.wall_s / reference.wall_s:.2f}",
+            f"{cost.cpu_s / reference.cpu_s:.2f}",
+        )
+        print(("{:<28}" + "{:>12}" * 6).format(cost.way, *cells))
+    print(f"Ratios are to {reference.way!r}. Its children are isolated and killed; those of others")
+    print("are not. ProcessPoolExecutor reuses its 4 workers, environment and memory included.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--num", type=int, default=256, help="rollouts per way")
+    parser.add_argument("--at-once", type=int, default=32, help="rollouts at a time")
+    parser.add_argument("--way", action="append", choices=WAYS, help="only this one (repeatable)")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+    with start("benchmarks.stub") as stub:
+        port = int(read_line(stub))
+        print(f"{args.num} one-turn rollouts, {args.at_once} at once, {os.cpu_count()} cores")
+        costs = [
+            measure(way, port=port, num=args.num, at_once=args.at_once) for way in args.way or WAYS
+        ]
+        assert stub.stdin is not None
+        stub.stdin.close()
+    show(costs, args.num)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(cost) for cost in costs], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

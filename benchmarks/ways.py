@@ -1,0 +1,179 @@
+"""Five ways of running an agent, each in a process of its own: `python -m benchmarks.ways WAY`.
+
+Called by `rollouts.py`, which measures from outside. The process gets ready (imports, starts its
+workers, runs a first rollout), prints `ready`, waits for a line, runs `num` rollouts with at most
+`at_once` at a time, prints the wall time in seconds, and waits for the end of its input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from areal_sub.config.schema import SandboxConfig
+from areal_sub.records import Outcome, RunRequest
+from areal_sub.rollout.environ import agent_environment
+from areal_sub.rollout.inline import InlineRunner
+from areal_sub.rollout.pool import SubprocPool
+from areal_sub.rollout.supervisor import supervisor_env
+from areal_sub.rpc import Client
+from areal_sub.schedulers.local import Component
+from benchmarks.one_turn import TASK, OneTurn
+
+ROOT = Path(__file__).parents[1]
+TARGET = "benchmarks.one_turn:OneTurn"
+TIMEOUT_S = 120.0
+AREAL_WORKERS = 4  # its default
+
+Rollout = Callable[[], Awaitable[Any]]  # returns the reward
+Way = Callable[[argparse.Namespace], AbstractAsyncContextManager[Rollout]]
+
+
+def _request(port: int, **workflow_kwargs: Any) -> RunRequest:
+    return RunRequest(
+        rollout_id="benchmark",
+        target=TARGET,
+        pickled=b"",
+        workflow_kwargs=workflow_kwargs,
+        data=TASK,
+        env=agent_environment(port=port, key="key", extra={}),
+        timeout_s=TIMEOUT_S,
+    )
+
+
+@asynccontextmanager
+async def _inline(args: argparse.Namespace, *, shared_client: bool) -> AsyncIterator[Rollout]:
+    runner = InlineRunner()
+
+    async def rollout() -> Any:
+        report = await runner.run(_request(args.port, shared_client=shared_client))
+        assert report.outcome is Outcome.COMPLETED, report
+        return report.result
+
+    yield rollout
+    await runner.close()
+
+
+def inline_shared(args: argparse.Namespace) -> AbstractAsyncContextManager[Rollout]:
+    """In this event loop, with the shared HTTP client."""
+    return _inline(args, shared_client=True)
+
+
+def inline_fresh(args: argparse.Namespace) -> AbstractAsyncContextManager[Rollout]:
+    """In this event loop, each with an HTTP client of its own."""
+    return _inline(args, shared_client=False)
+
+
+@asynccontextmanager
+async def pool(args: argparse.Namespace) -> AsyncIterator[Rollout]:
+    """A fresh sandboxed child of a warm zygote each: `rollout.openai.mode=subproc`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = {
+            "socket_path": str(folder / "supervisor.sock"),
+            "work_dir": str(folder / "children"),
+            "python_path": [str(ROOT)],
+            "env_passthrough": [],
+            "max_children": args.at_once,
+            "sandbox": SandboxConfig().model_dump(),
+        }
+        supervisor = await Component.start(
+            "supervisor",
+            "areal_sub.rollout.supervisor",
+            settings,
+            folder=folder,
+            log_path=folder / "supervisor.log",
+            env=supervisor_env(os.environ),
+        )
+        client = await Client.connect(folder / "supervisor.sock", peer="supervisor")
+        runner = SubprocPool(client)
+        await runner.warm(TARGET)
+
+        async def rollout() -> Any:
+            report = await runner.run(_request(args.port))
+            assert report.outcome is Outcome.COMPLETED, report
+            return report.result
+
+        yield rollout
+        await client.close()
+        await supervisor.stop()
+
+
+@asynccontextmanager
+async def process(args: argparse.Namespace) -> AsyncIterator[Rollout]:
+    """A fresh `python agent.py` each."""
+    env = os.environ | agent_environment(port=args.port, key="key", extra={})
+
+    async def rollout() -> Any:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.one_turn", env=env, stdout=asyncio.subprocess.PIPE
+        )
+        output, _ = await child.communicate()
+        return float(output)
+
+    yield rollout
+
+
+def _areal_call(agent: OneTurn, data: dict[str, Any], env: dict[str, str]) -> float:
+    os.environ.update(env)
+    return asyncio.run(agent.run(data))
+
+
+@asynccontextmanager
+async def areal(args: argparse.Namespace) -> AsyncIterator[Rollout]:
+    """AReaL's `subproc`: agent and result pickled, a process pool of 4 that is used again."""
+    env = agent_environment(port=args.port, key="key", extra={})
+    loop = asyncio.get_running_loop()
+    with ProcessPoolExecutor(AREAL_WORKERS) as executor:
+
+        async def rollout() -> Any:
+            return await loop.run_in_executor(executor, _areal_call, OneTurn(), TASK, env)
+
+        await asyncio.gather(*(rollout() for _ in range(4 * AREAL_WORKERS)))  # all of it warm
+        yield rollout
+
+
+WAYS: dict[str, Way] = {
+    "inline, shared client": inline_shared,
+    "inline, fresh client each": inline_fresh,
+    "this pool": pool,
+    "python agent.py each": process,
+    "ProcessPoolExecutor(4)": areal,
+}
+
+
+async def measure(args: argparse.Namespace) -> None:
+    async with WAYS[args.way](args) as rollout:
+        slots = asyncio.Semaphore(args.at_once)
+
+        async def one() -> Any:
+            async with slots:
+                return await rollout()
+
+        await one()
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        started_at = time.monotonic()
+        rewards = await asyncio.gather(*(one() for _ in range(args.num)))
+        wall_s = time.monotonic() - started_at
+        assert rewards == [1.0] * args.num, rewards
+        print(wall_s, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--num", type=int, required=True)
+    parser.add_argument("--at-once", type=int, required=True)
+    asyncio.run(measure(parser.parse_args()))

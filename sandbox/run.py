@@ -1,0 +1,213 @@
+"""One child as its caller sees it: three pipes, the control connection, a timer.
+
+Made and awaited by `handle`. What the child writes is read only as far as its limits go; its end is
+the end of its control connection, never that of a pipe that a stray process may hold open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+
+from .report import ChildReport, Ending, conclude
+from .spec import Limits
+from .wire import MAX_STATUS_BYTES, Status, clean, decode_status
+
+READ_BYTES = 64 * 1024
+TAIL_BYTES = 8 * 1024
+"""Kept of each of stdout and stderr."""
+KILL_TIMEOUT_S = 10.0
+"""How long an init may take to kill its child; then its zygote is closed."""
+CLEANUP_TIMEOUT_S = 10.0
+"""How long a run waits for the removal of its folder, once every process is gone."""
+
+
+class Run:
+    """One child as seen from here: three pipes, the control connection, a timer."""
+
+    def __init__(self, limits: Limits, wall_s: float, on_disobeyed: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limits = limits
+        self.wall_s = wall_s
+        self._on_disobeyed = on_disobeyed
+        self._stopped: Ending | None = None
+        self._status: Status | None = None
+        self.is_over = False
+        """The control connection has ended: so has the init."""
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._started_at = self._loop.time()
+        self._wall_s = 0.0
+        self._control, self.far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)
+        (stdout, far_stdout), (stderr, far_stderr), (result, far_result) = (
+            os.pipe(),
+            os.pipe(),
+            os.pipe(),
+        )
+        self.far_pipes = [far_stdout, far_stderr, far_result]
+        self._stdout = Pipe(stdout, limits.output_bytes, self._on_output)
+        self._stderr = Pipe(stderr, limits.output_bytes, self._on_output)
+        self._result = Pipe(result, limits.result_bytes, self._on_result, keep_all=True)
+        self._loop.add_reader(self._control, self._on_control)
+        self._timer = self._loop.call_later(wall_s, self.stop, Ending.TIMEOUT)
+
+    def close_far_ends(self) -> None:
+        self.far_control.close()
+        for fd in self.far_pipes:
+            os.close(fd)
+        self.far_pipes = []
+
+    async def ended(self) -> ChildReport:
+        try:
+            await asyncio.shield(self._ended)
+        except asyncio.CancelledError:
+            self.stop(Ending.STOPPED)
+            await asyncio.shield(self._ended)  # bounded by the timers that `stop` starts
+            raise
+        for pipe in (self._stdout, self._stderr, self._result):
+            pipe.drain()
+        stopped = self._stopped
+        if stopped is None:  # what came out last counts, too
+            if self._output_bytes > self._limits.output_bytes:
+                stopped = Ending.OUTPUT_LIMIT
+            elif self._result.num_bytes > self._limits.result_bytes:
+                stopped = Ending.RESULT_LIMIT
+        ending, value, error, traceback = conclude(
+            stopped=stopped,
+            status=self._status,
+            result=self._result.content(),
+            limits=self._limits,
+            wall_s=self.wall_s,
+        )
+        status = self._status or Status()
+        return ChildReport(
+            ending=ending,
+            value=value,
+            error=error,
+            traceback=traceback,
+            stdout_tail=self._stdout.tail(),
+            stderr_tail=self._stderr.tail(),
+            exit_code=status.exit_code,
+            signal=status.signal,
+            wall_s=self._wall_s,
+            cpu_s=status.cpu_s,
+            max_rss_bytes=status.max_rss_bytes,
+            num_killed=status.num_killed,
+        )
+
+    def stop(self, why: Ending) -> None:
+        """Order the child's init to kill it; the first reason is the one that counts."""
+        if self._stopped is not None or self._status is not None or self._ended.done():
+            return
+        self._stopped = why
+        self._timer.cancel()
+        self._timer = self._loop.call_later(KILL_TIMEOUT_S, self._on_not_killed)
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)
+
+    def release(self) -> None:
+        """Close everything. The child is gone, or its zygote was given up."""
+        self._timer.cancel()
+        self.close_far_ends()
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        for pipe in (self._stdout, self._stderr, self._result):
+            pipe.close()
+
+    @property
+    def _output_bytes(self) -> int:
+        return self._stdout.num_bytes + self._stderr.num_bytes
+
+    def _on_output(self) -> None:
+        if self._output_bytes > self._limits.output_bytes:
+            self.stop(Ending.OUTPUT_LIMIT)
+
+    def _on_result(self) -> None:
+        if self._result.num_bytes > self._limits.result_bytes:
+            self.stop(Ending.RESULT_LIMIT)
+
+    def _on_control(self) -> None:
+        try:
+            raw = self._control.recv(MAX_STATUS_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            raw = b""
+        if not raw:
+            self.is_over = True
+            self._end()
+        elif self._status is None:
+            self._status = decode_status(raw)
+            self._wall_s = self._loop.time() - self._started_at
+            if self._status is not None:  # all its processes are gone; its folder is next
+                self._timer.cancel()
+                self._timer = self._loop.call_later(CLEANUP_TIMEOUT_S, self._end)
+
+    def _on_not_killed(self) -> None:
+        self._on_disobeyed()
+        self._timer = self._loop.call_later(2 * KILL_TIMEOUT_S, self._end)
+
+    def _end(self) -> None:
+        self._loop.remove_reader(self._control)
+        self._timer.cancel()
+        settle(self._ended)
+
+
+class Pipe:
+    """Reads a child's pipe as it comes: counts all bytes, keeps the last, or all up to a limit."""
+
+    def __init__(
+        self, fd: int, limit: int, on_bytes: Callable[[], None], *, keep_all: bool = False
+    ) -> None:
+        self.num_bytes = 0
+        self._limit = limit
+        self._on_bytes = on_bytes
+        self._keep = limit if keep_all else TAIL_BYTES
+        self._kept = bytearray()
+        self._fd = fd
+        os.set_blocking(fd, False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self._read)
+
+    def _read(self) -> bool:
+        """One read; False where there is nothing more for now, or will ever be."""
+        try:
+            chunk = os.read(self._fd, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._loop.remove_reader(self._fd)
+            return False
+        self.num_bytes += len(chunk)
+        self._kept += chunk
+        if len(self._kept) > self._keep:
+            del self._kept[: -self._keep]
+        if self.num_bytes > self._limit:
+            self._loop.remove_reader(self._fd)  # it is over: leave the rest unread
+        self._on_bytes()
+        return self.num_bytes <= self._limit
+
+    def drain(self) -> None:
+        """Read what is left, without waiting for writers that may still hold the pipe."""
+        while self._fd >= 0 and self.num_bytes <= self._limit and self._read():
+            pass
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def content(self) -> bytes:
+        return bytes(self._kept)
+
+    def tail(self) -> str:
+        return clean(self._kept.decode("utf-8", "replace"))
+
+
+def settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
