@@ -20,6 +20,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+END_TIMEOUT_S = 10
+"""A component that was told to end and has not by then is ended by the kernel (SIGALRM)."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -52,6 +54,9 @@ async def _until_orphaned(work: Coroutine[Any, Any, None]) -> None:
         if not ending:
             ending = True
             task.cancel()
+            # Whatever the ending waits for, in Python or below: it does not outlive this.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(END_TIMEOUT_S)
 
     def on_lifeline() -> None:
         if os.read(0, 1024) == b"":

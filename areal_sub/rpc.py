@@ -51,9 +51,7 @@ def _pack(message: list[Any]) -> bytes:
 
 
 async def _messages(reader: asyncio.StreamReader) -> AsyncIterator[list[Any]]:
-    unpacker = msgpack.Unpacker(
-        raw=False, strict_map_key=False, max_buffer_size=MAX_MESSAGE_BYTES
-    )
+    unpacker = msgpack.Unpacker(raw=False, strict_map_key=False, max_buffer_size=MAX_MESSAGE_BYTES)
     while chunk := await reader.read(READ_BYTES):
         unpacker.feed(chunk)
         for message in unpacker:

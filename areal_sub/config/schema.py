@@ -131,7 +131,7 @@ class ActorConfig(Section):
     warm_start: str | None = None
     """Import path of `def make(path: Path, seed: int) -> None`: called once where `path` is
     not there yet, to make the model folder."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     device: str = "auto"
     """"auto": CUDA where there is one, else the CPU."""
     num_threads: Positive | None = None

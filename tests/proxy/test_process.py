@@ -94,6 +94,39 @@ def test_a_proxy_process(engine_alone: Any, tmp_path: Path, ending: str) -> None
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
+def test_it_ends_under_connections_that_do_not(engine_alone: Any, tmp_path: Path) -> None:
+    """One that stopped reading its stream, one in the middle of a head, one in a body, one idle."""
+
+    async def work() -> None:
+        async with engine_alone() as (engine, settings):
+            engine.says([65] * 3000)
+            process = await start(settings, tmp_path)
+            assert process.stdin is not None
+            control_path = Path(settings["control_path"])
+            control = await Client.connect(control_path, peer="proxy", timeout_s=30)
+            port = (await control.call("info", timeout_s=10))["agent_port"]
+            params = open_params("r", "key-of-r")
+            params["gconfig"]["max_new_tokens"] = 3000
+            await control.call("open_rollout", params, timeout_s=10)
+            body = b'{"messages":[{"role":"user","content":"?"}],"stream":true,"logprobs":true}'
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer key-of-r\r\n"
+            whole = head + b"content-length: %d\r\n\r\n" % len(body) + body
+            writers = []
+            for sent in (whole, head, whole[:-1], b""):
+                _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+                writer.write(sent)
+                await writer.drain()
+                writers.append(writer)
+            await engine.until(lambda: bool(engine.sampled) and engine.num_running == 0)
+            process.stdin.close()
+            assert await asyncio.wait_for(process.wait(), 15) == 0
+            for writer in writers:
+                writer.close()
+            await control.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
 def test_it_says_why_it_cannot_start(engine_alone: Any, tmp_path: Path) -> None:
     async def work() -> None:
         async with engine_alone(tool_call_parser="nobodys") as (_, settings):

@@ -248,7 +248,7 @@ def test_a_task_whose_score_needs_more_than_json_is_refused() -> None:
 
     register_dataset("pairs_of_this_test", Pairs, Settings)
     try:
-        with pytest.raises(TaskError, match="row 0: .*do not survive as JSON"):
+        with pytest.raises(TaskError, match=r"row 0: .*do not survive as JSON"):
             load("reasoning-gym:pairs_of_this_test")
     finally:
         del DATASETS["pairs_of_this_test"]

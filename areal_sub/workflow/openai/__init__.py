@@ -1,1 +1,1 @@
-"""Ready agents on the OpenAI SDK. Name one as `workflow=areal_sub.workflow.openai.<module>.<Class>`."""
+"""Ready agents on the OpenAI SDK: `workflow=areal_sub.workflow.openai.<module>.<Class>`."""

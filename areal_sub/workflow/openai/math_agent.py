@@ -9,7 +9,7 @@ a reward. Importing this module does not import the SDK.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 from areal_sub.workflow.arithmetic import calculate
 from areal_sub.workflow.grading import grade_math
@@ -93,17 +93,17 @@ class MathToolAgent:
         async with openai_client(extra_kwargs) as client:
             for _ in range(self._max_turns):
                 completion = await client.chat.completions.create(
-                    messages=messages, tools=[CALCULATOR_TOOL], **self._sampling
+                    messages=messages, tools=cast(Any, [CALCULATOR_TOOL]), **self._sampling
                 )
                 message = completion.choices[0].message
                 if not message.tool_calls:
                     return grade_math(message.content or "", data["answer"])
                 messages.append(message.model_dump(exclude_none=True))
                 for call in message.tool_calls:
+                    if call.type != "function":  # only functions were offered
+                        return 0.0
                     content = use_calculator(call.function.name, call.function.arguments)
-                    messages.append(
-                        {"role": "tool", "tool_call_id": call.id, "content": content}
-                    )
+                    messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
         return 0.0
 
 
