@@ -212,8 +212,8 @@ def decode_record(raw: bytes) -> TrajectoryRecord:
         data = msgpack.unpackb(raw, raw=False)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise RecordError(f"not msgpack: {error}") from None
-    kind = data.get("kind") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in _KINDS:
+    kind = data.get("kind") if isinstance(data, dict) else type(data).__name__
+    if not isinstance(data, dict) or not isinstance(kind, str) or kind not in _KINDS:
         raise RecordError(f"unknown record kind {kind!r}; there are: {', '.join(_KINDS)}")
     cls = _KINDS[kind]
     if not isinstance(data.get("v"), int) or data["v"] > cls.VERSION:

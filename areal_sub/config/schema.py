@@ -173,7 +173,7 @@ class DatasetConfig(Section):
     """Tasks per training step (each gets `gconfig.n_samples` rollouts)."""
     shuffle: bool = True
     size: Positive | None = None
-    """Use (or, for a generator, make) this many tasks."""
+    """Use (or, for a generator, make) this many tasks; reasoning-gym makes 500 by default."""
     dataset_kwargs: dict[str, Any] = {}
     """For generators: reasoning-gym's task parameters, the function's arguments, ..."""
 
