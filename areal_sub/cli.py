@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ def run(argv: Sequence[str]) -> int:
         return _chat(arguments)
     except SystemExit as end:  # argparse's way of ending
         return end.code if isinstance(end.code, int) else 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except ArealSubError as error:
         print(f"areal-sub: {error}", file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, _INPUT_ERRORS) else 1

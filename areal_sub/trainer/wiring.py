@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -26,10 +25,12 @@ from areal_sub.rollout.inline import InlineRunner
 from areal_sub.rollout.pool import SubprocPool
 from areal_sub.rpc import Client
 from areal_sub.schedulers.local import Component
+from areal_sub.trainer.scratch import scratch_folder
 from areal_sub.trajectory.stream import TrajectoryStream
 
 T = TypeVar("T")
 
+_SHARED_MEMORY = Path("/dev/shm")
 # The supervisor and its children get no more of our environment than this.
 _SUPERVISOR_ENV = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "AREAL_SUB_LOG")
 
@@ -75,10 +76,10 @@ class Stack:
     ) -> AsyncIterator[Stack]:
         """Raises `ComponentDied`, `DeadlineExceeded` where a process does not come up."""
         async with AsyncExitStack() as cleanup:
-            folder = Path(tempfile.mkdtemp(prefix="areal-sub-"))
-            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-            weights_folder = _weights_folder(folder)
-            cleanup.callback(shutil.rmtree, weights_folder, ignore_errors=True)
+            temporary = Path(tempfile.gettempdir())
+            folder = cleanup.enter_context(scratch_folder(temporary))
+            memory = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else temporary
+            weights_folder = cleanup.enter_context(scratch_folder(memory))
 
             components: list[Component] = []
 
@@ -116,7 +117,14 @@ class Stack:
             connecting = _connect(config, sockets, cleanup)
             died = tuple(component.died for component in components)
             stack = await _first_of(connecting, died, cls, weights_folder)
+            # Before the processes end, so that their end is not news to the reader of the stream.
+            cleanup.push_async_callback(_cancelled, stack.watches[-1])
             yield stack
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _first_of(
@@ -233,12 +241,3 @@ def _python_path(extra: list[str]) -> list[str]:
 def _supervisor_env(config: Config) -> dict[str, str]:
     names = (*_SUPERVISOR_ENV, *config.rollout.openai.env_passthrough)
     return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def _weights_folder(fallback: Path) -> Path:
-    shm = Path("/dev/shm")
-    if os.access(shm, os.W_OK):
-        return Path(tempfile.mkdtemp(prefix="areal-sub-weights-", dir=shm))
-    folder = fallback / "weights"
-    folder.mkdir()
-    return folder
