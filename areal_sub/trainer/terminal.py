@@ -45,7 +45,7 @@ class Terminal:
         self._num_printed = 0
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def header(self, config: Config, run: RunDir, *, num_tasks: int, num_valid: int) -> None:
         openai = config.rollout.openai

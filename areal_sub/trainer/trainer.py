@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from areal_sub.config import Config
 from areal_sub.errors import ConfigError, WorkflowError
 from areal_sub.learner.checkpoint import Recovery, load_recovery
@@ -94,6 +96,7 @@ class Trainer:
         agent, eval_agent = self._agents(workflow, eval_workflow, workflow_kwargs)
         tasks, valid_tasks = self._tasks()
         num_steps = _num_steps(config, len(tasks))
+        disable_progress_bar()  # of loading and saving: the run shows its own progress
         terminal = Terminal()
         run = RunDir.open(config)
         progress = Progress(num_steps=num_steps)
