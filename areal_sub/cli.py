@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from areal_sub import __version__
 from areal_sub.errors import (
@@ -39,8 +38,6 @@ with --plain, to the bare model. End with Ctrl-D."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The `areal-sub` command."""
-    # Import paths of agents and tasks are looked up from where the user stands.
-    sys.path.insert(0, str(Path.cwd()))
     code = run(sys.argv[1:] if argv is None else argv)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +94,8 @@ class Trainer:
         self, workflow: Any, eval_workflow: Any, workflow_kwargs: dict[str, Any] | None
     ) -> TrainResult:
         config = self._config
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)  # import paths are looked up from where the user stands, too
         agent, eval_agent = self._agents(workflow, eval_workflow, workflow_kwargs)
         tasks, valid_tasks = self._tasks()
         num_steps = _num_steps(config, len(tasks))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from e2e_run import REPO, Run
+from e2e_run import REPO, WAIT_S, Run
 
 StartRun = Callable[..., Run]
 COMPONENTS = {"areal_sub.engines.embedded", "areal_sub.proxy", "areal_sub.rollout.supervisor"}
@@ -129,6 +129,20 @@ def test_a_mistyped_key_is_told_before_anything_starts() -> None:
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "did you mean" in done.stderr and "mode" in done.stderr
+
+
+def test_the_example_script_starts_a_run(policy: Path, short_tmp: Path) -> None:
+    """The example script; run from the repository, where `examples` is an import path."""
+    command = [sys.executable, "examples/proxy/train.py", "--config", "examples/proxy/config.yaml"]
+    command += ["scheduler.type=local", "rollout.openai.mode=subproc", f"actor.path={policy}"]
+    command += [f"cluster.fileroot={short_tmp}/runs", "total_train_steps=1", "gconfig.n_samples=2"]
+    command += ["train_dataset.batch_size=2", "valid_dataset=null"]
+    env = {"PATH": "/usr/bin:/bin", "TMPDIR": str(short_tmp), "HOME": str(short_tmp)}
+    done = subprocess.run(
+        command, cwd=REPO, env=env, capture_output=True, text=True, check=False, timeout=WAIT_S
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 steps" in done.stdout
 
 
 def test_agents_from_main_and_rows_from_code(policy: Path, short_tmp: Path) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+import torch
+import transformers
 
 from areal_sub.proxy.neutral import Message, ToolCall
 from areal_sub.proxy.parsers.hermes import HermesParser
@@ -161,11 +160,12 @@ def test_the_folder_is_a_model_folder(folder: Path) -> None:
     }
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 394_272
+    assert sum(parameter.numel() for parameter in model.parameters()) == 393_888
     assert model.dtype == torch.float32
     assert tokenizer.eos_token == "<|im_end|>"
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
-    assert len(tokenizer) == model.config.vocab_size == warm_start.VOCAB_SIZE
+    # The dialogues may hold fewer pairs to merge than there is room for.
+    assert 256 < len(tokenizer) <= model.config.vocab_size == warm_start.VOCAB_SIZE
     text = "7 * 88 = 616, größer\n\tas <tool_call> 東京 😀"
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
