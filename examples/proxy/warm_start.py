@@ -74,7 +74,7 @@ def make(path: Path, seed: int) -> None:
 
 
 def train_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `VOCAB_SIZE` tokens; digits stand alone, so that they can be copied."""
+    """A byte-level BPE of at most `VOCAB_SIZE` tokens; digits stand alone, to be copied."""
     template = CHAT_TEMPLATE.read_text()
     blank = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE()), chat_template=template
