@@ -47,7 +47,7 @@ Message = dict[str, Any]
 def make(path: Path, seed: int) -> None:
     """Train the policy and put it at `path` as a Hugging Face model folder, whole or not at all.
 
-    The same seed gives the same weights on the same machine. Takes about 20 s of one core.
+    The same seed gives the same weights on the same machine. Takes half a minute or so of one core.
     Global state of torch (threads, random numbers) is left as it was.
     """
     path = Path(path)
