@@ -96,9 +96,9 @@ class TrainLoop:
     async def train(self) -> None:
         """Take all remaining steps. Raises what ended a process of ours."""
         try:
-            if self._config.evaluator.eval_before_train and self._version == 0:
-                row = await self._evaluate()
-                self._metrics.write(0, row)
+            first = self._config.evaluator.eval_before_train and self._version == 0
+            if first and self._workload.valid_tasks:
+                self._metrics.write(0, await self._evaluate())
             for step in range(self._version + 1, self._workload.num_steps + 1):
                 await self._step(step)
         finally:
