@@ -176,6 +176,7 @@ def test_a_seed_makes_the_same_weights_and_leaves_torch_as_it_was(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warm_start, "NUM_STEPS", 3)
+    torch.rand(7)  # wherever the process's own random numbers are
     before = torch.random.get_rng_state(), torch.get_num_threads()
     warm_start.make(tmp_path / "same", 1)
     warm_start.make(tmp_path / "other", 2)

@@ -36,6 +36,7 @@ def test_values(expression: str, value: str) -> None:
         ("1 +" * MAX_EXPRESSION_CHARS, "longer than"),
         ("1 / 0", "division by zero"),
         ("0 ** -1", "division by zero"),
+        ("2 ** 65", "exponent larger"),
         ("9 ** 9 ** 9", "exponent larger"),
         ("(10 ** 64) ** 64", "too large"),
         ("1e200", "too large"),

@@ -14,6 +14,7 @@ from typing import Any
 import openai
 import pytest
 
+from areal_sub.workflow.openai.client import openai_client
 from areal_sub.workflow.openai.math_agent import (
     CALCULATOR_TOOL,
     MathAgent,
@@ -195,6 +196,18 @@ def test_a_shared_http_client_is_used_and_left_open(endpoint: Endpoint) -> None:
         return rewards
 
     assert asyncio.run(two_rollouts()) == [1.0, 1.0]
+
+
+def test_an_own_client_is_closed(endpoint: Endpoint) -> None:
+    endpoint.says = ["56"]
+
+    async def use() -> openai.AsyncOpenAI:
+        async with openai_client({"base_url": endpoint.base_url, "api_key": "key"}) as client:
+            await client.chat.completions.create(model="m", messages=[])
+            assert not client.is_closed()
+        return client
+
+    assert asyncio.run(use()).is_closed()
 
 
 def test_importing_the_module_does_not_import_the_sdk() -> None:
