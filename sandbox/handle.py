@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import collections
 import contextlib
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +29,19 @@ from .folders import remove_tree
 from .launch import Launched, launch, memory_file
 from .probe import Probe
 from .report import ChildReport, Ending
-from .run import KILL_TIMEOUT_S, Pipe, Run, settle
+from .run import KILL_TIMEOUT_S, READY_TIMEOUT_S, Pipe, Run, settle
 from .spec import SandboxSpec, check_env
-from .wire import one_line, text
-
-MAX_READY_BYTES = 2**20
+from .wire import MAX_READY_BYTES, one_line, text
 
 
 class Zygote:
     """One agent, imported and warm. Make it with `await Zygote.start(...)`."""
 
-    def __init__(self, launched: Launched, spec: SandboxSpec, folder: Path) -> None:
+    def __init__(
+        self, launched: Launched, spec: SandboxSpec, made: plans.Plan, folder: Path
+    ) -> None:
         self.spec = spec
+        self.plan = made
         self.notes: list[str] = []
         """What the warm-up could not do, and whether the agent's import started threads."""
         self._folder = folder
@@ -49,6 +52,9 @@ class Zygote:
         self._output = Pipe(launched.output, spec.limits.output_bytes, self._on_output)
         self._sending = asyncio.Lock()
         self._runs: set[Run] = set()
+        self._reserve: collections.deque[Run] = collections.deque()
+        self._num_reserve = 0
+        self._refilling: asyncio.Task[None] | None = None
         self._num_runs = 0
         self._closed = False
         self._gone: asyncio.Future[None] = self._loop.create_future()
@@ -67,18 +73,24 @@ class Zygote:
         pickled: bytes = b"",
         python: str = sys.executable,
         python_path: Sequence[str] = (),
+        reserve: int = 0,
         timeout_s: float,
     ) -> Zygote:
         """Start `python` in `folder` (made here, removed at the end) and have it import the agent.
 
-        The agent is `target`, an import path, or `pickled`, its dill. Raises `PlanError`, and
-        `ZygoteFailed` with the agent's traceback.
+        The agent is `target`, an import path, or `pickled`, its dill. `reserve` sealed children
+        are kept standing ready. `python_path` goes in front of the agent's import path, and can be
+        read. Raises `PlanError`, and `ZygoteFailed` with the agent's traceback.
         """
+        made = plans.plan(
+            dataclasses.replace(spec, readable=(*spec.readable, *python_path)), probe
+        )
         settings = {
             "target": target,
             "pickled": base64.b64encode(pickled).decode(),
             "python_path": list(python_path),
-            "steps": plans.to_json(plans.plan(spec, probe)),
+            "plan": plans.to_json(made),
+            "folder": str(folder),
         }
         home = folder / "zygote"
         _make_folders(folder, home)
@@ -88,7 +100,7 @@ class Zygote:
         except OSError as error:
             _remove(folder)
             raise ZygoteFailed(f"cannot start {python!r}: {error}") from None
-        zygote = cls(launched, spec, folder)
+        zygote = cls(launched, spec, made, folder)
         try:
             async with asyncio.timeout(timeout_s):
                 await zygote._until_ready(label)
@@ -99,6 +111,8 @@ class Zygote:
         except BaseException:
             await zygote.close()
             raise
+        zygote._num_reserve = reserve
+        zygote._refill()
         return zygote
 
     @property
@@ -116,36 +130,70 @@ class Zygote:
         kwargs: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
+        on_listener: Callable[[int], Awaitable[None]] | None = None,
     ) -> ChildReport:
         """Run the agent once, in a fresh child, with `data` (JSON types).
 
-        Returns when all its processes are gone. Cancelling kills the child first. Raises
+        `on_listener` is awaited before the agent runs, with the descriptor of the listener in the
+        child's own network, in tiers where it has one; it is closed afterwards. Returns when all its processes are gone. Cancelling kills the child first. Raises
         `SpecError` for an invalid `env`, `TypeError` or `ValueError` for data that is not JSON.
         """
         check_env(env or {})
-        self._num_runs += 1
-        folder = self._folder / str(self._num_runs)
-        request = {
-            "data": data,
-            "kwargs": dict(kwargs or {}),
-            "env": dict(env or {}),
-            "folder": str(folder),
-        }
-        limits = self.spec.limits
-        run = Run(limits, limits.wall_s if wall_s is None else wall_s, self._on_disobeyed)
-        self._runs.add(run)
+        limit_s = self.spec.limits.wall_s if wall_s is None else wall_s
+        request = json.dumps({"data": data, "kwargs": dict(kwargs or {}), "env": dict(env or {})})
+        request_fd = memory_file("request", request.encode())
+        run = self._from_reserve() or await self._new_run()
         try:
-            await self._order(run, json.dumps(request).encode())
+            await run.ready()
+            if run.listener is not None and on_listener is not None:
+                await on_listener(run.listener)
+            run.begin(request_fd, limit_s)
+            self._refill()
             report = await run.ended()
-            if run.is_over and folder.exists():  # its init was killed before it came to that
-                await asyncio.to_thread(_remove, folder)
+            if run.is_over and run.folder.exists():  # its init was killed before it came to that
+                await asyncio.to_thread(_remove, run.folder)
             return report
         finally:
-            self._runs.discard(run)
-            run.release()
+            os.close(request_fd)
+            self._release(run)
+
+    def _from_reserve(self) -> Run | None:
+        while self._reserve:
+            run = self._reserve.popleft()
+            if run.is_usable:
+                return run
+            self._release(run)
+        return None
+
+    def _refill(self) -> None:
+        if self._refilling is None or self._refilling.done():
+            self._refilling = asyncio.ensure_future(self._fill_reserve())
+
+    async def _fill_reserve(self) -> None:
+        while self.is_alive and len(self._reserve) < self._num_reserve:
+            run = await self._new_run()
+            self._reserve.append(run)
+            await run.ready()
+            if not run.is_usable:  # what is wrong with it shows where one is needed
+                return
+
+    async def _new_run(self) -> Run:
+        """A child that was ordered, and is being sealed."""
+        self._num_runs += 1
+        run = Run(self.spec.limits, self._folder / str(self._num_runs), self._on_disobeyed)
+        self._runs.add(run)
+        await self._order(run)
+        return run
+
+    def _release(self, run: Run) -> None:
+        self._runs.discard(run)
+        run.release()
 
     async def close(self, timeout_s: float = 10.0) -> None:
         """End everything: children, zygote, guardian. Never raises; idempotent."""
+        self._closed = True
+        while self._reserve:
+            self._release(self._reserve.popleft())
         for run in self._runs:
             run.stop(Ending.LOST)
         self._cut_lifeline()
@@ -186,23 +234,22 @@ class Zygote:
             self._output.tail(),
         )
 
-    async def _order(self, run: Run, request: bytes) -> None:
+    async def _order(self, run: Run) -> None:
         """Send the order for a child. A zygote that is gone ends the run as LOST."""
-        request_fd = memory_file("request", request)
+        order = json.dumps({"folder": str(run.folder)}).encode()
         try:
-            fds = [run.far_control.fileno(), request_fd, *run.far_pipes]
+            fds = [run.far_control.fileno(), run.far_request.fileno(), *run.far_pipes]
             async with self._sending:
                 while self.is_alive:
                     try:
-                        socket.send_fds(self._channel, [b"run"], fds)
+                        socket.send_fds(self._channel, [order], fds)
                         return
                     except BlockingIOError:
-                        async with asyncio.timeout(run.wall_s):
+                        async with asyncio.timeout(READY_TIMEOUT_S):
                             await self._writable()
         except (OSError, TimeoutError):
             pass
         finally:
-            os.close(request_fd)
             run.close_far_ends()
         run.stop(Ending.LOST)
 

@@ -1,33 +1,93 @@
-"""The few system calls that Python does not wrap, through the C library.
+"""The few system calls that Python does not wrap, through the C library. Raises `OSError`.
 
-Called by the layers, the zygote and whoever must inherit orphans. Raises `OSError`.
+Called by the layers, and by the processes around a child (guardian, keeper, zygote, init).
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import signal
+from typing import Any
+
+size_t = ctypes.c_size_t
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# Calls through this one keep the interpreter's lock, which a fork has to.
+_libc_locked = ctypes.PyDLL(None, use_errno=True)
+for _library in (_libc, _libc_locked):
+    _library.syscall.restype = ctypes.c_long
+
+# From linux/sched.h.
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+ALL_NAMESPACES = (
+    CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
+)
+
+# The numbers of system calls since 5.0 are the same on every architecture.
+SYS_OPEN_TREE = 428
+SYS_MOVE_MOUNT = 429
+SYS_MOUNT_SETATTR = 442
+SYS_LANDLOCK_CREATE_RULESET = 444
+SYS_LANDLOCK_ADD_RULE = 445
+SYS_LANDLOCK_RESTRICT_SELF = 446
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220}
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
+MNT_DETACH = 2
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_GET_NO_NEW_PRIVS = 39
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+CAP_SYS_ADMIN = 21
+_CAPABILITY_VERSION_3 = 0x20080522
+_NUM_CAPABILITIES = 64
 
 
-def _prctl(option: int, argument: int | ctypes.Array[ctypes.c_char] = 0) -> int:
+def syscall(what: str, number: int, *args: Any) -> int:
+    """A system call by its number. Raises `OSError` naming it as `what`."""
+    return _checked(_libc.syscall(ctypes.c_long(number), *args), what)
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+# Processes.
+
+
+def _prctl(option: int, argument: int | ctypes.Array[ctypes.c_char] = 0, third: int = 0) -> int:
     if isinstance(argument, int):
         value = ctypes.c_ulong(argument)
     else:
         value = ctypes.c_ulong(ctypes.addressof(argument))
     zero = ctypes.c_ulong(0)
-    result: int = _libc.prctl(ctypes.c_int(option), value, zero, zero, zero)
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), f"prctl({option})")
-    return result
+    result = _libc.prctl(ctypes.c_int(option), value, ctypes.c_ulong(third), zero, zero)
+    return _checked(result, f"prctl({option})")
 
 
 def become_subreaper() -> None:
@@ -45,6 +105,11 @@ def set_name(name: str) -> None:
     _prctl(PR_SET_NAME, ctypes.create_string_buffer(name.encode()[:15]))
 
 
+def set_dumpable(value: bool) -> None:
+    """Whether processes of the same user may look into this one (its /proc files, ptrace)."""
+    _prctl(PR_SET_DUMPABLE, int(value))
+
+
 def set_no_new_privs() -> None:
     """From here on no `execve` grants privileges (setuid bits, file capabilities)."""
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -52,6 +117,152 @@ def set_no_new_privs() -> None:
 
 def has_no_new_privs() -> bool:
     return _prctl(PR_GET_NO_NEW_PRIVS) == 1
+
+
+def set_seccomp_filter(program: bytes) -> None:
+    """Install a classic BPF program (`struct sock_filter`s of 8 bytes) for this thread."""
+    code = ctypes.create_string_buffer(program, len(program))
+    header = _BpfProgram(len(program) // 8, ctypes.addressof(code))
+    mode_filter = 2
+    _prctl(PR_SET_SECCOMP, mode_filter, ctypes.addressof(header))
+
+
+class _BpfProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def keep_capabilities(keep: int) -> None:
+    """Give up every capability that is not in the bit set `keep`, for good."""
+    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    for capability in range(_NUM_CAPABILITIES):
+        if not keep >> capability & 1:
+            try:
+                _prctl(PR_CAPBSET_DROP, capability)
+            except OSError:  # beyond this kernel's last one, or no right to: `capset` counts
+                break
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    low, high = keep & 0xFFFFFFFF, keep >> 32
+    # Two of struct __user_cap_data_struct: effective, permitted, inheritable.
+    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    _checked(_libc.capset(header, data), "capset")
+
+
+# Namespaces.
+
+
+def unshare(namespaces: int) -> None:
+    _checked(_libc.unshare(ctypes.c_int(namespaces)), "unshare")
+
+
+def fork_into(namespaces: int) -> int:
+    """`os.fork` into new namespaces: 0 in the child, its process id in the parent.
+
+    The caller must be single-threaded.
+    """
+    python = ctypes.pythonapi
+    number = _SYS_CLONE.get(platform.machine())
+    if number is None:
+        raise OSError(f"no system call numbers known for {platform.machine()}")
+    zero = ctypes.c_ulong(0)
+    python.PyOS_BeforeFork()
+    pid: int = _libc_locked.syscall(
+        ctypes.c_long(number), ctypes.c_ulong(namespaces | signal.SIGCHLD), zero, zero, zero, zero
+    )
+    if pid == 0:
+        python.PyOS_AfterFork_Child()
+        return 0
+    python.PyOS_AfterFork_Parent()
+    return _checked(pid, "clone")
+
+
+def enter(fd: int, namespaces: int) -> None:
+    """Join `namespaces` of the process that the pidfd `fd` means."""
+    _checked(_libc.setns(ctypes.c_int(fd), ctypes.c_int(namespaces)), "setns")
+
+
+def map_user(process: int | str, inside: int, uid: int, gid: int) -> None:
+    """Make `inside` in the user namespace of `process` (an id, or "self") mean `uid` and `gid`."""
+    for name, content in (
+        ("setgroups", "deny"),  # without it an unprivileged user may not map groups
+        ("uid_map", f"{inside} {uid} 1"),
+        ("gid_map", f"{inside} {gid} 1"),
+    ):
+        fd = os.open(f"/proc/{process}/{name}", os.O_WRONLY)
+        try:
+            os.write(fd, content.encode())
+        finally:
+            os.close(fd)
+
+
+def set_host_name(name: str) -> None:
+    encoded = name.encode()
+    _checked(_libc.sethostname(encoded, ctypes.c_size_t(len(encoded))), "sethostname")
+
+
+# Mounts.
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    result = _libc.mount(
+        source.encode(),
+        os.fsencode(target),
+        kind.encode(),
+        ctypes.c_ulong(flags),
+        options.encode() or None,
+    )
+    _checked(result, f"mount {kind or source} at {target}")
+
+
+def unmount(target: str) -> None:
+    """Take it out of the tree at once; it ends when its last user does."""
+    _checked(_libc.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)), f"umount {target}")
+
+
+def clone_tree(path: str) -> int:
+    """A descriptor of a detached copy of the mounts at and below `path`."""
+    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+    return syscall(
+        f"open_tree {path}", SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), ctypes.c_uint(flags)
+    )
+
+
+def attach_tree(fd: int, target: str) -> None:
+    syscall(
+        f"move_mount to {target}",
+        SYS_MOVE_MOUNT,
+        fd,
+        b"",
+        _AT_FDCWD,
+        os.fsencode(target),
+        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+    )
+
+
+def restrict_tree(fd: int, attributes: int, path: str = "", recursive: bool = True) -> None:
+    """Add `MOUNT_ATTR_*` to the mounts at `path` or, where that is "", of the descriptor."""
+    flags = (_AT_EMPTY_PATH if not path else 0) | (_AT_RECURSIVE if recursive else 0)
+    wanted = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)  # struct mount_attr
+    syscall(
+        "mount_setattr",
+        SYS_MOUNT_SETATTR,
+        fd,
+        os.fsencode(path),
+        ctypes.c_uint(flags),
+        wanted,
+        ctypes.c_size_t(ctypes.sizeof(wanted)),
+    )
+
+
+def pivot_root(folder: str) -> None:
+    """Make `folder`, a mount, the root, and drop the old root."""
+    os.chdir(folder)
+    # pivot_root(2): both arguments may be "." where the old root is unmounted right after.
+    _checked(_libc.pivot_root(b".", b"."), "pivot_root")
+    unmount(".")
+    os.chdir("/")
+
+
+# Descriptors.
 
 
 def close_all_descriptors_but(keep: set[int]) -> None:

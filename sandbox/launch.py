@@ -23,8 +23,8 @@ def load(folder):
         "_sandbox", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
     sys.modules["_sandbox"] = module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    from _sandbox import zygote
-    return zygote.main
+    from _sandbox import guardian
+    return guardian.main
 main, fds = load(sys.argv[2]), [int(fd) for fd in sys.argv[3:]]
 sys.argv[1:] = []
 del load, util, os, sys

@@ -1,4 +1,9 @@
-"""Spec + probe → the ordered steps that a child applies. Pure; the result can be printed.
+"""Spec + probe → the ordered steps of each stage. Pure; the result can be printed and compared.
+
+    root     once per zygote, before any process of it runs agent code
+    zygote   what encloses the zygote before it imports the agent; its children inherit it
+    cell     around one child, by its init, which runs no agent code
+    child    in the process that becomes the agent
 
 Order matters. The pipes are put in place before anything can fail loudly, limits come after the
 files they would count, and what takes rights away comes last.
@@ -6,14 +11,20 @@ files they would count, and what takes rights away comes last.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import kernel
 from .errors import PlanError, StepFailed
 from .layers import APPLY, Context
+from .layers import landlock as landlock_layer
+from .layers import root as root_layer
 from .probe import Probe
 from .spec import Limits, SandboxSpec
+
+STAGES = ("root", "zygote", "cell", "child")
 
 
 @dataclass(frozen=True)
@@ -31,24 +42,135 @@ class Step:
         return f"{self.layer:<14}{shown}".rstrip()
 
 
-def plan(spec: SandboxSpec, probe: Probe) -> tuple[Step, ...]:
+@dataclass(frozen=True)
+class Plan:
+    tier: str
+    root: tuple[Step, ...]
+    zygote: tuple[Step, ...]
+    cell: tuple[Step, ...]
+    child: tuple[Step, ...]
+    weaknesses: tuple[str, ...] = ()
+    """What this tier does not do on this machine, each as a sentence."""
+
+    def __str__(self) -> str:
+        lines = [f"tier {self.tier}"]
+        for stage in STAGES:
+            lines += [f"{stage:<8}{step}" for step in getattr(self, stage)]
+        return "\n".join(lines + [f"note    {weakness}" for weakness in self.weaknesses])
+
+
+def plan(spec: SandboxSpec, probe: Probe) -> Plan:
     """Raises `PlanError` naming every layer of the tier that this machine does not give."""
-    steps = (
-        Step("session", {"umask": 0o077}),
-        Step("descriptors", {}),
-        Step("environ", {"env": dict(spec.env)}),
-        Step("randomness", {}),
-        Step("rlimits", _rlimits(spec.limits)),
-        Step("no_new_privs", {}),
-    )
-    missing = [
-        f"{step.layer}: {reason}"
-        for step in steps
-        if (reason := probe.layers.get(step.layer, "it was not probed"))
-    ]
+    tier = strongest(probe) if spec.tier == "auto" else spec.tier
+    made = {"namespaces": _namespaces, "process": _process}[tier](spec, probe)
+    missing = [f"{layer}: {reason}" for layer, reason in _missing(made, probe).items()]
     if missing:
-        raise PlanError(f"the tier {spec.tier!r} is not to be had here: {'; '.join(missing)}")
-    return steps
+        raise PlanError(f"the tier {tier!r} is not to be had here: {'; '.join(missing)}")
+    return made
+
+
+def strongest(probe: Probe) -> str:
+    """The strongest tier that this machine gives. Raises `PlanError` where it gives none."""
+    reasons = []
+    for tier, make in (("namespaces", _namespaces), ("process", _process)):
+        missing = _missing(make(SandboxSpec(tier=tier), probe), probe)
+        if not missing:
+            return tier
+        reasons += [f"{tier}: {layer}: {reason}" for layer, reason in missing.items()]
+    raise PlanError(f"this machine gives no tier; {'; '.join(reasons)}")
+
+
+def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
+    limits = spec.limits
+    rlimits = {**_rlimits(limits), "RLIMIT_NPROC": [limits.processes] * 2}
+    landlock = {
+        "readable": ["/"],
+        "hidden": [],
+        "writable": [root_layer.BOX, *root_layer.DEVICES],
+        "own_folder": False,
+        "ports": None,
+    }
+    scratch = {"size_bytes": limits.scratch_bytes, "files": limits.scratch_files}
+    return Plan(
+        tier="namespaces",
+        root=(
+            Step("namespaces", {}),
+            Step("root", {"readable": list(spec.readable), "hidden": list(spec.hidden)}),
+            Step("scratch", {**scratch, "proc": False}),
+            Step("loopback", {"port": None}),
+        ),
+        zygote=(
+            # To put a new child into the pid namespace of its cell; nothing else is left to do
+            # with it, see seccomp.
+            Step("capabilities", {"keep": [kernel.CAP_SYS_ADMIN]}),
+            Step("no_new_privs", {}),
+            Step("landlock", landlock),
+            Step("seccomp", {"permit": ["setns"], "udp": True}),
+        ),
+        cell=(
+            Step("namespaces", {}),
+            Step("scratch", {**scratch, "proc": True}),
+            Step("loopback", {"port": spec.port}),
+        ),
+        child=(
+            Step("session", {"umask": 0o077}),
+            Step("descriptors", {}),
+            Step("environ", {"env": dict(spec.env)}),
+            Step("randomness", {}),
+            Step("rlimits", rlimits),
+            Step("capabilities", {"keep": []}),
+            Step("no_new_privs", {}),
+            Step("seccomp", {"deny": ["setns"]}),
+        ),
+    )
+
+
+def _process(spec: SandboxSpec, probe: Probe) -> Plan:
+    readable = [
+        *root_layer.SYSTEM_PATHS,
+        *root_layer.ETC_PATHS,
+        "/etc/hosts",
+        "/proc",
+        *spec.readable,
+    ]
+    common = {"readable": readable, "hidden": list(spec.hidden), "ports": _ports(spec)}
+    return Plan(
+        tier="process",
+        root=(),
+        zygote=(
+            Step("no_new_privs", {}),
+            Step("landlock", {**common, "writable": list(root_layer.DEVICES), "own_folder": True}),
+            Step("seccomp", {"permit": [], "udp": False}),
+        ),
+        cell=(),
+        child=(
+            Step("session", {"umask": 0o077}),
+            Step("descriptors", {}),
+            Step("environ", {"env": dict(spec.env)}),
+            Step("randomness", {}),
+            Step("rlimits", _rlimits(spec.limits)),
+            Step("no_new_privs", {}),
+            Step("landlock", {**common, "writable": list(root_layer.DEVICES), "own_folder": True}),
+        ),
+        weaknesses=_process_weaknesses(probe),
+    )
+
+
+def _process_weaknesses(probe: Probe) -> tuple[str, ...]:
+    notes = [
+        "other processes and the paths of files can be listed, though not read",
+        "the number of processes of a child is not limited",
+        "the metadata (mode, times) of this user's own files can be changed",
+    ]
+    if probe.landlock_abi < landlock_layer.NETWORK_ABI:
+        notes.append("the network is not confined: that takes Landlock ABI 4, Linux 6.7")
+    if probe.landlock_abi < landlock_layer.SCOPE_ABI:
+        notes.append("signals to other processes of this user are not stopped (Linux 6.12)")
+    return tuple(notes)
+
+
+def _ports(spec: SandboxSpec) -> list[int]:
+    return [] if spec.port is None else [spec.port]
 
 
 def _rlimits(limits: Limits) -> dict[str, list[int]]:
@@ -62,6 +184,15 @@ def _rlimits(limits: Limits) -> dict[str, list[int]]:
     }
 
 
+def _missing(made: Plan, probe: Probe) -> dict[str, str]:
+    layers = dict.fromkeys(step.layer for stage in STAGES for step in getattr(made, stage))
+    return {
+        layer: reason
+        for layer in layers
+        if (reason := probe.layers.get(layer, "it was not probed"))
+    }
+
+
 def apply(steps: Sequence[Step], context: Context) -> None:
     """Apply the steps, in order, to this process. Raises `StepFailed` at the first failure."""
     for step in steps:
@@ -71,9 +202,10 @@ def apply(steps: Sequence[Step], context: Context) -> None:
             raise StepFailed(step.layer, f"{type(error).__name__}: {error}") from error
 
 
-def to_json(steps: Sequence[Step]) -> list[list[Any]]:
-    return [[step.layer, dict(step.args)] for step in steps]
+def to_json(made: Plan) -> dict[str, Any]:
+    return dataclasses.asdict(made)
 
 
-def from_json(data: Sequence[Sequence[Any]]) -> tuple[Step, ...]:
-    return tuple(Step(layer, args) for layer, args in data)
+def from_json(data: Mapping[str, Any]) -> Plan:
+    stages = {name: tuple(Step(**step) for step in data[name]) for name in STAGES}
+    return Plan(tier=data["tier"], weaknesses=tuple(data["weaknesses"]), **stages)

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .layers import PROBE
+from .layers import PROBE, landlock
 
 PROBE_TIMEOUT_S = 10.0
 
@@ -21,11 +21,16 @@ PROBE_TIMEOUT_S = 10.0
 class Probe:
     layers: Mapping[str, str]
     """Layer → "" where it is to be had, else the reason why not."""
+    landlock_abi: int = 0
 
 
 def probe(checks: Mapping[str, Callable[[], str]] = PROBE) -> Probe:
     """Try every layer, each in a child of its own. The caller must be single-threaded."""
-    return Probe({name: _try_in_child(check) for name, check in checks.items()})
+    try:
+        landlock_abi = landlock.abi()
+    except OSError:
+        landlock_abi = 0
+    return Probe({name: _try_in_child(check) for name, check in checks.items()}, landlock_abi)
 
 
 def _try_in_child(check: Callable[[], str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import time
@@ -71,30 +72,36 @@ def _reaped(pid: int) -> bool:
 
 
 class Watch:
-    """Waits for the end of children and for one descriptor at a time, without polling.
+    """Waits for the end of children and for descriptors at a time, without polling.
 
-    At most one per process; a fork that goes on to be something else makes its own.
+    The last one made in a process works; a fork that goes on to be something else makes its own.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, *fds: int) -> None:
         self._wakeup, writer = os.pipe()
         os.set_blocking(self._wakeup, False)
         os.set_blocking(writer, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self._fd = fd
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
-        self._poll.register(fd, select.POLLIN | select.POLLRDHUP)
+        for fd in fds:
+            self._poll.register(fd, select.POLLIN | select.POLLRDHUP)
 
     def wait(self) -> bool:
-        """Block until a child ended or the descriptor has something; True: the descriptor has."""
-        ready = [fd for fd, _ in self._poll.poll()]
+        """Block until a child ended or a descriptor has something; True: a descriptor has."""
+        return bool(self.wait_any())
+
+    def wait_any(self, timeout_s: float | None = None) -> set[int]:
+        """The descriptors that have something; empty where a child ended, or in `timeout_s`."""
+        timeout_ms = None if timeout_s is None else timeout_s * 1000
+        ready = {fd for fd, _ in self._poll.poll(timeout_ms)}
         if self._wakeup in ready:
+            ready.remove(self._wakeup)
             with contextlib.suppress(BlockingIOError):
                 while len(os.read(self._wakeup, 4096)) == 4096:
                     pass
-        return self._fd in ready
+        return ready
 
 
 def reap() -> Iterator[tuple[int, int]]:
@@ -107,6 +114,18 @@ def reap() -> Iterator[tuple[int, int]]:
         if pid == 0:
             return
         yield pid, status
+
+
+def reap_with_usage() -> Iterator[tuple[int, int, resource.struct_rusage]]:
+    """Like `reap`, and what the child and those it waited for have used."""
+    while True:
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status, usage
 
 
 def exit_of(status: int) -> tuple[int | None, int | None]:

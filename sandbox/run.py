@@ -1,6 +1,6 @@
 """One child as its caller sees it: three pipes, the control connection, a timer.
 
-Made and awaited by `handle`. What the child writes is read only as far as its limits go; its end is
+Made, given its request and awaited by `handle`; a child that stands ready has no timer yet. What the child writes is read only as far as its limits go; its end is
 the end of its control connection, never that of a pipe that a stray process may hold open.
 """
 
@@ -11,37 +11,46 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from .report import ChildReport, Ending, conclude
 from .spec import Limits
-from .wire import MAX_STATUS_BYTES, Status, clean, decode_status
+from .wire import CHILD_READY, MAX_STATUS_BYTES, Status, clean, decode_status
 
 READ_BYTES = 64 * 1024
 TAIL_BYTES = 8 * 1024
 """Kept of each of stdout and stderr."""
 KILL_TIMEOUT_S = 10.0
 """How long an init may take to kill its child; then its zygote is closed."""
+READY_TIMEOUT_S = 60.0
+"""How long a child may take to be sealed."""
 CLEANUP_TIMEOUT_S = 10.0
 """How long a run waits for the removal of its folder, once every process is gone."""
 
 
 class Run:
-    """One child as seen from here: three pipes, the control connection, a timer."""
+    """One child as seen from here."""
 
-    def __init__(self, limits: Limits, wall_s: float, on_disobeyed: Callable[[], None]) -> None:
+    def __init__(self, limits: Limits, folder: Path, on_disobeyed: Callable[[], None]) -> None:
+        self.folder = folder
+        """The child's own, in tiers where it is on disk."""
         self._loop = asyncio.get_running_loop()
         self._limits = limits
-        self.wall_s = wall_s
+        self._limit_s = limits.wall_s
         self._on_disobeyed = on_disobeyed
         self._stopped: Ending | None = None
         self._status: Status | None = None
         self.is_over = False
         """The control connection has ended: so has the init."""
         self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self.listener: int | None = None
+        """Descriptor of the child's listener, where it has one; the caller's, once taken."""
         self._started_at = self._loop.time()
         self._wall_s = 0.0
         self._control, self.far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
+        self._request, self.far_request = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         (stdout, far_stdout), (stderr, far_stderr), (result, far_result) = (
             os.pipe(),
             os.pipe(),
@@ -52,10 +61,30 @@ class Run:
         self._stderr = Pipe(stderr, limits.output_bytes, self._on_output)
         self._result = Pipe(result, limits.result_bytes, self._on_result, keep_all=True)
         self._loop.add_reader(self._control, self._on_control)
-        self._timer = self._loop.call_later(wall_s, self.stop, Ending.TIMEOUT)
+        self._timer = self._loop.call_later(READY_TIMEOUT_S, self.stop, Ending.LOST)
+
+    @property
+    def is_usable(self) -> bool:
+        """Stands ready, or will; False for one that died while it waited."""
+        return self._stopped is None and self._status is None and not self.is_over
+
+    async def ready(self) -> None:
+        """Returns once it is sealed and waits for its request, or has ended."""
+        await asyncio.wait({self._ready, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+
+    def begin(self, request_fd: int, limit_s: float) -> None:
+        """Send the child its request, a file's descriptor; from here on its time counts."""
+        self._timer.cancel()
+        self._limit_s = limit_s
+        self._started_at = self._loop.time()
+        if self.is_usable:
+            self._timer = self._loop.call_later(limit_s, self.stop, Ending.TIMEOUT)
+        with contextlib.suppress(OSError):  # it is gone: the control connection says so, too
+            socket.send_fds(self._request, [b"run"], [request_fd])
 
     def close_far_ends(self) -> None:
         self.far_control.close()
+        self.far_request.close()
         for fd in self.far_pipes:
             os.close(fd)
         self.far_pipes = []
@@ -80,7 +109,7 @@ class Run:
             status=self._status,
             result=self._result.content(),
             limits=self._limits,
-            wall_s=self.wall_s,
+            wall_s=self._limit_s,
         )
         status = self._status or Status()
         return ChildReport(
@@ -114,6 +143,10 @@ class Run:
         self.close_far_ends()
         self._loop.remove_reader(self._control)
         self._control.close()
+        self._request.close()
+        if self.listener is not None:
+            os.close(self.listener)
+            self.listener = None
         for pipe in (self._stdout, self._stderr, self._result):
             pipe.close()
 
@@ -130,12 +163,21 @@ class Run:
             self.stop(Ending.RESULT_LIMIT)
 
     def _on_control(self) -> None:
+        fds: list[int] = []
         try:
-            raw = self._control.recv(MAX_STATUS_BYTES)
+            raw, fds, _, _ = socket.recv_fds(self._control, MAX_STATUS_BYTES, 1)
         except BlockingIOError:
             return
         except OSError:
             raw = b""
+        if raw == CHILD_READY and not self._ready.done():
+            self.listener = fds.pop() if fds else None
+            self._timer.cancel()
+            self._ready.set_result(None)
+        for fd in fds:
+            os.close(fd)
+        if raw == CHILD_READY:
+            return
         if not raw:
             self.is_over = True
             self._end()

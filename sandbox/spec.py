@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import SpecError
 
-TIERS = ("process",)
+TIERS = ("auto", "namespaces", "process")
 
 # Variables that make a loader or an interpreter run other code. They never enter the environment
 # that a zygote is started with.
@@ -40,6 +40,12 @@ class Limits:
     """stdout and stderr together; more ends the child."""
     result_bytes: int = 2**20
     """The result message; more ends the child."""
+    processes: int = 256
+    """Processes and threads together. Tier `namespaces` only."""
+    scratch_bytes: int = 2**29
+    """All files together, in memory. Tier `namespaces` only."""
+    scratch_files: int = 2**16
+    """Files and folders together. Tier `namespaces` only."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -54,16 +60,32 @@ class Limits:
 
 @dataclass(frozen=True)
 class SandboxSpec:
-    """`tier`: which set of layers; `env`: the whole base environment of zygote and children."""
+    """What a zygote and its children may do."""
 
-    tier: str = "process"
+    tier: str = "auto"
+    """Which set of layers; `auto`: the strongest that this machine gives."""
     env: Mapping[str, str] = field(default_factory=dict)
+    """The whole base environment."""
     limits: Limits = field(default_factory=Limits)
+    readable: tuple[str, ...] = ()
+    """Absolute paths that can be read, beside the system's and the interpreter's own."""
+    hidden: tuple[str, ...] = ()
+    """Absolute paths of folders within those that cannot."""
+    port: int | None = None
+    """The one TCP port of 127.0.0.1 that leads out. In the tier `namespaces` each child has its
+    own listener there, which the caller gets."""
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise SpecError(f"unknown sandbox tier {self.tier!r}; there are: {', '.join(TIERS)}")
         check_env(self.env)
+        for name in ("readable", "hidden"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            for path in getattr(self, name):
+                if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+                    raise SpecError(f"{name}: {path!r} is not an absolute path")
+        if self.port is not None and not (type(self.port) is int and 0 < self.port < 2**16):
+            raise SpecError(f"port: {self.port!r} is not a TCP port")
         for name in self.env:
             if name.startswith(LOADER_PREFIXES):
                 raise SpecError(f"the variable {name!r} steers a loader: it cannot be given")

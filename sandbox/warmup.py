@@ -52,26 +52,31 @@ _COMPLETION = {
 }
 
 
-def warm_up() -> list[str]:
+def stub_listener() -> socket.socket:
+    """Where the stub of the model will be served: bound before the process is enclosed."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def warm_up(listener: socket.socket) -> list[str]:
     """Import and exercise the SDKs that are installed. Returns notes on what was not to be."""
     if importlib.util.find_spec("openai") is None:
         return []
     try:
         importlib.import_module("openai")
         with _recorded_tls_contexts() as recorded:
-            _warm_openai()
+            _warm_openai(listener)
         _stock_tls_contexts(recorded)
     except Exception as error:
         return [f"openai could not be warmed up: {type(error).__name__}: {error}"]
     return []
 
 
-def _warm_openai() -> None:
+def _warm_openai(listener: socket.socket) -> None:
     import asyncio
 
     openai: Any = sys.modules["openai"]
     request = {"model": "warm-up", "messages": [{"role": "user", "content": "warm-up"}]}
-    with _stub_server() as base_url:
+    with _stub_server(listener) as base_url:
         options = {
             "base_url": base_url,
             "api_key": "warm-up",
@@ -91,12 +96,12 @@ def _warm_openai() -> None:
 
 
 @contextlib.contextmanager
-def _stub_server() -> Iterator[str]:
-    """The base URL of a loopback server that answers every request with one completion.
+def _stub_server(listener: socket.socket) -> Iterator[str]:
+    """The base URL of a server at `listener` that answers every request with one completion.
 
     It runs in a forked process: a thread would be lost, and its locks stuck, in every child.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listener:
         port = listener.getsockname()[1]
         pid = os.fork()
         if pid == 0:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,23 @@ MAX_TEXT_CHARS = 16 * 1024
 MAX_LINE_CHARS = 1000
 MAX_DEPTH = 16
 MAX_STATUS_BYTES = 64 * 1024
+MAX_READY_BYTES = 2**20
+MAX_ORDER_BYTES = 4096
+CHILD_READY = b"ready"
+"""Comes before the status, with the descriptor of the child's listener where it has one."""
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """What comes with an order for a child, in this order."""
+
+    control: int
+    """Seqpacket socket: its end-of-file ends the child; `CHILD_READY` and the status go out."""
+    request: int
+    """Seqpacket socket: the request comes through it, see `child`."""
+    stdout: int
+    stderr: int
+    result: int
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,29 @@ class Status:
     failed_step: str = ""
     """The step of the plan (or "fork", "folder") that failed, so that nothing was run."""
     error: str = ""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How an agent's process ended, as its zygote tells the init of its cell."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    cpu_s: float = 0.0
+    max_rss_bytes: int = 0
+    error: str = ""
+
+
+def encode_exit(end: Exit) -> bytes:
+    return json.dumps(asdict(end)).encode()
+
+
+def decode_exit(raw: bytes) -> Exit:
+    """Whatever the zygote sent; an `Exit` with an error where that is not one."""
+    values = _checked_fields(raw, asdict(Exit()).keys())
+    if values is None:
+        return Exit(error="the zygote ended, or did not tell how the child did")
+    return Exit(**values)
 
 
 def encode_value(value: Any) -> bytes:
@@ -98,30 +139,37 @@ def encode_status(status: Status) -> bytes:
 
 def decode_status(raw: bytes) -> Status | None:
     """None where `raw` is not a status message."""
+    values = _checked_fields(raw, asdict(Status()).keys())
+    return None if values is None else Status(**values)
+
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "exit_code": (int, type(None)),
+    "signal": (int, type(None)),
+    "cpu_s": (float, int),
+    "max_rss_bytes": (int,),
+    "num_killed": (int,),
+    "failed_step": (str,),
+    "error": (str,),
+}
+
+
+def _checked_fields(raw: bytes, names: Collection[str]) -> dict[str, Any] | None:
+    """The JSON object in `raw` if it has exactly these fields, each of its kind; texts cleaned."""
     try:
         message = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    kinds: dict[str, tuple[type, ...]] = {
-        "exit_code": (int, type(None)),
-        "signal": (int, type(None)),
-        "cpu_s": (float, int),
-        "max_rss_bytes": (int,),
-        "num_killed": (int,),
-        "failed_step": (str,),
-        "error": (str,),
-    }
-    if not isinstance(message, dict) or message.keys() != kinds.keys():
+    if not isinstance(message, dict) or message.keys() != set(names):
         return None
-    for key, kind in kinds.items():
-        value = message[key]
-        if not isinstance(value, kind) or isinstance(value, bool):
+    for key, value in message.items():
+        if not isinstance(value, _FIELDS[key]) or isinstance(value, bool):
             return None
         if isinstance(value, float | int) and not 0 <= value < 2**63:
             return None
-    message["failed_step"] = one_line(message["failed_step"])
-    message["error"] = text(message["error"])
-    return Status(**message)
+        if isinstance(value, str):
+            message[key] = one_line(value) if key == "failed_step" else text(value)
+    return message
 
 
 def clean(string: str) -> str:

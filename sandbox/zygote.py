@@ -1,15 +1,11 @@
-"""The warm process of one agent: imports its code once, then forks a child per order.
+"""The warm process of one agent: enclosed, then imports the agent's code once, then forks children.
 
-    whoever runs children ── exec ──► guardian ── fork ──► zygote ── fork ──► init ── fork ──► agent
+What encloses it is the plan's stage `zygote`: the agent's code runs in here at import, before any
+child is sealed. Its children inherit all of that and add their own.
 
-The guardian runs nothing of the agent's: it waits for its lifeline's end-of-file or the zygote's
-end, then kills everything below it. So whatever import-time code does, closing one socket (or
-dying) ends it all.
-
-Invariants: started by exec with a clean environment; single-threaded, unless the agent's module
-starts threads on import (reported); reads no request and holds no key; every descriptor that comes
-with an order is closed right after the fork, but for the control connection, by which the zygote
-reports the end of an init that could not do so itself.
+Invariants: single-threaded, unless the agent's module starts threads on import (reported); reads no
+request and holds no key; every descriptor that comes with an order is closed right after the fork,
+but for the one by which it reports an end.
 """
 
 from __future__ import annotations
@@ -19,45 +15,65 @@ import contextlib
 import gc
 import json
 import os
-import signal
 import socket
 import sys
 import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from . import kernel, plan, reaper
-from .child import Descriptors, agent_traceback, run_init
+from . import kernel, reaper
+from .child import agent_traceback, run_agent
 from .errors import TargetError
+from .init import run_init
+from .interpreter import interpreter_paths
+from .layers import Context
+from .layers.scratch import BOX
+from .plan import Plan, apply
 from .target import resolve
-from .warmup import warm_up
-from .wire import MAX_LINE_CHARS, MAX_TEXT_CHARS, Status, encode_status, shorten
+from .warmup import stub_listener, warm_up
+from .wire import (
+    MAX_LINE_CHARS,
+    MAX_ORDER_BYTES,
+    MAX_TEXT_CHARS,
+    Descriptors,
+    Exit,
+    Status,
+    encode_exit,
+    encode_status,
+    shorten,
+)
 
-MAX_ORDER_BYTES = 4096
+# The order in which an init of a cell hands them over.
+_DOORS = (
+    kernel.CLONE_NEWUSER,
+    kernel.CLONE_NEWPID,
+    kernel.CLONE_NEWNS,
+    kernel.CLONE_NEWNET,
+    kernel.CLONE_NEWIPC,
+    kernel.CLONE_NEWUTS,
+)
 
 
-def main(channel_fd: int, lifeline_fd: int) -> NoReturn:
-    """The exec'd program: settings as JSON on stdin. Returns in no process.
-
-    Settings: `target` or `pickled` (base64 of dill), `python_path`, `steps` (the plan's JSON).
-    """
-    kernel.become_subreaper()
-    zygote = os.fork()
-    if zygote:
-        os.close(channel_fd)
-        kernel.set_name("sandbox-guard")
-        os._exit(_guard(zygote, socket.socket(fileno=lifeline_fd)))
+def run(settings: Mapping[str, Any], channel: socket.socket) -> NoReturn:
+    """In a fork of the guardian or the keeper. Never returns."""
     code = 1
     try:
-        os.close(lifeline_fd)
-        kernel.die_with_parent(signal.SIGKILL)
         kernel.set_name("sandbox-zygote")
-        kernel.become_subreaper()  # not inherited
-        channel = socket.socket(fileno=channel_fd)
-        with open(0, "rb") as file:
-            settings = json.load(file)
-        os.open(os.devnull, os.O_RDONLY)  # becomes descriptor 0
-        if _prepare(settings, channel):
+        made: Plan = settings["plan"]
+        in_cells = made.tier == "namespaces"
+        listener = stub_listener()
+        context = Context(
+            folder=settings["folder"],
+            ports=[listener.getsockname()[1]],
+            readable=interpreter_paths(),
+        )
+        if in_cells:
+            os.environ.update(HOME=f"{BOX}/home", TMPDIR=f"{BOX}/tmp")
+            os.chdir(f"{BOX}/work")
+        apply(made.zygote, context)
+        target = _prepare(settings, channel, listener)
+        if target is not None:
+            (_serve_cells if in_cells else _serve)(target, made, channel)
             code = 0
     except BaseException:
         traceback.print_exc()
@@ -65,30 +81,13 @@ def main(channel_fd: int, lifeline_fd: int) -> NoReturn:
         os._exit(code)
 
 
-def _guard(zygote: int, lifeline: socket.socket) -> int:
-    watch = reaper.Watch(lifeline.fileno())
-    ended: int | None = None
-    while ended is None:
-        stop = watch.wait()
-        for pid, status in reaper.reap():
-            if pid == zygote:
-                ended = status
-        if ended is None and stop:
-            os.kill(zygote, signal.SIGKILL)
-            _, ended = os.waitpid(zygote, 0)
-    with contextlib.suppress(TimeoutError):
-        reaper.kill_strangers()
-    exit_code, signal_number = reaper.exit_of(ended)
-    return 128 + signal_number if signal_number is not None else exit_code or 0
-
-
-def _prepare(settings: Mapping[str, Any], channel: socket.socket) -> bool:
-    """Warm up, resolve the target, say so, and serve. False: the target could not be resolved."""
-    for stream in (sys.stdout, sys.stderr):
-        # Line by line, so that a child's last words are out when it is killed.
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+def _prepare(
+    settings: Mapping[str, Any], channel: socket.socket, listener: socket.socket
+) -> Any | None:
+    """Warm up, resolve the target, say so. None: the target could not be resolved."""
     sys.path[:0] = settings["python_path"]
-    notes = warm_up()
+    with listener:
+        notes = warm_up(listener)
     try:
         target = _load(settings)
     except BaseException as error:
@@ -99,14 +98,12 @@ def _prepare(settings: Mapping[str, Any], channel: socket.socket) -> bool:
             else shorten(agent_traceback(error), MAX_TEXT_CHARS),
         }
         channel.send(json.dumps(message).encode())
-        return False
-    steps = plan.from_json(settings["steps"])
+        return None
     gc.collect()
     gc.freeze()  # what is here now is never visited again, so its pages stay shared with children
     num_threads = len(os.listdir("/proc/self/task"))
     channel.send(json.dumps({"ready": True, "num_threads": num_threads, "notes": notes}).encode())
-    _serve(target, steps, channel)
-    return True
+    return target
 
 
 def _load(settings: Mapping[str, Any]) -> Any:
@@ -129,8 +126,60 @@ def _line(error: BaseException) -> str:
         return type(error).__name__
 
 
-def _serve(target: Any, steps: tuple[plan.Step, ...], channel: socket.socket) -> None:
-    """Fork a child per order until the channel ends."""
+def _serve_cells(target: Any, made: Plan, channel: socket.socket) -> None:
+    """Fork an agent's process into each cell that comes, until the channel ends."""
+    watch = reaper.Watch(channel.fileno())
+    tells: dict[int, int] = {}  # agent's process id → where its end is told
+    while True:
+        ordered = watch.wait()
+        for pid, wait_status, usage in reaper.reap_with_usage():
+            if (tell := tells.pop(pid, None)) is None:
+                continue
+            exit_code, signal_number = reaper.exit_of(wait_status)
+            cpu_s = usage.ru_utime + usage.ru_stime
+            _tell(tell, Exit(exit_code, signal_number, cpu_s, usage.ru_maxrss * 1024))
+        if not ordered:
+            continue
+        message, received, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, len(_DOORS) + 6)
+        if not message:
+            return
+        doors, (tell, failures, *pipes) = received[: len(_DOORS)], received[len(_DOORS) :]
+        try:
+            kernel.enter(doors[1], kernel.CLONE_NEWPID)  # for the next fork
+            pid = os.fork()
+        except OSError as error:
+            _tell(tell, Exit(error=f"cannot enter the cell: {error}"))
+        else:
+            if pid == 0:
+                _enter(doors, failures)
+                request, stdout, stderr, result = pipes
+                context = Context(
+                    folder=BOX, stdout=stdout, stderr=stderr, result=result, request=request
+                )
+                run_agent(target, made.child, context, failures)
+            tells[pid] = tell
+        for fd in (*doors, failures, *pipes):
+            os.close(fd)
+
+
+def _enter(doors: list[int], failures: int) -> None:
+    try:
+        for fd, kind in zip(doors, _DOORS, strict=True):
+            if kind != kernel.CLONE_NEWPID:
+                kernel.enter(fd, kind)
+    except BaseException as error:
+        os.write(failures, f"enter\n{error}".encode()[:4096])
+        os._exit(1)
+
+
+def _tell(fd: int, end: Exit) -> None:
+    with contextlib.suppress(OSError):
+        os.write(fd, encode_exit(end))
+    os.close(fd)
+
+
+def _serve(target: Any, made: Plan, channel: socket.socket) -> None:
+    """Fork an init per order until the channel ends."""
     watch = reaper.Watch(channel.fileno())
     import_time = set(reaper.children_of(os.getpid()))  # helpers that the agent's module started
     controls: dict[int, socket.socket] = {}  # init's pid → its control connection
@@ -157,7 +206,7 @@ def _serve(target: Any, steps: tuple[plan.Step, ...], channel: socket.socket) ->
             control.close()
         else:
             if pid == 0:
-                run_init(target, steps, fds)
+                run_init(target, made, json.loads(message)["folder"], fds)
             controls[pid] = control
         for fd in received:
             os.close(fd)

@@ -1,9 +1,8 @@
 """The default run's tasks: "What is 7 * 8?" with operands 1 to 9, `+` and `*`; 162 in all.
 
-Named in `config.yaml` as `train_dataset.path: examples.proxy.calculator:tasks`. About a quarter is
-held out for validation, chosen by a hash of the operator and the *unordered* operands, so that
-`8 * 7` is never trained where `7 * 8` is held out; the warm start's demonstrations leave the
-held-out problems out as well.
+Named in `config.yaml` as `train_dataset.path: examples.proxy.calculator:tasks`. A hash of the
+problem holds 38 of them out for validation: neither training nor the warm start's demonstrations
+have them. What is held out is the question: `8 * 7` may be trained where `7 * 8` is held out.
 """
 
 from __future__ import annotations

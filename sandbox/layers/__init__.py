@@ -2,9 +2,9 @@
 
     NAME            what steps and errors call it
     probe()         "" where this machine gives the layer, else why not; called in a throwaway child
-    apply(args, context)   do it, in the child, to the calling process; raises on any failure
+    apply(args, context)   do it, to the calling process; raises on any failure
 
-`args` is the step's JSON, made by `plan`; `context` is what differs from run to run.
+`args` is the step's JSON, made by `plan`; `context` is what differs from process to process.
 """
 
 from __future__ import annotations
@@ -12,12 +12,40 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import descriptors, environ, no_new_privs, randomness, rlimits, session
+from . import (
+    capabilities,
+    descriptors,
+    environ,
+    landlock,
+    loopback,
+    namespaces,
+    no_new_privs,
+    randomness,
+    rlimits,
+    root,
+    scratch,
+    seccomp,
+    session,
+)
 from .context import Context
 
 __all__ = ["APPLY", "PROBE", "Context"]
 
-_LAYERS = (session, descriptors, environ, randomness, rlimits, no_new_privs)
+_LAYERS = (
+    session,
+    descriptors,
+    environ,
+    randomness,
+    rlimits,
+    no_new_privs,
+    landlock,
+    seccomp,
+    namespaces,
+    root,
+    scratch,
+    loopback,
+    capabilities,
+)
 
 APPLY: Mapping[str, Callable[[Mapping[str, Any], Context], None]] = {
     layer.NAME: layer.apply for layer in _LAYERS

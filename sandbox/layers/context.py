@@ -1,22 +1,27 @@
-"""What the layers of one child need beside the plan: its own folder, descriptors, variables."""
+"""What the layers need beside the plan: what differs from process to process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True)
+@dataclass
 class Context:
-    folder: str
-    """Private to this child: holds `home`, `work` (the working directory) and `tmp`."""
-    env: Mapping[str, str]
-    """This run's variables; they win over the base environment."""
-    stdout: int
-    stderr: int
-    result: int
-    keep: int
-    """One more descriptor that must stay open: the pipe that reports a failed step."""
+    folder: str = ""
+    """The child's own: holds `home`, `work` (the working directory), `tmp`. For `root`: an empty
+    one, where the root is put together."""
+    stdout: int = -1
+    stderr: int = -1
+    result: int = -1
+    request: int = -1
+    keep: list[int] = field(default_factory=list)
+    """More descriptors that must stay open."""
+    ports: list[int] = field(default_factory=list)
+    """More ports that may be connected to."""
+    readable: list[str] = field(default_factory=list)
+    """More paths that can be read: the interpreter's own."""
+    listener: int = -1
+    """Out: what `loopback` bound."""
 
 
 RESULT_FD = 3

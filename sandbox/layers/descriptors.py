@@ -21,11 +21,12 @@ def probe() -> str:
 
 
 def apply(args: Mapping[str, Any], context: Context) -> None:
-    if min(context.stdout, context.stderr, context.result, context.keep) <= RESULT_FD:
+    keep = [context.request, *context.keep]
+    if min(context.stdout, context.stderr, context.result, *keep) <= RESULT_FD:
         raise ValueError("the pipes of a child must not lie on descriptors 0 to 3")
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(context.stdout, 1)
     os.dup2(context.stderr, 2)
     os.dup2(context.result, RESULT_FD, inheritable=False)
-    close_all_descriptors_but({0, 1, 2, RESULT_FD, context.keep})
+    close_all_descriptors_but({0, 1, 2, RESULT_FD, *keep})

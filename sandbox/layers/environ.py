@@ -1,4 +1,7 @@
-"""The scrubbed environment: nothing but the base variables, the private folders, the run's own."""
+"""The scrubbed environment: nothing but the base variables and the private folders.
+
+The run's own variables come later, with the request, in a child that is sealed by then.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,6 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
     os.environ.update(args["env"])
     os.environ["HOME"] = os.path.join(context.folder, "home")
     os.environ["TMPDIR"] = os.path.join(context.folder, "tmp")
-    os.environ.update(context.env)
     # What an import in the zygote may have cached from there.
     tempfile: Any = sys.modules.get("tempfile")
     if tempfile is not None:

@@ -26,5 +26,6 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
     # The forking processes note their children's ends through these two.
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by those around it
     os.umask(args["umask"])
     os.chdir(os.path.join(context.folder, "work"))

@@ -34,7 +34,8 @@ def probed() -> Probe:
 class Lab:
     """A loop and a zygote that runs `acts:act`, for all tests of a module."""
 
-    def __init__(self, folder: Path, probed: Probe, python: str) -> None:
+    def __init__(self, folder: Path, probed: Probe, python: str, tier: str) -> None:
+        self.tier = tier
         self.folder = folder
         self.probed = probed
         self.python = python
@@ -63,7 +64,7 @@ class Lab:
         options.setdefault("python", self.python)
         options.setdefault("python_path", [str(AGENTS)])
         return await Zygote.start(
-            SandboxSpec(env=allowed(os.environ), limits=limits),
+            SandboxSpec(tier=self.tier, env=allowed(os.environ), limits=limits),
             self.probed,
             folder=self.folder / f"zygote-{next(self._numbers)}",
             target=target,
@@ -80,9 +81,14 @@ class Lab:
         self.runner.close()
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, probed: Probe, bare_python: str) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("lab"), probed, bare_python)
+@pytest.fixture(scope="module", params=["process", "namespaces"])
+def lab(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    probed: Probe,
+    bare_python: str,
+) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("lab"), probed, bare_python, request.param)
     yield lab
     lab.close()
 

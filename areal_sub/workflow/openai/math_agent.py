@@ -9,11 +9,14 @@ a reward. Importing this module does not import the SDK.
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from areal_sub.workflow.arithmetic import calculate
 from areal_sub.workflow.grading import grade_math
 from areal_sub.workflow.openai.client import openai_client
+
+if TYPE_CHECKING:
+    from openai.types.chat.chat_completion import Choice
 
 CALCULATOR_TOOL: dict[str, Any] = {
     "type": "function",
@@ -30,7 +33,7 @@ CALCULATOR_TOOL: dict[str, Any] = {
 
 
 class MathAgent:
-    """One model call; its answer is graded. Returns the reward, 0 or 1."""
+    """One model call; its answer is graded. Returns the reward, 0 or 1; a cut-off answer is 0."""
 
     def __init__(self, *, model: str = "default", **kwargs: Any) -> None:
         self._sampling = {"model": model, **kwargs}
@@ -40,7 +43,7 @@ class MathAgent:
             completion = await client.chat.completions.create(
                 messages=data["messages"], **self._sampling
             )
-        return grade_math(completion.choices[0].message.content or "", data["answer"])
+        return _grade(completion.choices[0], data["answer"])
 
 
 class MultiTurnMathAgent:
@@ -63,13 +66,13 @@ class MultiTurnMathAgent:
                 completion = await client.chat.completions.create(
                     messages=messages, **self._sampling
                 )
-                text = completion.choices[0].message.content or ""
-                reward = grade_math(text, data["answer"])
+                choice = completion.choices[0]
+                reward = _grade(choice, data["answer"])
                 rewards[completion.id] = reward
                 if reward == 1.0:
                     break
                 messages += [
-                    {"role": "assistant", "content": text},
+                    {"role": "assistant", "content": choice.message.content or ""},
                     {
                         "role": "user",
                         "content": "That is not right. Check it step by step and answer again.",
@@ -95,9 +98,10 @@ class MathToolAgent:
                 completion = await client.chat.completions.create(
                     messages=messages, tools=cast(Any, [CALCULATOR_TOOL]), **self._sampling
                 )
-                message = completion.choices[0].message
+                choice = completion.choices[0]
+                message = choice.message
                 if not message.tool_calls:
-                    return grade_math(message.content or "", data["answer"])
+                    return _grade(choice, data["answer"])
                 messages.append(message.model_dump(exclude_none=True))
                 for call in message.tool_calls:
                     if call.type != "function":  # only functions were offered
@@ -105,6 +109,16 @@ class MathToolAgent:
                     content = use_calculator(call.function.name, call.function.arguments)
                     messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
         return 0.0
+
+
+def _grade(choice: Choice, answer: str) -> float:
+    """1 for the right answer; 0 for a wrong one, and for one that was cut off at the token limit.
+
+    A cut-off text is no answer: it would train the policy never to end its turn.
+    """
+    if choice.finish_reason == "length":
+        return 0.0
+    return grade_math(choice.message.content or "", answer)
 
 
 def use_calculator(name: str, arguments: str) -> str:

@@ -1,0 +1,152 @@
+"""A cell: the namespaces of one child, and their pid 1, which runs none of the agent's code.
+
+The init makes the cell's files, network and listener, hands both ends out (the listener to whoever
+ordered the child, the namespaces to the zygote, which forks the agent's process into them), and
+waits: for the agent's end, told by the zygote, or for the end of the control connection. Then it
+kills whatever is left in the cell, sends the `Status`, and ends, and the kernel ends the cell.
+
+The zygote may be hostile, for it imported the agent's code: what it says of the child's end is
+bounded and checked, and concerns that child alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import time
+import traceback
+from typing import NoReturn
+
+from . import kernel, reaper
+from .errors import StepFailed
+from .layers import Context
+from .layers.root import INSIDE_ID
+from .plan import Plan, apply
+from .wire import (
+    CHILD_READY,
+    MAX_STATUS_BYTES,
+    Descriptors,
+    Exit,
+    Status,
+    decode_exit,
+    encode_status,
+    one_line,
+)
+
+NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts")
+KILL_TIMEOUT_S = 5.0
+
+
+def report_failure(control_fd: int, step: str, error: str) -> None:
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(control_fd)) as control:
+        control.send(encode_status(Status(failed_step=step, error=error)))
+
+
+def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn:
+    """In a fresh process that is pid 1 of its own namespaces. Never returns."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)  # the keeper's
+        kernel.map_user("self", INSIDE_ID, INSIDE_ID, INSIDE_ID)
+        own = {fds.control, fds.request, fds.stdout, fds.stderr, fds.result, to_zygote.fileno()}
+        kernel.close_all_descriptors_but({0, 1, 2} | own)
+        context = Context()
+        try:
+            apply(made.cell, context)
+        except StepFailed as error:
+            report_failure(fds.control, error.step, error.reason)
+        else:
+            _serve(fds, to_zygote, context.listener)
+        code = 0
+    except BaseException:
+        traceback.print_exc()  # to the zygote's own stderr
+    finally:
+        os._exit(code)
+
+
+def _serve(fds: Descriptors, to_zygote: socket.socket, listener: int) -> None:
+    control = socket.socket(fileno=fds.control)
+    exited, tell_exit = os.pipe()
+    failures, tell_failure = os.pipe()
+    doors = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES]
+    for_agent = [tell_failure, fds.request, fds.stdout, fds.stderr, fds.result]
+    handed = [*doors, tell_exit, *for_agent]
+    socket.send_fds(to_zygote, [b"fork"], handed)
+    to_zygote.close()
+    for fd in handed:
+        os.close(fd)
+    socket.send_fds(control, [CHILD_READY], [listener] if listener >= 0 else [])
+    if listener >= 0:
+        os.close(listener)
+    kernel.set_name("sandbox-init")
+
+    stop = _until_over(control.fileno(), exited)
+    num_killed, error = _clear()
+    agent = _read_exit(exited, KILL_TIMEOUT_S)
+    if stop and num_killed:
+        num_killed -= 1  # the agent's own process was among them
+    failed_step, _, reason = _read_available(failures).partition("\n")
+    orphans = resource.getrusage(resource.RUSAGE_CHILDREN)
+    status = Status(
+        exit_code=agent.exit_code,
+        signal=agent.signal,
+        cpu_s=agent.cpu_s + orphans.ru_utime + orphans.ru_stime,
+        max_rss_bytes=max(agent.max_rss_bytes, orphans.ru_maxrss * 1024),
+        num_killed=num_killed,
+        failed_step=one_line(failed_step) or ("enter" if agent.error else ""),
+        error=reason or agent.error or error,
+    )
+    with contextlib.suppress(OSError):  # whoever wanted to know may be gone
+        control.send(encode_status(status))
+
+
+def _until_over(control: int, exited: int) -> bool:
+    """True: the control connection ended; False: the agent's process did."""
+    watch = reaper.Watch(control, exited)
+    while True:
+        ready = watch.wait_any()
+        for _ in reaper.reap():
+            pass
+        if exited in ready:
+            return False
+        if control in ready:
+            return True
+
+
+def _clear() -> tuple[int, str]:
+    """Kill all other processes of this pid namespace. Returns how many there were, and an error."""
+    for _ in reaper.reap():
+        pass
+    left = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)  # in one go: nothing can fork past it
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    pause_s = reaper.MIN_PAUSE_S
+    while reaper.children_of(1):
+        for _ in reaper.reap():
+            pass
+        if time.monotonic() > deadline:
+            return len(left), f"processes are not gone after {KILL_TIMEOUT_S} s"
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.01)
+    return len(left), ""
+
+
+def _read_exit(exited: int, timeout_s: float) -> Exit:
+    watch = reaper.Watch(exited)
+    deadline = time.monotonic() + timeout_s
+    while not watch.wait_any(max(0.0, deadline - time.monotonic())):
+        if time.monotonic() > deadline:
+            return Exit(error="the zygote did not tell how the child ended")
+    return decode_exit(os.read(exited, MAX_STATUS_BYTES))
+
+
+def _read_available(fd: int) -> str:
+    os.set_blocking(fd, False)
+    try:
+        return os.read(fd, 4096).decode(errors="replace")
+    except BlockingIOError:
+        return ""

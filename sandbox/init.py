@@ -1,0 +1,103 @@
+"""The process between zygote and agent in the tier `process`: ends all that its child started.
+
+A subreaper: whatever the agent's processes do, their orphans become its children. It waits for the
+agent's end or for the end of the control connection (whoever ordered the child wants it dead, or
+is dead), kills everything that descends from it, and sends the `Status`. It runs no code of the
+agent's. Where a tier has pid namespaces, `cell` does this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import traceback
+from typing import Any, NoReturn
+
+from . import kernel, reaper
+from .child import run_agent
+from .folders import make_private, remove_tree
+from .interpreter import interpreter_paths
+from .layers import Context
+from .plan import Plan
+from .wire import CHILD_READY, Descriptors, Status, encode_status
+
+
+def run_init(target: Any, made: Plan, folder: str, fds: Descriptors) -> NoReturn:
+    """In a fresh fork of the zygote. Never returns."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)  # the zygote's
+        own = {fds.control, fds.request, fds.stdout, fds.stderr, fds.result}
+        kernel.close_all_descriptors_but({0, 1, 2} | own)
+        os.setsid()
+        kernel.become_subreaper()
+        kernel.set_name("sandbox-init")
+        control = socket.socket(fileno=fds.control)
+        try:
+            make_private(folder)
+            status = _run_and_clear(target, made, folder, fds, control)
+        except OSError as error:
+            status = Status(failed_step="init", error=str(error))
+        with contextlib.suppress(OSError):  # whoever wanted to know may be gone
+            control.send(encode_status(status))
+        remove_tree(folder)
+        code = 0
+    except BaseException:
+        traceback.print_exc()  # to the zygote's own stderr
+    finally:
+        os._exit(code)
+
+
+def _run_and_clear(
+    target: Any, made: Plan, folder: str, fds: Descriptors, control: socket.socket
+) -> Status:
+    watch = reaper.Watch(fds.control)
+    failures, failure_writer = os.pipe()
+    agent = os.fork()
+    if agent == 0:
+        context = Context(
+            folder=folder,
+            stdout=fds.stdout,
+            stderr=fds.stderr,
+            result=fds.result,
+            request=fds.request,
+            readable=interpreter_paths(),
+        )
+        run_agent(target, made.child, context, failure_writer)
+    # Only the agent's processes hold these now: their end-of-file is the agent's.
+    for fd in (fds.stdout, fds.stderr, fds.result, fds.request, failure_writer):
+        os.close(fd)
+    with contextlib.suppress(OSError):
+        control.send(CHILD_READY)
+
+    ended: int | None = None
+    while ended is None:
+        stop = watch.wait()
+        for pid, wait_status in reaper.reap():
+            if pid == agent:
+                ended = wait_status
+        if ended is None and stop:
+            os.kill(agent, signal.SIGKILL)
+            _, ended = os.waitpid(agent, 0)
+
+    error = ""
+    num_killed = 0
+    try:
+        num_killed = reaper.kill_strangers()
+    except TimeoutError as failure:
+        error = str(failure)
+    failed_step, _, reason = os.read(failures, 4096).decode(errors="replace").partition("\n")
+    exit_code, signal_number = reaper.exit_of(ended)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Status(
+        exit_code=exit_code,
+        signal=signal_number,
+        cpu_s=usage.ru_utime + usage.ru_stime,
+        max_rss_bytes=usage.ru_maxrss * 1024,
+        num_killed=num_killed,
+        failed_step=failed_step,
+        error=reason or error,
+    )

@@ -1,0 +1,35 @@
+"""The child's own network: loopback alone, with one listener, the proxy's.
+
+The listener is bound before any of the agent's code runs and leaves for whoever runs children: a
+connection that arrives there was made in this child, whatever key or header it carries.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from .context import Context
+
+NAME = "loopback"
+
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP_RUNNING = 0x41
+BACKLOG = 128
+
+
+def probe() -> str:
+    return ""  # a part of `namespaces`
+
+
+def apply(args: Mapping[str, Any], context: Context) -> None:
+    """`port`: where the listener is bound; None for no listener."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING))
+    if args["port"] is not None:
+        listener = socket.create_server(("127.0.0.1", args["port"]), backlog=BACKLOG)
+        listener.setblocking(False)
+        context.listener = listener.detach()

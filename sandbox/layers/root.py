@@ -1,0 +1,168 @@
+"""A minimal read-only root: the paths that were asked for, a few essentials, nothing else.
+
+Built once per zygote, by a process in fresh user and mount namespaces, and entered for good: the
+old root is unmounted, not covered. Everything keeps its path, so that interpreters and virtual
+environments work unchanged; what is not named is absent.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import kernel
+from .context import Context
+from .scratch import BOX, PROC_OPTIONS
+
+NAME = "root"
+
+SYSTEM_PATHS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
+ETC_PATHS = (
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/ca-certificates.conf",
+    "/etc/gai.conf",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/nsswitch.conf",
+    "/etc/pki",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl",
+)
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_LINKS = {
+    "/tmp": f"{BOX}/tmp",
+    "/dev/shm": f"{BOX}/shm",
+    "/dev/fd": "/proc/self/fd",
+    "/dev/stdin": "/proc/self/fd/0",
+    "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+}
+INSIDE_ID = 1000
+_FILES = {
+    "/etc/passwd": f"agent:x:{INSIDE_ID}:{INSIDE_ID}::{BOX}/home:/bin/sh\n",
+    "/etc/group": f"agent:x:{INSIDE_ID}:\n",
+    "/etc/hosts": "127.0.0.1 localhost agent\n",
+    "/etc/resolv.conf": "",
+}
+_FOLDERS = ("/proc", BOX, "/dev", "/etc")
+_RESERVED = ("/proc", "/sys", "/dev", BOX, "/etc", "/run")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What makes up the root: `mounts` (real paths, none below another) and symbolic `links`."""
+
+    mounts: tuple[str, ...]
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+def layout(paths: Iterable[str]) -> Layout:
+    """Follow each path, link by link, to what has to be mounted; what is not there is left out."""
+    links: dict[str, str] = {}
+    real: set[str] = set()
+    for path in paths:
+        if os.path.lexists(path):
+            resolved = _resolve(path, links)
+            if os.path.exists(resolved):
+                real.add(resolved)
+    mounts = [path for path in sorted(real) if not any(_is_below(path, other) for other in real)]
+    outside = {
+        link: target
+        for link, target in links.items()
+        if not any(_is_below(link, mounted) for mounted in mounts)
+    }
+    return Layout(tuple(mounts), outside)
+
+
+def probe() -> str:
+    return ""  # a part of `namespaces`
+
+
+def apply(args: Mapping[str, Any], context: Context) -> None:
+    """`readable`: paths to show; `hidden`: folders below them to cover. At `context.folder`, any
+    one that can be mounted over, the root is put together. Becomes the user `INSIDE_ID`."""
+    kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
+    wanted = layout([*SYSTEM_PATHS, *ETC_PATHS, *args["readable"], *context.readable])
+    for path in wanted.mounts:
+        if path == "/" or path in _RESERVED or path.startswith(("/proc/", "/sys/")):
+            raise ValueError(f"{path} cannot be shown to children: name a folder below it")
+    # Taken by the user whose paths they are, before anything is covered.
+    trees = [(path, kernel.clone_tree(path)) for path in wanted.mounts]
+    devices = [(path, kernel.clone_tree(path)) for path in DEVICES]
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV
+    owner = f"mode=0755,uid={INSIDE_ID},gid={INSIDE_ID}"
+    kernel.mount("tmpfs", context.folder, "tmpfs", flags, f"size=1m,nr_inodes=4k,{owner}")
+    os.chdir(context.folder)
+    os.setresgid(INSIDE_ID, INSIDE_ID, INSIDE_ID)
+    os.setresuid(INSIDE_ID, INSIDE_ID, INSIDE_ID)
+
+    for folder in _FOLDERS:
+        os.makedirs(_in_root(folder), 0o755, exist_ok=True)
+    kernel.mount("proc", _in_root("/proc"), "proc", flags | kernel.MS_NOEXEC, PROC_OPTIONS)
+    for path, text in _FILES.items():
+        Path(_in_root(path)).write_text(text)
+    for link, target in {**_LINKS, **wanted.links}.items():
+        if any(_is_below(path, link) for path in wanted.mounts):
+            continue  # /tmp, where the project lies in it: a folder, then, and read-only
+        os.makedirs(os.path.dirname(_in_root(link)), 0o755, exist_ok=True)
+        os.symlink(target, _in_root(link))
+    read_only = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID
+    for path, fd in trees:
+        _attach(fd, path, read_only | kernel.MOUNT_ATTR_NODEV)
+    for path, fd in devices:
+        _attach(fd, path, kernel.MOUNT_ATTR_NOSUID)
+    for path in map(os.path.realpath, args["hidden"]):
+        if os.path.isdir(_in_root(path)):
+            cover = flags | kernel.MS_RDONLY
+            options = "size=4k,nr_inodes=1,mode=0555"
+            kernel.mount("tmpfs", _in_root(path), "tmpfs", cover, options)
+    kernel.pivot_root(".")
+    kernel.restrict_tree(-100, read_only | kernel.MOUNT_ATTR_NODEV, "/", recursive=False)
+
+
+def _in_root(path: str) -> str:
+    """Where `path` is while the root is put together, in the working directory."""
+    return f".{path}"
+
+
+def _attach(fd: int, path: str, attributes: int) -> None:
+    target = _in_root(path)
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.makedirs(target, 0o755, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+            Path(target).touch(exist_ok=True)
+        kernel.restrict_tree(fd, attributes)
+        kernel.attach_tree(fd, target)
+    finally:
+        os.close(fd)
+
+
+def _resolve(path: str, links: dict[str, str]) -> str:
+    """The real path; every symbolic link on the way is noted in `links`."""
+    pending = [part for part in path.split("/") if part]
+    at = "/"
+    while pending:
+        step = os.path.normpath(os.path.join(at, pending.pop(0)))
+        if os.path.islink(step) and len(links) < 1000:
+            target = os.readlink(step)
+            links[step] = target
+            pending[:0] = [part for part in target.split("/") if part]
+            at = "/" if target.startswith("/") else at
+        else:
+            at = step
+    return at
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path != folder and path.startswith(folder.rstrip("/") + "/")

@@ -1,0 +1,35 @@
+"""The child's own files: one tmpfs of bounded size and number of files, and its own /proc.
+
+`/box` holds `home`, `work`, `tmp` and `shm`; `/tmp` and `/dev/shm` of the root lead there. /proc
+shows the child's own processes and nothing else of the kernel's (`subset=pid`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from .. import kernel
+from ..folders import PARTS
+from .context import Context
+
+NAME = "scratch"
+BOX = "/box"
+PROC_OPTIONS = "subset=pid,hidepid=invisible"
+
+
+def probe() -> str:
+    return ""  # a part of `namespaces`
+
+
+def apply(args: Mapping[str, Any], context: Context) -> None:
+    """`size_bytes`, `files`: the limits of the whole tmpfs; `proc`: with a /proc of its own."""
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV
+    options = f"size={args['size_bytes']},nr_inodes={args['files']},mode=0755"
+    kernel.mount("tmpfs", BOX, "tmpfs", flags, options)
+    for part in (*PARTS, "shm"):
+        os.mkdir(f"{BOX}/{part}", 0o700)
+    if args["proc"]:
+        proc_flags = flags | kernel.MS_NOEXEC | kernel.MS_RDONLY
+        kernel.mount("proc", "/proc", "proc", proc_flags, PROC_OPTIONS)

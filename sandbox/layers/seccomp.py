@@ -1,0 +1,273 @@
+"""seccomp: which system calls there are. Everything that agents need, without the kernel's attics.
+
+A call is refused if it is in `_DENIED`, or newer than the last one that was looked at (`_LAST`);
+the entry points of other architectures (i386, x32) end the process. Filters add up and are
+inherited by every process. Format: classic BPF over `struct seccomp_data`, seccomp(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from .. import kernel
+from .context import Context
+
+NAME = "seccomp"
+
+_LAST = 469  # file_setattr
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_X32_BIT = 0x40000000
+
+# Name → its number on x86_64 and on aarch64 (None: there is no such call there).
+_Numbers = tuple[int | None, int | None]
+_DENIED: Mapping[str, _Numbers] = {
+    # Mounts, roots, namespaces.
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "statmount": (457, 457),
+    "listmount": (458, 458),
+    "open_tree_attr": (467, 467),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    # Other processes' memory, descriptors and identity.
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    # Files by handle, past every path rule.
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    # Kernel surface that agents do not need and exploits do.
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "fanotify_init": (300, 262),
+    "fanotify_mark": (301, 263),
+    "lookup_dcookie": (212, 18),
+    "memfd_secret": (447, 447),
+    # The machine itself.
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "acct": (163, 89),
+    "syslog": (103, 116),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "nfsservctl": (180, 42),
+    "vhangup": (153, 58),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "clock_adjtime": (305, 266),
+    "adjtimex": (159, 171),
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "modify_ldt": (154, None),
+    "uselib": (134, None),
+    "ustat": (136, None),
+    "sysfs": (139, None),
+    "_sysctl": (156, None),
+    # Scheduling and memory placement at the cost of others.
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "mbind": (237, 235),
+    "set_mempolicy": (238, 237),
+    "set_mempolicy_home_node": (450, 450),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    # Memory that no process's limit counts: System V's, POSIX queues, files without a path.
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "memfd_create": (319, 279),
+}
+_CLONE: _Numbers = (56, 220)
+_CLONE3: _Numbers = (435, 435)
+_SOCKET: _Numbers = (41, 198)
+_SOCKETPAIR: _Numbers = (53, 199)
+_SETSOCKOPT: _Numbers = (54, 208)
+_SENDTO: _Numbers = (44, 206)
+_SENDMSG: _Numbers = (46, 211)
+_SENDMMSG: _Numbers = (307, 269)
+_IOCTL: _Numbers = (16, 29)
+_PERSONALITY: _Numbers = (135, 92)
+
+_TERMINAL_IOCTLS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into the terminal
+_NEW_NAMESPACES = kernel.ALL_NAMESPACES | 0x02000000 | 0x00000080  # and cgroup, time
+_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
+_SOCK_STREAM, _SOCK_TYPE_MASK = 1, 0xF
+_IPPROTO_TCP, _IPPROTO_UDP = 6, 17
+_MSG_FASTOPEN = 0x20000000
+_TCP_FASTOPEN_CONNECT = 30
+
+# struct seccomp_data {int nr; u32 arch; u64 instruction_pointer; u64 args[6];}, little-endian
+_NR, _ARCH, _ARGS = 0, 4, 16
+_LD_W_ABS, _JEQ, _JGT, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x25, 0x35, 0x45, 0x54, 0x06
+_ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
+
+_Instruction = tuple[int, int, int, int]
+
+
+def probe() -> str:
+    if platform.machine() not in _AUDIT_ARCH:
+        return f"there is no list of system calls for {platform.machine()}"
+    try:
+        kernel.set_no_new_privs()
+        kernel.set_seccomp_filter(base_filter(permit=(), udp=True))
+        os.getpid()
+        kernel.unshare(kernel.CLONE_NEWUTS)
+    except OSError as error:
+        return "" if error.errno == errno.EPERM else f"the kernel refuses a filter: {error}"
+    return "a filter was accepted, but does not filter"
+
+
+def apply(args: Mapping[str, Any], context: Context) -> None:
+    """`deny`: only these, on top of a filter that is there; else the whole filter, but for
+    `permit`, with UDP sockets where `udp`."""
+    if "deny" in args:
+        program = deny_filter(args["deny"])
+    else:
+        program = base_filter(permit=args["permit"], udp=args["udp"])
+    kernel.set_seccomp_filter(program)
+
+
+def deny_filter(names: tuple[str, ...] | list[str]) -> bytes:
+    code = _prologue()
+    for name in names:
+        code += _on(_number(_DENIED[name]), [_errno(errno.EPERM)])
+    return _assemble([*code, _ret(_ALLOW)])
+
+
+def base_filter(*, permit: tuple[str, ...] | list[str], udp: bool) -> bytes:
+    code = _prologue()
+    code += [(_JGT, 0, 1, _LAST), _errno(errno.ENOSYS)]
+    for name, numbers in _DENIED.items():
+        number = _number(numbers)
+        if number is not None and name not in permit:
+            code += _on(number, [_errno(errno.EPERM)])
+    # Its flags are behind a pointer, where no filter sees them; without it the C library uses clone.
+    code += _on(_number(_CLONE3), [_errno(errno.ENOSYS)])
+    code += _on(_number(_CLONE), [*_refuse_bits(0, _NEW_NAMESPACES), _ret(_ALLOW)])
+    code += _on(_number(_SOCKET), _socket_rule(udp))
+    code += _on(_number(_SOCKETPAIR), [*_require(0, _AF_UNIX), _ret(_ALLOW)])
+    # TCP fast open connects without connect(), so past Landlock's rule for ports.
+    fast_open = [*_refuse_bits(3, _MSG_FASTOPEN), _ret(_ALLOW)]
+    code += _on(_number(_SENDTO), fast_open)
+    code += _on(_number(_SENDMMSG), fast_open)
+    code += _on(_number(_SENDMSG), [*_refuse_bits(2, _MSG_FASTOPEN), _ret(_ALLOW)])
+    option = [
+        *(_arg(1), (_JEQ, 0, 3, _IPPROTO_TCP)),
+        *(_arg(2), (_JEQ, 0, 1, _TCP_FASTOPEN_CONNECT), _errno(errno.EPERM)),
+        _ret(_ALLOW),
+    ]
+    code += _on(_number(_SETSOCKOPT), option)
+    terminal = [_arg(1)]
+    for request in _TERMINAL_IOCTLS:
+        terminal += [(_JEQ, 0, 1, request), _errno(errno.EPERM)]
+    code += _on(_number(_IOCTL), [*terminal, _ret(_ALLOW)])
+    ask, default = 0xFFFFFFFF, 0
+    persona = [_arg(0), (_JEQ, 2, 0, ask), (_JEQ, 1, 0, default), _errno(errno.EPERM)]
+    code += _on(_number(_PERSONALITY), [*persona, _ret(_ALLOW)])
+    return _assemble([*code, _ret(_ALLOW)])
+
+
+def _socket_rule(udp: bool) -> list[_Instruction]:
+    """Unix sockets, and plain TCP (and UDP): not Multipath TCP, netlink, packet, vsock, AF_ALG."""
+    refuse = _errno(errno.EPERM)
+    internet = [_arg(2)]
+    protocols = (0, _IPPROTO_TCP, _IPPROTO_UDP) if udp else (0, _IPPROTO_TCP)
+    for index, protocol in enumerate(protocols):
+        internet.append((_JEQ, len(protocols) - index, 0, protocol))
+    internet.append(refuse)
+    if not udp:
+        internet += [
+            _arg(1),
+            (_AND, 0, 0, _SOCK_TYPE_MASK),
+            (_JEQ, 1, 0, _SOCK_STREAM),
+            refuse,
+        ]
+    return [
+        _arg(0),
+        (_JEQ, 0, 1, _AF_UNIX),
+        _ret(_ALLOW),
+        (_JEQ, 2, 0, _AF_INET),
+        (_JEQ, 1, 0, _AF_INET6),
+        refuse,
+        *internet,
+        _ret(_ALLOW),
+    ]
+
+
+def _prologue() -> list[_Instruction]:
+    return [
+        (_LD_W_ABS, 0, 0, _ARCH),
+        (_JEQ, 1, 0, _AUDIT_ARCH[platform.machine()]),
+        _ret(_KILL_PROCESS),
+        (_LD_W_ABS, 0, 0, _NR),
+        *([(_JGE, 0, 1, _X32_BIT), _ret(_KILL_PROCESS)] if platform.machine() == "x86_64" else []),
+    ]
+
+
+def _on(number: int | None, block: list[_Instruction]) -> list[_Instruction]:
+    """`block`, which must end in a return, where the call is `number`."""
+    return [] if number is None else [(_JEQ, 0, len(block), number), *block]
+
+
+def _refuse_bits(arg: int, bits: int) -> list[_Instruction]:
+    return [_arg(arg), (_JSET, 0, 1, bits), _errno(errno.EPERM)]
+
+
+def _require(arg: int, value: int) -> list[_Instruction]:
+    return [_arg(arg), (_JEQ, 1, 0, value), _errno(errno.EPERM)]
+
+
+def _arg(index: int) -> _Instruction:
+    """The low half: what is compared here are ints, of which the kernel reads no more."""
+    return (_LD_W_ABS, 0, 0, _ARGS + 8 * index)
+
+
+def _ret(action: int) -> _Instruction:
+    return (_RET, 0, 0, action)
+
+
+def _errno(number: int) -> _Instruction:
+    return _ret(_ERRNO | number)
+
+
+def _number(numbers: _Numbers) -> int | None:
+    return numbers[0 if platform.machine() == "x86_64" else 1]
+
+
+def _assemble(code: list[_Instruction]) -> bytes:
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
