@@ -20,7 +20,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from . import kernel, keeper, plan, reaper, zygote
+from . import keeper, kernel, plan, reaper, zygote
 
 
 def main(channel_fd: int, lifeline_fd: int) -> NoReturn:

@@ -82,9 +82,7 @@ class Zygote:
         are kept standing ready. `python_path` goes in front of the agent's import path, and can be
         read. Raises `PlanError`, and `ZygoteFailed` with the agent's traceback.
         """
-        made = plans.plan(
-            dataclasses.replace(spec, readable=(*spec.readable, *python_path)), probe
-        )
+        made = plans.plan(dataclasses.replace(spec, readable=(*spec.readable, *python_path)), probe)
         settings = {
             "target": target,
             "pickled": base64.b64encode(pickled).decode(),
@@ -135,8 +133,9 @@ class Zygote:
         """Run the agent once, in a fresh child, with `data` (JSON types).
 
         `on_listener` is awaited before the agent runs, with the descriptor of the listener in the
-        child's own network, in tiers where it has one; it is closed afterwards. Returns when all its processes are gone. Cancelling kills the child first. Raises
-        `SpecError` for an invalid `env`, `TypeError` or `ValueError` for data that is not JSON.
+        child's own network, in tiers where it has one; it is closed afterwards. Returns when all
+        its processes are gone. Cancelling kills the child first. Raises `SpecError` for an invalid
+        `env`, `TypeError` or `ValueError` for data that is not JSON.
         """
         check_env(env or {})
         limit_s = self.spec.limits.wall_s if wall_s is None else wall_s

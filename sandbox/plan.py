@@ -21,6 +21,7 @@ from .errors import PlanError, StepFailed
 from .layers import APPLY, Context
 from .layers import landlock as landlock_layer
 from .layers import root as root_layer
+from .layers.scratch import BOX
 from .probe import Probe
 from .spec import Limits, SandboxSpec
 
@@ -86,7 +87,7 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
     landlock = {
         "readable": ["/"],
         "hidden": [],
-        "writable": [root_layer.BOX, *root_layer.DEVICES],
+        "writable": [BOX, *root_layer.DEVICES],
         "own_folder": False,
         "ports": None,
     }

@@ -1,7 +1,8 @@
 """One child as its caller sees it: three pipes, the control connection, a timer.
 
-Made, given its request and awaited by `handle`; a child that stands ready has no timer yet. What the child writes is read only as far as its limits go; its end is
-the end of its control connection, never that of a pipe that a stray process may hold open.
+Made, given its request and awaited by `handle`; a child that stands ready has no timer yet. What
+the child writes is read only as far as its limits go; its end is the end of its control connection,
+never that of a pipe that a stray process may hold open.
 """
 
 from __future__ import annotations

@@ -35,7 +35,13 @@ class SchedulerConfig(Section):
 class SandboxConfig(Section):
     """What a child may use. Enforced per rollout."""
 
-    tier: Literal["process"] = "process"
+    tier: Literal["auto", "namespaces", "process"] = "auto"
+    """Which layers: see `docs/security.md`. `auto`: the strongest tier that this machine gives."""
+    readable: list[str] = []
+    """Folders and files that children can read, beside the system's, the interpreter's and those on
+    their import path."""
+    reserve: NotNegative = 8
+    """Sealed children that stand ready, so that a rollout need not wait for one."""
     max_output_bytes: Positive = 4 * 2**20
     """stdout and stderr together; more ends the child with `output_limit`."""
     max_result_bytes: Positive = 1 * 2**20
@@ -45,6 +51,12 @@ class SandboxConfig(Section):
     max_open_files: Positive = 1024
     max_cpu_s: Positive = 3600
     """CPU seconds of each process of the child."""
+    max_processes: Positive = 256
+    """Processes and threads of a child. Tier `namespaces` only."""
+    max_scratch_bytes: Positive = 512 * 2**20
+    """All files of a child together; they lie in memory. Tier `namespaces` only."""
+    max_scratch_files: Positive = 65_536
+    """Files and folders of a child. Tier `namespaces` only."""
 
 
 class OpenAIConfig(Section):

@@ -5,8 +5,9 @@
 each also without `/v1`, and each below `/k/{key}` for agents that hard-code an API key. The key is
 read from there, from `Authorization: Bearer` and from `x-api-key`. Everything that can be reached
 here is a hostile agent's to use: bodies are bounded and read under a deadline, and nothing about
-another rollout can be asked, not even whether it exists. Opening and ending rollouts is
-`control.py`'s, on another socket.
+another rollout can be asked, not even whether it exists. Where the connection has an owner
+(`listeners`), it says which rollout is calling, and the key is a second factor. Opening and ending
+rollouts is `control.py`'s, on another socket.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from areal_sub.proxy.dialects import chat
+from areal_sub.proxy.listeners import STATE_KEY
 from areal_sub.proxy.neutral import Choice, Delta, Usage
 from areal_sub.proxy.refusals import Reason, Refusal
 from areal_sub.proxy.sessions import Session, Sessions
@@ -86,7 +88,11 @@ def _guarded(sessions: Sessions, endpoint: Endpoint) -> Callable[[Request], Awai
     async def call(request: Request) -> Response:
         session: Session | None = None
         try:
-            session = sessions.authenticate(request.path_params.get("key"), header_keys(request))
+            session = sessions.authenticate(
+                request.path_params.get("key"),
+                header_keys(request),
+                request.scope.get("state", {}).get(STATE_KEY),
+            )
             return await endpoint(request, session)
         except Refusal as error:
             refusal = error

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from areal_sub.proxy.listeners import Listeners
 from areal_sub.proxy.sessions import Sampling, Session, Sessions
 from areal_sub.proxy.turns import Turns
 from areal_sub.records import EndRecord, OpenRecord, Outcome
@@ -25,9 +26,11 @@ class Control:
         sessions: Sessions,
         turns: Turns,
         journal: Journal,
+        listeners: Listeners,
         agent_port: int,
         max_model_len: int,
     ) -> None:
+        self._listeners = listeners
         self._sessions = sessions
         self._turns = turns
         self._journal = journal
@@ -76,6 +79,7 @@ class Control:
     async def end_rollout(self, params: Params) -> dict[str, Any]:
         """Stop the rollout's calls, then write its end record, which is its last."""
         session = await self._sessions.close(params["rollout_id"])
+        self._listeners.close_rollout(session.rollout_id)
         record = end_record(session, params)
         self._journal.append(record)
         return {"outcome": record.outcome, "num_turns": record.num_turns}

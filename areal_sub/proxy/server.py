@@ -20,6 +20,7 @@ from areal_sub.engine_client import EngineClient
 from areal_sub.proxy.app import make_app
 from areal_sub.proxy.connection import BoundedHttpProtocol
 from areal_sub.proxy.control import Control
+from areal_sub.proxy.listeners import Listeners
 from areal_sub.proxy.parsers import parser_for
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sessions
@@ -41,6 +42,7 @@ class Settings:
     agent_host: str
     agent_port: int  # 0: any free one; `info` says which
     control_path: str
+    listeners_path: str
     engine_path: str
     journal_path: str
     tokenizer_path: str
@@ -82,12 +84,15 @@ async def serving(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
         agents = _AgentServer(make_app(sessions, turns))
         serving_agents = asyncio.ensure_future(agents.serve(sockets=[listener]))
         cleanup.push_async_callback(agents.stop, serving_agents)
+        listeners = Listeners(Path(settings.listeners_path), agents.protocol, sessions.is_open)
+        cleanup.push_async_callback(listeners.close)
         # Last in, first out: what runs is stopped and recorded before anything else goes.
         cleanup.push_async_callback(sessions.close_all)
         control = Control(
             sessions=sessions,
             turns=turns,
             journal=journal,
+            listeners=listeners,
             agent_port=listener.getsockname()[1],
             max_model_len=max_model_len,
         )
@@ -125,6 +130,12 @@ class _AgentServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are the component's (`areal_sub.component`), not uvicorn's."""
         yield
+
+    def protocol(self, state: dict[str, Any]) -> asyncio.Protocol:
+        """A connection's, whose requests carry `state`; for listeners other than the own port."""
+        return BoundedHttpProtocol(
+            config=self.config, server_state=self.server_state, app_state=state
+        )
 
     async def stop(self, serving: asyncio.Task[None]) -> None:
         self.should_exit = True

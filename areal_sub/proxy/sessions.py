@@ -108,12 +108,20 @@ class Sessions:
         for rollout_id in list(self._by_rollout):
             await self.close(rollout_id)
 
-    def authenticate(self, path_key: str | None, header_keys: Iterable[str]) -> Session:
-        """The one session that the call's keys name. Raises `Refusal` (401).
+    def is_open(self, rollout_id: str) -> bool:
+        return rollout_id in self._by_rollout
 
-        Agents may hard-code a header key that is no rollout's: it is ignored where another key of
-        the call names one. Keys of two rollouts in one call are refused: one of them was stolen.
+    def authenticate(
+        self, path_key: str | None, header_keys: Iterable[str], rollout_id: str | None = None
+    ) -> Session:
+        """The one session that the call belongs to. Raises `Refusal` (401).
+
+        `rollout_id`: whose connection the call came by, where connections have an owner; else its
+        keys say it. Agents may hard-code a key that is no rollout's: it is ignored where something
+        else says who is calling. A key of another rollout is refused: it was stolen.
         """
+        if rollout_id is not None:
+            return self._by_connection(rollout_id, [path_key or "", *header_keys])
         if path_key is not None and path_key not in self._by_key:
             raise self._unknown([path_key])
         keys = [key for key in ([path_key] if path_key is not None else []) + [*header_keys] if key]
@@ -123,6 +131,19 @@ class Sessions:
         session = next(iter(known.values()))
         if len(known) > 1 or any(key in self._finished for key in keys):
             for stolen in known.values():
+                stolen.num_rejected += 1
+            raise Refusal(
+                Reason.FOREIGN_KEY, "Incorrect API key provided: it belongs to another rollout."
+            )
+        return session
+
+    def _by_connection(self, rollout_id: str, keys: list[str]) -> Session:
+        session = self._by_rollout.get(rollout_id)
+        if session is None:
+            raise finished()
+        others = [self._by_key[key] for key in keys if key in self._by_key and key != session.key]
+        if others or any(key in self._finished for key in keys):
+            for stolen in (session, *others):
                 stolen.num_rejected += 1
             raise Refusal(
                 Reason.FOREIGN_KEY, "Incorrect API key provided: it belongs to another rollout."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from typing import Any
 
 from areal_sub.errors import PeerGone, RpcError, TaskError, WorkflowError
@@ -26,6 +27,11 @@ class SubprocPool:
         self._client = client
         self._slots: asyncio.Semaphore | None = None
         self._start_timeout_s = 0.0
+
+    async def attach(self, *, port: int, listeners: Path, timeout_s: float) -> None:
+        """Tell the supervisor which port agents call, and where the proxy takes listeners."""
+        params = {"port": port, "listeners_path": str(listeners)}
+        await self._client.call("attach", params, timeout_s=timeout_s)
 
     async def warm(self, target: str, pickled: bytes = b"") -> list[str]:
         """Import the agent now, so that its import errors come before any rollout.

@@ -4,6 +4,7 @@ Started as `python -m areal_sub.rollout.supervisor SETTINGS.json` (`component`);
 this package that knows the sandbox. One warm zygote per agent, started on demand and again when it
 died. Served over `rpc`, to `pool` in the trainer:
 
+    attach {port, listeners_path} → {tier}        once, before the first agent: the proxy
     warm  {target, pickled}  → {notes}            the agent's import error as the call's error
     run   RunRequest         → RunReport          cancelling the call kills the child
     stats {}                 → {max_children, start_timeout_s, num_running, num_waiting,
@@ -18,12 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import os
 import resource
+import socket
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,7 @@ from sandbox import ChildReport, Ending, Limits, SandboxError, SandboxSpec, Zygo
 from sandbox.folders import remove_tree
 from sandbox.kernel import become_subreaper
 from sandbox.layers.environ import allowed
+from sandbox.plan import plan
 from sandbox.probe import Probe, probe
 from sandbox.reaper import kill_strangers
 
@@ -62,11 +67,15 @@ def supervisor_env(environ: Mapping[str, str], passthrough: Iterable[str] = ()) 
     return kept | {name: environ[name] for name in ("AREAL_SUB_LOG",) if name in environ}
 
 
-def make_spec(sandbox: Mapping[str, Any], env: Mapping[str, str]) -> SandboxSpec:
+def make_spec(
+    sandbox: Mapping[str, Any], env: Mapping[str, str], hidden: Iterable[str] = ()
+) -> SandboxSpec:
     """The sandbox's spec from the fields of `SandboxConfig`."""
     return SandboxSpec(
         tier=sandbox["tier"],
         env=env,
+        readable=tuple(str(Path(path).resolve()) for path in sandbox["readable"]),
+        hidden=tuple(hidden),
         limits=Limits(
             cpu_s=sandbox["max_cpu_s"],
             memory_bytes=sandbox["max_memory_bytes"],
@@ -74,6 +83,9 @@ def make_spec(sandbox: Mapping[str, Any], env: Mapping[str, str]) -> SandboxSpec
             file_bytes=sandbox["max_file_bytes"],
             output_bytes=sandbox["max_output_bytes"],
             result_bytes=sandbox["max_result_bytes"],
+            processes=sandbox["max_processes"],
+            scratch_bytes=sandbox["max_scratch_bytes"],
+            scratch_files=sandbox["max_scratch_files"],
         ),
     )
 
@@ -109,8 +121,11 @@ class Supervisor:
         python_path: list[str],
         max_children: int,
         start_timeout_s: float,
+        reserve: int = 0,
     ) -> None:
         self._spec = spec
+        self._reserve = reserve
+        self._to_proxy: socket.socket | None = None
         self._probe = probe
         self._work_dir = work_dir
         self._python = python
@@ -125,6 +140,13 @@ class Supervisor:
         self._num_waiting = 0
         self._num_finished = 0
 
+    async def attach(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Raises `OSError` where the proxy does not take listeners."""
+        self._spec = dataclasses.replace(self._spec, port=params["port"])
+        self._to_proxy = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._to_proxy.connect(params["listeners_path"])
+        return {"tier": plan(self._spec, self._probe).tier}
+
     async def warm(self, params: dict[str, Any]) -> dict[str, Any]:
         try:
             zygote = await self._zygote(params["target"], params["pickled"])
@@ -133,7 +155,9 @@ class Supervisor:
             raise WorkflowError(text.rstrip()) from None
         except SandboxError as error:
             raise WorkflowError(str(error)) from None
-        return {"notes": zygote.notes}
+        made = zygote.plan
+        tier = f"sandbox: tier {made.tier}"
+        return {"notes": [". ".join([tier, *made.weaknesses]), *zygote.notes]}
 
     async def run(self, params: dict[str, Any]) -> dict[str, Any]:
         request = RunRequest.from_map(params)
@@ -180,11 +204,18 @@ class Supervisor:
                 kwargs=request.workflow_kwargs,
                 env=request.env,
                 wall_s=request.timeout_s,
+                on_listener=partial(self._hand_over, request.rollout_id),
             )
         except ZygoteFailed as error:
             return ChildReport(Ending.SETUP_FAILED, error=str(error), traceback=error.traceback)
         except (SandboxError, OSError, TypeError, ValueError) as error:
             return ChildReport(Ending.SETUP_FAILED, error=f"{type(error).__name__}: {error}")
+
+    async def _hand_over(self, rollout_id: str, listener: int) -> None:
+        """The listener in the child's network is the proxy's from here on."""
+        if self._to_proxy is not None:
+            # Small, and read at once: this does not wait unless the proxy is gone.
+            socket.send_fds(self._to_proxy, [rollout_id.encode()], [listener])
 
     async def _zygote(self, target: str, pickled: bytes) -> Zygote:
         """The agent's zygote, started if there is none or it died. Raises `SandboxError`."""
@@ -206,6 +237,7 @@ class Supervisor:
             pickled=pickled,
             python=self._python,
             python_path=self._python_path,
+            reserve=self._reserve,
             timeout_s=self._start_timeout_s,
         )
         for note in zygote.notes:
@@ -238,6 +270,7 @@ def _is_alive(task: asyncio.Task[Zygote]) -> bool:
 
 async def main(settings: dict[str, Any]) -> None:
     """Settings: `socket_path`, `work_dir` (ours alone, emptied), `python_path`, `env_passthrough`,
+    `hidden` (folders that children must not read),
     `max_children`, `sandbox` (fields of `SandboxConfig`); optional: `start_timeout_s`, `python`
     (the interpreter of the agents)."""
     become_subreaper()
@@ -249,17 +282,27 @@ async def main(settings: dict[str, Any]) -> None:
     # Agents may use this package's `AgentWorkflow`, wherever it is installed.
     own_path = str(Path(areal_sub.__file__).parents[1])
     supervisor = Supervisor(
-        make_spec(settings["sandbox"], allowed(os.environ, settings["env_passthrough"])),
+        make_spec(
+            settings["sandbox"],
+            allowed(os.environ, settings["env_passthrough"]),
+            settings.get("hidden", []),
+        ),
         probe(),
         work_dir=Path(work_dir),
         python=settings.get("python", sys.executable),
         python_path=[*settings["python_path"], own_path],
         max_children=settings["max_children"],
         start_timeout_s=settings.get("start_timeout_s", 120.0),
+        reserve=settings["sandbox"]["reserve"],
     )
     server = Server(
         Path(settings["socket_path"]),
-        {"warm": supervisor.warm, "run": supervisor.run, "stats": supervisor.stats},
+        {
+            "attach": supervisor.attach,
+            "warm": supervisor.warm,
+            "run": supervisor.run,
+            "stats": supervisor.stats,
+        },
     )
     await server.start()
     try:

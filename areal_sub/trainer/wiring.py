@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from areal_sub.config import Config
 from areal_sub.engine_client import EngineClient
+from areal_sub.errors import ConfigError
 from areal_sub.records import EngineInfo
 from areal_sub.rollout.attempt import AgentRunner, RolloutRunner
 from areal_sub.rollout.inline import InlineRunner
@@ -95,7 +96,8 @@ class Stack:
                 cleanup.push_async_callback(component.stop)
                 components.append(component)
 
-            sockets = {name: folder / f"{name}.sock" for name in ("engine", "proxy", "supervisor")}
+            names = ("engine", "proxy", "listeners", "supervisor")
+            sockets = {name: folder / f"{name}.sock" for name in names}
             await start_component(
                 "engine",
                 "areal_sub.engines.embedded",
@@ -110,7 +112,7 @@ class Stack:
                 await start_component(
                     "supervisor",
                     "areal_sub.rollout.supervisor",
-                    _supervisor_settings(config, sockets["supervisor"], folder),
+                    _supervisor_settings(config, sockets["supervisor"], folder, journal.parents[1]),
                     _supervisor_env(config),
                 )
 
@@ -168,6 +170,7 @@ async def _connect(
         )
         cleanup.push_async_callback(supervisor.close)
         agents = SubprocPool(supervisor)
+        await agents.attach(port=port, listeners=sockets["listeners"], timeout_s=timeout_s)
     else:
         agents = InlineRunner()
         cleanup.push_async_callback(agents.close)
@@ -209,6 +212,7 @@ def _proxy_settings(
         "agent_host": "127.0.0.1",
         "agent_port": 0,
         "control_path": str(sockets["proxy"]),
+        "listeners_path": str(sockets["listeners"]),
         "engine_path": str(sockets["engine"]),
         "journal_path": str(journal),
         "tokenizer_path": tokenizer_path,
@@ -218,24 +222,43 @@ def _proxy_settings(
     }
 
 
-def _supervisor_settings(config: Config, socket: Path, folder: Path) -> dict[str, Any]:
+def _supervisor_settings(
+    config: Config, socket: Path, folder: Path, run_folder: Path
+) -> dict[str, Any]:
+    """Raises `ConfigError` where agents would see the whole home folder."""
     openai = config.rollout.openai
+    python_path = _python_path(openai.python_path)
     return {
         "socket_path": str(socket),
         "work_dir": str(folder / "children"),
-        "python_path": _python_path(openai.python_path),
+        "python_path": python_path,
         "start_timeout_s": config.rollout.setup_timeout_s,
         "env_passthrough": openai.env_passthrough,
         "max_children": openai.num_children or config.rollout.max_concurrent_rollouts,
         "sandbox": openai.sandbox.model_dump(),
+        "hidden": [_hidden(Path(config.cluster.fileroot).resolve(), run_folder, python_path)],
     }
 
 
 def _python_path(extra: list[str]) -> list[str]:
     """Where children find the agent: where the user stands, then beside the user's script."""
     script = getattr(sys.modules["__main__"], "__file__", None)
-    beside = [str(Path(script).resolve().parent)] if script else []
-    return list(dict.fromkeys([*extra, str(Path.cwd()), *beside]))
+    beside = [str(Path(script).parent)] if script else []
+    folders = [Path(folder).resolve() for folder in (*extra, str(Path.cwd()), *beside)]
+    home = Path.home().resolve()
+    for folder in folders:
+        if home.is_relative_to(folder):
+            raise ConfigError(
+                f"agents can read the folders that they are imported from, and {folder} holds your "
+                "home folder: start in the folder of your project"
+            )
+    return [str(folder) for folder in dict.fromkeys(folders)]
+
+
+def _hidden(fileroot: Path, run_folder: Path, python_path: list[str]) -> str:
+    """Checkpoints and journals of this run and of others: agents have no business there."""
+    holds_agents = any(Path(folder).is_relative_to(fileroot) for folder in python_path)
+    return str(run_folder.resolve() if holds_agents else fileroot)
 
 
 def _supervisor_env(config: Config) -> dict[str, str]:

@@ -176,7 +176,7 @@ def base_filter(*, permit: tuple[str, ...] | list[str], udp: bool) -> bytes:
         number = _number(numbers)
         if number is not None and name not in permit:
             code += _on(number, [_errno(errno.EPERM)])
-    # Its flags are behind a pointer, where no filter sees them; without it the C library uses clone.
+    # Its flags are behind a pointer, where no filter sees them; the C library then uses clone.
     code += _on(_number(_CLONE3), [_errno(errno.ENOSYS)])
     code += _on(_number(_CLONE), [*_refuse_bits(0, _NEW_NAMESPACES), _ret(_ALLOW)])
     code += _on(_number(_SOCKET), _socket_rule(udp))
