@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,9 +67,9 @@ def start(*words: str) -> subprocess.Popen[str]:
     )
 
 
-def measure(way: str, *, port: int, num: int, at_once: int) -> Cost:
+def measure(way: str, *, port: int, door: Path, num: int, at_once: int) -> Cost:
     started_at = time.monotonic()
-    options = (f"--port={port}", f"--num={num}", f"--at-once={at_once}")
+    options = (f"--port={port}", f"--door={door}", f"--num={num}", f"--at-once={at_once}")
     with start("benchmarks.ways", way, *options) as process:
         assert process.stdin is not None
         read_line(process)
@@ -107,11 +108,15 @@ def main() -> None:
     parser.add_argument("--way", action="append", choices=WAYS, help="only this one (repeatable)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
-    with start("benchmarks.stub") as stub:
-        port = int(read_line(stub))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start("benchmarks.stub", f"{folder}/door") as stub,
+    ):
+        port, door = int(read_line(stub)), Path(folder) / "door"
         print(f"{args.num} one-turn rollouts, {args.at_once} at once, {os.cpu_count()} cores")
         costs = [
-            measure(way, port=port, num=args.num, at_once=args.at_once) for way in args.way or WAYS
+            measure(way, port=port, door=door, num=args.num, at_once=args.at_once)
+            for way in args.way or WAYS
         ]
         assert stub.stdin is not None
         stub.stdin.close()

@@ -1,6 +1,7 @@
 """An "OpenAI" that answers every chat completion at once: what is left is the cost of the caller.
 
-Raw asyncio, in a process of its own (`python -m benchmarks.stub`): it prints its port, and serves
+Raw asyncio, in a process of its own (`python -m benchmarks.stub DOOR`): it prints its port, and
+serves there, and at the listeners that come by the Unix socket DOOR as they come to the proxy,
 until its standard input ends. HTTP/1.1 with keep-alive and `Content-Length` bodies, no more.
 """
 
@@ -10,6 +11,11 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from areal_sub.proxy.listeners import Listeners
 
 ANSWER = json.dumps(
     {
@@ -47,11 +53,17 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 async def main() -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=1024)
-    print(server.sockets[0].getsockname()[1], flush=True)
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def make_protocol(state: dict[str, Any]) -> asyncio.Protocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), answer)
+
+    listeners = Listeners(Path(sys.argv[1]), make_protocol, lambda rollout_id: True)
+    print(server.sockets[0].getsockname()[1], flush=True)
     loop.add_reader(0, lambda: None if os.read(0, 1024) else ended.set())
     await ended.wait()
     server.close()
+    await listeners.close()
 
 
 if __name__ == "__main__":

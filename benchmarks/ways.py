@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import sys
 import tempfile
@@ -38,9 +39,12 @@ Rollout = Callable[[], Awaitable[Any]]  # returns the reward
 Way = Callable[[argparse.Namespace], AbstractAsyncContextManager[Rollout]]
 
 
+_numbers = itertools.count()
+
+
 def _request(port: int, **workflow_kwargs: Any) -> RunRequest:
     return RunRequest(
-        rollout_id="benchmark",
+        rollout_id=f"benchmark-{next(_numbers)}",
         target=TARGET,
         pickled=b"",
         workflow_kwargs=workflow_kwargs,
@@ -73,9 +77,18 @@ def inline_fresh(args: argparse.Namespace) -> AbstractAsyncContextManager[Rollou
     return _inline(args, shared_client=False)
 
 
-@asynccontextmanager
-async def pool(args: argparse.Namespace) -> AsyncIterator[Rollout]:
+def pool(args: argparse.Namespace) -> AbstractAsyncContextManager[Rollout]:
     """A fresh sandboxed child of a warm zygote each: `rollout.openai.mode=subproc`."""
+    return _pool(args, tier="auto")
+
+
+def pool_without_namespaces(args: argparse.Namespace) -> AbstractAsyncContextManager[Rollout]:
+    """The same, in the tier for hosts that refuse namespaces."""
+    return _pool(args, tier="process")
+
+
+@asynccontextmanager
+async def _pool(args: argparse.Namespace, *, tier: str) -> AsyncIterator[Rollout]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = {
@@ -84,7 +97,7 @@ async def pool(args: argparse.Namespace) -> AsyncIterator[Rollout]:
             "python_path": [str(ROOT)],
             "env_passthrough": [],
             "max_children": args.at_once,
-            "sandbox": SandboxConfig().model_dump(),
+            "sandbox": SandboxConfig.model_validate({"tier": tier}).model_dump(),
         }
         supervisor = await Component.start(
             "supervisor",
@@ -96,6 +109,7 @@ async def pool(args: argparse.Namespace) -> AsyncIterator[Rollout]:
         )
         client = await Client.connect(folder / "supervisor.sock", peer="supervisor")
         runner = SubprocPool(client)
+        await runner.attach(port=args.port, listeners=args.door, timeout_s=TIMEOUT_S)
         await runner.warm(TARGET)
 
         async def rollout() -> Any:
@@ -146,6 +160,7 @@ WAYS: dict[str, Way] = {
     "inline, shared client": inline_shared,
     "inline, fresh client each": inline_fresh,
     "this pool": pool,
+    "this pool, tier process": pool_without_namespaces,
     "python agent.py each": process,
     "ProcessPoolExecutor(4)": areal,
 }
@@ -174,6 +189,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--door", type=Path, required=True)
     parser.add_argument("--num", type=int, required=True)
     parser.add_argument("--at-once", type=int, required=True)
     asyncio.run(measure(parser.parse_args()))

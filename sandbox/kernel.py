@@ -49,6 +49,9 @@ _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 
+_MADV_COLLAPSE = 25
+_HUGE_PAGE_BYTES = 2 * 2**20
+
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
@@ -260,6 +263,27 @@ def pivot_root(folder: str) -> None:
     _checked(_libc.pivot_root(b".", b"."), "pivot_root")
     unmount(".")
     os.chdir("/")
+
+
+# Memory.
+
+
+def collapse_private_memory() -> None:
+    """Put this process's private memory on huge pages where the kernel can (Linux 6.1).
+
+    A fork then copies one entry of the page table where it would copy 512. Best effort.
+    """
+    with open("/proc/self/maps", "rb") as file:
+        lines = file.read().splitlines()
+    for line in lines:
+        addresses, permissions, _, _, inode, *path = line.split(maxsplit=5)
+        if inode != b"0" or not permissions.startswith(b"rw-p") or path not in ([], [b"[heap]"]):
+            continue
+        start, end = (int(address, 16) for address in addresses.split(b"-"))
+        start = -(-start // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+        end = end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
+        if start < end:
+            _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_COLLAPSE)
 
 
 # Descriptors.

@@ -169,7 +169,9 @@ def _stock_tls_contexts(recorded: _Recorded) -> None:
     """Make contexts ahead for the recorded calls.
 
     Every context is handed out once, so no two clients share one, and children have copies of
-    their own: what a caller does to its context is as private as if it had just been made.
+    their own: what a caller does to its context is as private as if it had just been made. The
+    stock keeps a hold on them: to free one, with its hundred certificates, would cost a child more page
+    faults than a whole model call.
     """
     for (module_name, name), calls in recorded.items():
         module = sys.modules[module_name]
@@ -181,13 +183,16 @@ def _stocked(make: Callable[..., Any], calls: list[dict[str, Any]]) -> Callable[
 
     certificates = _certificate_variables()
     stock = [(kwargs, make(**kwargs)) for kwargs in calls for _ in range(NUM_TLS_CONTEXTS)]
+    handed_out = []
 
     @functools.wraps(make)
     def from_stock(*args: Any, **kwargs: Any) -> Any:
         if not args and _certificate_variables() == certificates:
-            for index, (made_for, _) in enumerate(stock):
+            for index, (made_for, context) in enumerate(stock):
                 if made_for == kwargs:
-                    return stock.pop(index)[1]
+                    handed_out.append(context)
+                    del stock[index]
+                    return context
         return make(*args, **kwargs)
 
     return from_stock

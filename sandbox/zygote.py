@@ -101,6 +101,7 @@ def _prepare(
         return None
     gc.collect()
     gc.freeze()  # what is here now is never visited again, so its pages stay shared with children
+    kernel.collapse_private_memory()
     num_threads = len(os.listdir("/proc/self/task"))
     channel.send(json.dumps({"ready": True, "num_threads": num_threads, "notes": notes}).encode())
     return target

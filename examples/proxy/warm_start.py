@@ -66,7 +66,12 @@ def make(path: Path, seed: int) -> None:
         tokenizer.save_pretrained(unfinished)
         model.save_pretrained(unfinished)
         unfinished.chmod(0o755)  # mkdtemp makes it private
-        unfinished.rename(path)
+        try:
+            unfinished.rename(path)
+        except OSError:
+            if not (path / "config.json").is_file():
+                raise
+            log.info("warm start: another run has made %s meanwhile", path)
     finally:
         torch.set_num_threads(num_threads)
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -90,7 +95,7 @@ def train_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     added = [
         *(AddedToken(text, special=True, normalized=False) for text in (PAD, "<|im_start|>", EOS)),
-        # Not special: they are part of the text that a parser reads.
+        # Tokens of their own, and part of the text that a parser reads.
         *(AddedToken(text, normalized=False) for text in ("<tool_call>", "</tool_call>")),
     ]
     tokenizer.train_from_iterator(
