@@ -1,4 +1,4 @@
-"""The command line: `areal-sub train | chat`.
+"""The command line: `areal-sub train | chat | doctor`.
 
 Imports nothing heavy until a command needs it: a mistyped key is told within a second.
 Exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 128+N ended by signal N.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -55,6 +56,10 @@ def run(argv: Sequence[str]) -> int:
             return _train(rest)
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}")
+        if arguments.command == "doctor":
+            # The sandbox stands on its own, and so does its report.
+            command = [sys.executable, "-m", "sandbox", "doctor"]
+            return subprocess.run(command, check=False).returncode
         return _chat(arguments)
     except SystemExit as end:  # argparse's way of ending
         return end.code if isinstance(end.code, int) else 2
@@ -89,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--plain", action="store_true", help="the bare model, without the agent")
     chat.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
     chat.add_argument("--max-new-tokens", type=int, default=256)
+    commands.add_parser("doctor", help="show how well agents can be isolated on this machine")
     return parser
 
 

@@ -53,6 +53,8 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"  # its wall-clock deadline passed
     OUTPUT_LIMIT = "output_limit"  # it wrote more to stdout/stderr than it may
     RESULT_LIMIT = "result_limit"  # its result was larger than it may be
+    MEMORY_LIMIT = "memory_limit"  # its processes together used more memory than they may
+    CPU_LIMIT = "cpu_limit"  # its processes together used more CPU time than they may
     INVALID_RESULT = "invalid_result"  # malformed, not a reward, NaN, or for an unknown turn
     NO_TURNS = "no_turns"  # a valid reward, but no model call to train
     START_FAILED = "start_failed"  # the agent could not be imported, constructed or spawned

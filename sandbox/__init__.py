@@ -1,4 +1,4 @@
-"""Run untrusted Python, each time in a fresh child, in milliseconds. Standard library only.
+"""Run untrusted code, each time in a fresh sealed child, in milliseconds. Standard library only.
 
 The way of a child: a `SandboxSpec` says what it may do (`spec`), `probe` what this kernel permits,
 `plan` turns both into an ordered list of steps that can be printed and refused, and the child
@@ -15,16 +15,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .box import BlockingSandbox, Sandbox
     from .errors import PlanError, SandboxError, SpecError, ZygoteFailed
     from .handle import Zygote
     from .report import ChildReport, Ending
     from .spec import Limits, SandboxSpec
 
 __all__ = [
+    "BlockingSandbox",
     "ChildReport",
     "Ending",
     "Limits",
     "PlanError",
+    "Sandbox",
     "SandboxError",
     "SandboxSpec",
     "SpecError",
@@ -34,6 +37,8 @@ __all__ = [
 
 # Loaded on first use: a zygote needs the child's half of the package, never asyncio and `handle`.
 _HOMES = {
+    "BlockingSandbox": "box",
+    "Sandbox": "box",
     "ChildReport": "report",
     "Ending": "report",
     "Limits": "spec",

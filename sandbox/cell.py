@@ -18,11 +18,12 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Mapping
 from typing import NoReturn
 
 from . import kernel, reaper
 from .errors import StepFailed
-from .layers import Context
+from .layers import Context, polled_limits
 from .layers.root import INSIDE_ID
 from .plan import Plan, apply
 from .wire import (
@@ -59,7 +60,7 @@ def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn
         except StepFailed as error:
             report_failure(fds.control, error.step, error.reason)
         else:
-            _serve(fds, to_zygote, context.listener)
+            _serve(fds, to_zygote, context)
         code = 0
     except BaseException:
         traceback.print_exc()  # to the zygote's own stderr
@@ -67,7 +68,8 @@ def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn
         os._exit(code)
 
 
-def _serve(fds: Descriptors, to_zygote: socket.socket, listener: int) -> None:
+def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None:
+    listener = context.listener
     control = socket.socket(fileno=fds.control)
     exited, tell_exit = os.pipe()
     failures, tell_failure = os.pipe()
@@ -83,10 +85,10 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, listener: int) -> None:
         os.close(listener)
     kernel.set_name("sandbox-init")
 
-    stop = _until_over(control.fileno(), exited)
+    stopped_by = _until_over(control.fileno(), exited, context.polled)
     num_killed, error = _clear()
     agent = _read_exit(exited, KILL_TIMEOUT_S)
-    if stop and num_killed:
+    if stopped_by and num_killed:
         num_killed -= 1  # the agent's own process was among them
     failed_step, _, reason = _read_available(failures).partition("\n")
     orphans = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -96,6 +98,7 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, listener: int) -> None:
         cpu_s=agent.cpu_s + orphans.ru_utime + orphans.ru_stime,
         max_rss_bytes=max(agent.max_rss_bytes, orphans.ru_maxrss * 1024),
         num_killed=num_killed,
+        limit=stopped_by if stopped_by != _ORDERED else "",
         failed_step=one_line(failed_step) or ("enter" if agent.error else ""),
         error=reason or agent.error or error,
     )
@@ -103,17 +106,25 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, listener: int) -> None:
         control.send(encode_status(status))
 
 
-def _until_over(control: int, exited: int) -> bool:
-    """True: the control connection ended; False: the agent's process did."""
+_ORDERED = "ordered"
+
+
+def _until_over(control: int, exited: int, limits: Mapping[str, float]) -> str:
+    """ "": the agent's process ended. Else why it has to: `_ORDERED`, or the limit it is over."""
     watch = reaper.Watch(control, exited)
+    look_at = time.monotonic() + polled_limits.INTERVAL_S
     while True:
-        ready = watch.wait_any()
+        ready = watch.wait_any(max(0.0, look_at - time.monotonic()))
         for _ in reaper.reap():
             pass
         if exited in ready:
-            return False
+            return ""
         if control in ready:
-            return True
+            return _ORDERED
+        if time.monotonic() >= look_at:
+            if limit := polled_limits.exceeded(limits):
+                return limit
+            look_at = time.monotonic() + polled_limits.INTERVAL_S
 
 
 def _clear() -> tuple[int, str]:

@@ -21,11 +21,13 @@ from .errors import StepFailed
 from .layers import Context
 from .layers.context import RESULT_FD
 from .plan import Step, apply
-from .target import bind
+from .target import Program, bind
 from .wire import MAX_LINE_CHARS, encode_error, encode_value, shorten
 
 SETUP_FAILED_CODE = 125
 """Exit code of an agent process that could not be set up (its reason goes by a pipe)."""
+NOT_EXECUTABLE_CODE, NOT_FOUND_CODE = 126, 127
+"""Exit codes, as a shell's, where there is no such program."""
 _PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -47,13 +49,19 @@ def run_agent(target: Any, steps: Sequence[Step], context: Context, failures: in
         if request is None:
             os._exit(0)  # nobody needs this child any more
         os.environ.update(request["env"])
-        code = _run_target(target, request["kwargs"], request["data"])
+        if isinstance(target, Program):
+            code = _execute(request["argv"])
+        else:
+            code = _run_target(target, request["kwargs"], request["data"])
     finally:
         os._exit(code)
 
 
 def _receive(fd: int) -> dict[str, Any] | None:
-    """The request, `{"data", "kwargs", "env"}`: JSON in a file whose descriptor is sent."""
+    """The request: JSON in a file whose descriptor is sent. None: nobody will send one.
+
+    `{"data", "kwargs", "env"}`, or `{"argv", "env"}` for a program.
+    """
     with socket.socket(fileno=fd) as sender:
         _, received, _, _ = socket.recv_fds(sender, 16, 1)
     if not received:
@@ -61,6 +69,15 @@ def _receive(fd: int) -> dict[str, Any] | None:
     with open(received[0], "rb") as file:
         request: dict[str, Any] = json.load(file)
     return request
+
+
+def _execute(argv: list[str]) -> int:
+    try:
+        os.execvpe(argv[0], argv, os.environ)
+    except OSError as error:
+        sys.stderr.write(f"cannot execute {argv[0]!r}: {error.strerror}\n")
+        _flush()
+        return NOT_FOUND_CODE if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE_CODE
 
 
 def _run_target(target: Any, kwargs: dict[str, Any], data: Any) -> int:

@@ -24,14 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from . import plan as plans
-from .errors import ZygoteFailed
+from .errors import SpecError, ZygoteFailed
 from .folders import remove_tree
 from .launch import Launched, launch, memory_file
 from .probe import Probe
 from .report import ChildReport, Ending
-from .run import KILL_TIMEOUT_S, READY_TIMEOUT_S, Pipe, Run, settle
+from .run import KILL_TIMEOUT_S, READY_TIMEOUT_S, OutputSink, Pipe, Run, settle
 from .spec import SandboxSpec, check_env
 from .wire import MAX_READY_BYTES, one_line, text
+
+ListenerTaker = Callable[[int], Awaitable[None]]
 
 
 class Zygote:
@@ -78,7 +80,8 @@ class Zygote:
     ) -> Zygote:
         """Start `python` in `folder` (made here, removed at the end) and have it import the agent.
 
-        The agent is `target`, an import path, or `pickled`, its dill. `reserve` sealed children
+        The agent is `target`, an import path, or `pickled`, its dill; with neither, children
+        execute programs (`execute`). `reserve` sealed children
         are kept standing ready. `python_path` goes in front of the agent's import path, and can be
         read. Raises `PlanError`, and `ZygoteFailed` with the agent's traceback.
         """
@@ -128,7 +131,7 @@ class Zygote:
         kwargs: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
-        on_listener: Callable[[int], Awaitable[None]] | None = None,
+        on_listener: ListenerTaker | None = None,
     ) -> ChildReport:
         """Run the agent once, in a fresh child, with `data` (JSON types).
 
@@ -137,16 +140,45 @@ class Zygote:
         its processes are gone. Cancelling kills the child first. Raises `SpecError` for an invalid
         `env`, `TypeError` or `ValueError` for data that is not JSON.
         """
+        request = {"data": data, "kwargs": dict(kwargs or {})}
+        return await self._run(request, env, wall_s, on_listener, None)
+
+    async def execute(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        wall_s: float | None = None,
+        on_listener: ListenerTaker | None = None,
+        on_output: OutputSink | None = None,
+    ) -> ChildReport:
+        """Execute a program in a fresh child, where the zygote was started without a target.
+
+        Its end is EXITED, with its code. `on_output` gets what it writes as it comes: 1 or 2, and
+        the bytes. Raises `SpecError` for an invalid `argv` or `env`.
+        """
+        if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
+            raise SpecError(f"argv must be one or more strings without NUL, not {argv!r}")
+        return await self._run({"argv": list(argv)}, env, wall_s, on_listener, on_output)
+
+    async def _run(
+        self,
+        request: dict[str, Any],
+        env: Mapping[str, str] | None,
+        wall_s: float | None,
+        on_listener: ListenerTaker | None,
+        on_output: OutputSink | None,
+    ) -> ChildReport:
         check_env(env or {})
         limit_s = self.spec.limits.wall_s if wall_s is None else wall_s
-        request = json.dumps({"data": data, "kwargs": dict(kwargs or {}), "env": dict(env or {})})
-        request_fd = memory_file("request", request.encode())
+        encoded = json.dumps({**request, "env": dict(env or {})}).encode()
+        request_fd = memory_file("request", encoded)
         run = self._from_reserve() or await self._new_run()
         try:
             await run.ready()
             if run.listener is not None and on_listener is not None:
                 await on_listener(run.listener)
-            run.begin(request_fd, limit_s)
+            run.begin(request_fd, limit_s, on_output)
             self._refill()
             report = await run.ended()
             if run.is_over and run.folder.exists():  # its init was killed before it came to that

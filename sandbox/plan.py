@@ -21,7 +21,7 @@ from .errors import PlanError, StepFailed
 from .layers import APPLY, Context
 from .layers import landlock as landlock_layer
 from .layers import root as root_layer
-from .layers.scratch import BOX
+from .layers.scratch import ROOM
 from .probe import Probe
 from .spec import Limits, SandboxSpec
 
@@ -87,7 +87,7 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
     landlock = {
         "readable": ["/"],
         "hidden": [],
-        "writable": [BOX, *root_layer.DEVICES],
+        "writable": [ROOM, *root_layer.DEVICES],
         "own_folder": False,
         "ports": None,
     }
@@ -112,6 +112,10 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("namespaces", {}),
             Step("scratch", {**scratch, "proc": True}),
             Step("loopback", {"port": spec.port}),
+            Step(
+                "polled_limits",
+                {"memory_bytes": limits.total_memory_bytes, "cpu_s": limits.total_cpu_s},
+            ),
         ),
         child=(
             Step("session", {"umask": 0o077}),
@@ -139,6 +143,8 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
         tier="process",
         root=(),
         zygote=(
+            # Root's: with CAP_PERFMON alone every process's environment can be read.
+            Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
             Step("landlock", {**common, "writable": list(root_layer.DEVICES), "own_folder": True}),
             Step("seccomp", {"permit": [], "udp": False}),
@@ -160,7 +166,7 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
 def _process_weaknesses(probe: Probe) -> tuple[str, ...]:
     notes = [
         "other processes and the paths of files can be listed, though not read",
-        "the number of processes of a child is not limited",
+        "the number of processes of a child is not limited, nor what they use together",
         "the metadata (mode, times) of this user's own files can be changed",
     ]
     if probe.landlock_abi < landlock_layer.NETWORK_ABI:

@@ -25,6 +25,8 @@ class Ending(enum.Enum):
     TIMEOUT = "timeout"
     OUTPUT_LIMIT = "output_limit"
     RESULT_LIMIT = "result_limit"
+    MEMORY_LIMIT = "memory_limit"  # of all its processes together
+    CPU_LIMIT = "cpu_limit"  # of all its processes together
     BAD_RESULT = "bad_result"  # the result message is not a valid one
     SETUP_FAILED = "setup_failed"  # a step of the plan failed: nothing was run
     STOPPED = "stopped"  # ordered by the caller
@@ -67,6 +69,12 @@ def conclude(
     if status.failed_step:
         error = f"sandbox step {status.failed_step!r} failed: {status.error}"
         return Ending.SETUP_FAILED, None, error, ""
+    if status.limit == "memory":
+        error = f"its processes used more than {limits.total_memory_bytes} bytes of memory together"
+        return Ending.MEMORY_LIMIT, None, error, ""
+    if status.limit == "cpu":
+        error = f"its processes used more than {limits.total_cpu_s} s of CPU together"
+        return Ending.CPU_LIMIT, None, error, ""
     if status.signal is not None:
         error = f"killed by {_signal_name(status.signal)}"
         if status.signal == signal.SIGXCPU:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import Callable
@@ -27,6 +28,9 @@ READY_TIMEOUT_S = 60.0
 """How long a child may take to be sealed."""
 CLEANUP_TIMEOUT_S = 10.0
 """How long a run waits for the removal of its folder, once every process is gone."""
+
+
+OutputSink = Callable[[int, bytes], None]
 
 
 class Run:
@@ -73,8 +77,11 @@ class Run:
         """Returns once it is sealed and waits for its request, or has ended."""
         await asyncio.wait({self._ready, self._ended}, return_when=asyncio.FIRST_COMPLETED)
 
-    def begin(self, request_fd: int, limit_s: float) -> None:
+    def begin(self, request_fd: int, limit_s: float, on_output: OutputSink | None) -> None:
         """Send the child its request, a file's descriptor; from here on its time counts."""
+        if on_output is not None:
+            self._stdout.sink = functools.partial(on_output, 1)
+            self._stderr.sink = functools.partial(on_output, 2)
         self._timer.cancel()
         self._limit_s = limit_s
         self._started_at = self._loop.time()
@@ -206,6 +213,8 @@ class Pipe:
         self, fd: int, limit: int, on_bytes: Callable[[], None], *, keep_all: bool = False
     ) -> None:
         self.num_bytes = 0
+        self.sink: Callable[[bytes], None] | None = None
+        """Gets every chunk, too."""
         self._limit = limit
         self._on_bytes = on_bytes
         self._keep = limit if keep_all else TAIL_BYTES
@@ -225,6 +234,8 @@ class Pipe:
             self._loop.remove_reader(self._fd)
             return False
         self.num_bytes += len(chunk)
+        if self.sink is not None:
+            self.sink(chunk)
         self._kept += chunk
         if len(self._kept) > self._keep:
             del self._kept[: -self._keep]

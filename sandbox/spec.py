@@ -40,6 +40,10 @@ class Limits:
     """stdout and stderr together; more ends the child."""
     result_bytes: int = 2**20
     """The result message; more ends the child."""
+    total_memory_bytes: int = 8 * 2**30
+    """Of all its processes together, measured twice a second. Tier `namespaces` only."""
+    total_cpu_s: int = 3600
+    """Of all its processes together, measured twice a second. Tier `namespaces` only."""
     processes: int = 256
     """Processes and threads together. Tier `namespaces` only."""
     scratch_bytes: int = 2**29

@@ -15,6 +15,10 @@ from typing import Any
 from .errors import TargetError
 
 
+class Program:
+    """The target of a sandbox that executes programs: each request names its own."""
+
+
 def resolve(path: str) -> Any:
     """The object at `path`. Raises `TargetError`, or whatever importing its module raises."""
     module_path, colon, attributes = path.partition(":")

@@ -170,8 +170,8 @@ def _stock_tls_contexts(recorded: _Recorded) -> None:
 
     Every context is handed out once, so no two clients share one, and children have copies of
     their own: what a caller does to its context is as private as if it had just been made. The
-    stock keeps a hold on them: to free one, with its hundred certificates, would cost a child more page
-    faults than a whole model call.
+    stock keeps a hold on them: to free one, with its hundred certificates, would cost a child more
+    page faults than a whole model call.
     """
     for (module_name, name), calls in recorded.items():
         module = sys.modules[module_name]

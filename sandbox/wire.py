@@ -59,6 +59,8 @@ class Status:
     cpu_s: float = 0.0
     max_rss_bytes: int = 0
     num_killed: int = 0
+    limit: str = ""
+    """ "memory" or "cpu": what all its processes together used too much of."""
     failed_step: str = ""
     """The step of the plan (or "fork", "folder") that failed, so that nothing was run."""
     error: str = ""
@@ -149,6 +151,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "cpu_s": (float, int),
     "max_rss_bytes": (int,),
     "num_killed": (int,),
+    "limit": (str,),
     "failed_step": (str,),
     "error": (str,),
 }

@@ -29,7 +29,7 @@ from .interpreter import interpreter_paths
 from .layers import Context
 from .layers.scratch import BOX
 from .plan import Plan, apply
-from .target import resolve
+from .target import Program, resolve
 from .warmup import stub_listener, warm_up
 from .wire import (
     MAX_LINE_CHARS,
@@ -86,10 +86,11 @@ def _prepare(
 ) -> Any | None:
     """Warm up, resolve the target, say so. None: the target could not be resolved."""
     sys.path[:0] = settings["python_path"]
+    is_program = not settings["target"] and not settings["pickled"]
     with listener:
-        notes = warm_up(listener)
+        notes = [] if is_program else warm_up(listener)
     try:
-        target = _load(settings)
+        target = Program() if is_program else _load(settings)
     except BaseException as error:
         message = {
             "error": shorten(_line(error), MAX_LINE_CHARS),

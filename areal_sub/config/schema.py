@@ -46,11 +46,12 @@ class SandboxConfig(Section):
     """stdout and stderr together; more ends the child with `output_limit`."""
     max_result_bytes: Positive = 1 * 2**20
     max_memory_bytes: Positive = 8 * 2**30
-    """Address space of each process of the child."""
+    """Address space of each process of the child; in the tier `namespaces`, also what all of them
+    use together (looked at twice a second)."""
     max_file_bytes: Positive = 1 * 2**30
     max_open_files: Positive = 1024
     max_cpu_s: Positive = 3600
-    """CPU seconds of each process of the child."""
+    """CPU seconds of each process of the child; in the tier `namespaces`, also of all together."""
     max_processes: Positive = 256
     """Processes and threads of a child. Tier `namespaces` only."""
     max_scratch_bytes: Positive = 512 * 2**20

@@ -20,6 +20,7 @@ from . import (
     loopback,
     namespaces,
     no_new_privs,
+    polled_limits,
     randomness,
     rlimits,
     root,
@@ -44,6 +45,7 @@ _LAYERS = (
     root,
     scratch,
     loopback,
+    polled_limits,
     capabilities,
 )
 

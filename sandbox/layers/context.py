@@ -20,6 +20,8 @@ class Context:
     """More ports that may be connected to."""
     readable: list[str] = field(default_factory=list)
     """More paths that can be read: the interpreter's own."""
+    polled: dict[str, float] = field(default_factory=dict)
+    """Out: the limits of all processes together, see `polled_limits`."""
     listener: int = -1
     """Out: what `loopback` bound."""
 

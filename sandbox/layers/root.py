@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import kernel
 from .context import Context
-from .scratch import BOX, PROC_OPTIONS
+from .scratch import BOX, PROC_OPTIONS, ROOM
 
 NAME = "root"
 
@@ -54,7 +54,7 @@ _FILES = {
     "/etc/resolv.conf": "",
 }
 _FOLDERS = ("/proc", BOX, "/dev", "/etc")
-_RESERVED = ("/proc", "/sys", "/dev", BOX, "/etc", "/run")
+_RESERVED = ("/proc", "/sys", "/dev", ROOM, BOX, "/etc", "/run")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The child's own files: one tmpfs of bounded size and number of files, and its own /proc.
 
-`/box` holds `home`, `work`, `tmp` and `shm`; `/tmp` and `/dev/shm` of the root lead there. /proc
+`/box/own` holds `home`, `work`, `tmp` and `shm`; `/tmp` and `/dev/shm` of the root lead there. /proc
 shows the child's own processes and nothing else of the kernel's (`subset=pid`).
 """
 
@@ -15,7 +15,10 @@ from ..folders import PARTS
 from .context import Context
 
 NAME = "scratch"
-BOX = "/box"
+ROOM = "/box"
+"""A folder of the root, with nothing in it but `BOX`. What Landlock allows is allowed here: a rule
+for a mount does not hold for one that is later mounted over it, one for the folder around does."""
+BOX = f"{ROOM}/own"
 PROC_OPTIONS = "subset=pid,hidepid=invisible"
 
 

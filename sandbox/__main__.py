@@ -1,0 +1,109 @@
+"""`python -m sandbox doctor` and `python -m sandbox run [options] -- command ...`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from . import plan as plans
+from .box import BlockingSandbox
+from .doctor import describe
+from .errors import SandboxError
+from .layers.environ import allowed
+from .probe import probe
+from .report import ChildReport, Ending
+from .spec import TIERS, Limits, SandboxSpec
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+TIMED_OUT_CODE, NOT_RUN_CODE = 124, 125
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: the command's own, 128 + a signal's number, 124 where its time was up,
+    125 where it was not run or a limit ended it."""
+    args = _parser().parse_args(arguments)
+    if args.action == "doctor":
+        print(describe(probe()))
+        return 0
+    limits = Limits(
+        wall_s=args.time,
+        memory_bytes=args.mem,
+        total_memory_bytes=args.mem,
+        scratch_bytes=args.disk,
+        processes=args.procs,
+        output_bytes=2**40,  # it goes straight through
+    )
+    try:
+        spec = SandboxSpec(
+            tier=args.tier,
+            env=allowed(os.environ),
+            limits=limits,
+            readable=tuple(os.path.abspath(path) for path in args.ro),
+        )
+        if args.plan:
+            print(plans.plan(spec, probe()))
+            return 0
+        if not args.command:
+            raise SandboxError("no command: write it after --")
+        with BlockingSandbox(spec) as box:
+            report = box.execute(args.command, env=_variables(args.env), on_output=_pass_on)
+    except SandboxError as error:
+        print(f"sandbox: {error}", file=sys.stderr)
+        return NOT_RUN_CODE
+    return _exit_code(report)
+
+
+def _exit_code(report: ChildReport) -> int:
+    if report.ending is Ending.EXITED and report.exit_code is not None:
+        return report.exit_code
+    print(f"sandbox: {report.error}", file=sys.stderr)
+    if report.signal is not None and report.ending is Ending.SIGNALED:
+        return 128 + report.signal
+    return TIMED_OUT_CODE if report.ending is Ending.TIMEOUT else NOT_RUN_CODE
+
+
+def _pass_on(fd: int, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _variables(words: Sequence[str]) -> dict[str, str]:
+    variables = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise SandboxError(f"--env {word}: write NAME=VALUE")
+        variables[name] = value
+    return variables
+
+
+def _size(text: str) -> int:
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if unit not in _UNITS or not number.isdecimal() or int(number) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 512M or 2G")
+    return int(number) * _UNITS[unit]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sandbox", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("doctor", help="show which layers this machine gives, and what to do")
+    run = actions.add_parser("run", help="run a command in a fresh child")
+    run.add_argument("--tier", choices=TIERS, default="auto")
+    run.add_argument("--net", choices=["none"], default="none", help="there is no other way yet")
+    run.add_argument("--mem", type=_size, default="2G", help="of all its processes together")
+    run.add_argument("--disk", type=_size, default="512M", help="of all its files together")
+    run.add_argument("--procs", type=int, default=256, help="processes and threads")
+    run.add_argument("--time", type=float, default=300.0, help="seconds")
+    run.add_argument("--ro", action="append", default=[], metavar="PATH", help="can be read, too")
+    run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
+    run.add_argument("--plan", action="store_true", help="print what would be applied, and end")
+    run.add_argument("command", nargs="*")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
