@@ -15,7 +15,7 @@ INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
 ALL_EXTRAS := train data gguf dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-smollm2 test lint format bench docs constraints clean
+.PHONY: help train train-smollm2 test test-attacks lint format bench bench-spawn docs constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,14 @@ format:  ## Format the code and fix what can be fixed by itself
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+test-attacks:  ## Attempt every attack of docs/security.md, in each tier, as this user and as nobody
+	$(INSTALL) $(ALL_EXTRAS)
+	BIN="$(BIN)" tests/attacks/run $(ARGS)
+
+bench-spawn:  ## Compare ways of starting a child: time to its end, and to its first model call
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.spawn $(ARGS)
 
 bench:  ## Compare ways of running agents: wall time and CPU of 256 rollouts
 	$(INSTALL) $(ALL_EXTRAS)

@@ -320,6 +320,7 @@ def proxy_settings(folder: Path, engine_path: Path, model: Path, **changes: Any)
         "agent_host": "127.0.0.1",
         "agent_port": 0,
         "control_path": str(folder / "proxy.sock"),
+        "listeners_path": str(folder / "listeners.sock"),
         "engine_path": str(engine_path),
         "journal_path": str(folder / "journal.bin"),
         "tokenizer_path": str(model),
