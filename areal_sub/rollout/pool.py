@@ -28,10 +28,20 @@ class SubprocPool:
         self._slots: asyncio.Semaphore | None = None
         self._start_timeout_s = 0.0
 
-    async def attach(self, *, port: int, listeners: Path, timeout_s: float) -> None:
-        """Tell the supervisor which port agents call, and where the proxy takes listeners."""
+    async def attach(self, *, port: int, listeners: Path, timeout_s: float) -> str:
+        """Tell the supervisor which port agents call, and where the proxy takes listeners.
+
+        Returns the sandbox's tier and what that does not do, as a line for the user. Raises
+        `WorkflowError` where the tier is not to be had.
+        """
         params = {"port": port, "listeners_path": str(listeners)}
-        await self._client.call("attach", params, timeout_s=timeout_s)
+        try:
+            answer = await self._client.call("attach", params, timeout_s=timeout_s)
+        except PeerGone:
+            raise
+        except RpcError as error:
+            raise _workflow_error(self._client, error) from None
+        return "; but ".join([f"tier {answer['tier']}", *answer["weaknesses"]])
 
     async def warm(self, target: str, pickled: bytes = b"") -> list[str]:
         """Import the agent now, so that its import errors come before any rollout.
@@ -47,8 +57,7 @@ class SubprocPool:
         except PeerGone:
             raise
         except RpcError as error:
-            text = str(error).removeprefix(f"{self._client.peer}: WorkflowError: ")
-            raise WorkflowError(text) from None
+            raise _workflow_error(self._client, error) from None
         notes: list[str] = answer["notes"]
         return notes
 
@@ -79,6 +88,10 @@ class SubprocPool:
             if self._slots is None:  # another run may have come first
                 self._slots = asyncio.Semaphore(int(stats["max_children"]))
         return self._slots
+
+
+def _workflow_error(client: Client, error: RpcError) -> WorkflowError:
+    return WorkflowError(str(error).removeprefix(f"{client.peer}: WorkflowError: "))
 
 
 def check_plain(value: Any, where: str, depth: int = 0) -> None:

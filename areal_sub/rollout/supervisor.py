@@ -4,7 +4,7 @@ Started as `python -m areal_sub.rollout.supervisor SETTINGS.json` (`component`);
 this package that knows the sandbox. One warm zygote per agent, started on demand and again when it
 died. Served over `rpc`, to `pool` in the trainer:
 
-    attach {port, listeners_path} → {tier}        once, before the first agent: the proxy
+    attach {port, listeners_path} → {tier, weaknesses}   once, before the first agent: the proxy
     warm  {target, pickled}  → {notes}            the agent's import error as the call's error
     run   RunRequest         → RunReport          cancelling the call kills the child
     stats {}                 → {max_children, start_timeout_s, num_running, num_waiting,
@@ -145,11 +145,16 @@ class Supervisor:
         self._num_finished = 0
 
     async def attach(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Raises `OSError` where the proxy does not take listeners."""
+        """Raises `WorkflowError` where the tier is not to be had, `OSError` where the proxy does
+        not take listeners."""
         self._spec = dataclasses.replace(self._spec, port=params["port"])
         self._to_proxy = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._to_proxy.connect(params["listeners_path"])
-        return {"tier": plan(self._spec, self._probe).tier}
+        try:
+            made = plan(self._spec, self._probe)
+        except SandboxError as error:
+            raise WorkflowError(f"rollout.openai.sandbox: {error}") from None
+        return {"tier": made.tier, "weaknesses": list(made.weaknesses)}
 
     async def warm(self, params: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -159,9 +164,7 @@ class Supervisor:
             raise WorkflowError(text.rstrip()) from None
         except SandboxError as error:
             raise WorkflowError(str(error)) from None
-        made = zygote.plan
-        tier = f"sandbox: tier {made.tier}"
-        return {"notes": [". ".join([tier, *made.weaknesses]), *zygote.notes]}
+        return {"notes": zygote.notes}
 
     async def run(self, params: dict[str, Any]) -> dict[str, Any]:
         request = RunRequest.from_map(params)

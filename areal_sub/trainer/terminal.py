@@ -59,8 +59,6 @@ class Terminal:
             f"  step       {_batch_size(config)} tasks x {config.gconfig.n_samples} rollouts, "
             f"staleness up to {config.rollout.max_head_offpolicyness}"
         )
-        if openai.mode == "subproc":
-            self.say(f"  sandbox    tier {openai.sandbox.tier}")
         self.say(f"  run        {run.root}")
         if run.moved_to is not None:
             self.say(f"  (an earlier run of this name was moved to {run.moved_to})")

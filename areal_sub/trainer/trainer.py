@@ -204,6 +204,8 @@ async def _run(
             logs=run.logs,
         ) as stack:
             learner = await stack.guard(_awaited(loading))
+            if stack.sandbox:
+                terminal.say(f"  sandbox    {stack.sandbox}")
             for note in await stack.guard(_warm(stack, workload)):
                 terminal.say(f"note: {note}")
             loop = TrainLoop(

@@ -46,6 +46,7 @@ class Stack:
     proxy_port: int
     stream: TrajectoryStream
     agents: AgentRunner
+    sandbox: str  # what agents are run in, as a line for the user; "" where they run inline
     rollouts: RolloutRunner
     weights_folder: Path  # where weight files for the engine are left; memory-backed if possible
     watches: tuple[asyncio.Task[None], ...]
@@ -164,13 +165,16 @@ async def _connect(
     cleanup.push_async_callback(records.close)
     port = (await proxy.call("info", timeout_s=timeout_s))["agent_port"]
     agents: AgentRunner
+    sandbox = ""
     if config.rollout.openai.mode == "subproc":
         supervisor = await Client.connect(
             sockets["supervisor"], peer="supervisor", timeout_s=timeout_s
         )
         cleanup.push_async_callback(supervisor.close)
         agents = SubprocPool(supervisor)
-        await agents.attach(port=port, listeners=sockets["listeners"], timeout_s=timeout_s)
+        sandbox = await agents.attach(
+            port=port, listeners=sockets["listeners"], timeout_s=timeout_s
+        )
     else:
         agents = InlineRunner()
         cleanup.push_async_callback(agents.close)
@@ -185,6 +189,7 @@ async def _connect(
         "proxy_port": port,
         "stream": stream,
         "agents": agents,
+        "sandbox": sandbox,
         "rollouts": rollouts,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -140,17 +141,16 @@ def test_more_rollouts_than_children_wait_their_turn(supervisor: Any, make_reque
     assert [report.result for report in reports] == list(range(50))
 
 
-def test_cancelling_kills_the_child(supervisor: Any, make_request: Any, tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
+def test_cancelling_kills_the_child(supervisor: Any, make_request: Any) -> None:
+    top = supervisor.process.pid
 
     async def go(pool: SubprocPool) -> None:
-        request = make_request("leaves_daemon", pid_file=str(pid_file), hang=True)
+        request = make_request("leaves_daemon", name="d-cancelled", hang=True)
         run = asyncio.ensure_future(pool.run(request))
-        await asyncio.to_thread(eventually, pid_file.exists)
+        await asyncio.to_thread(eventually, lambda: below(top, "d-cancelled"))
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
-        pid = int(pid_file.read_text())
-        await asyncio.to_thread(eventually, lambda: not psutil.pid_exists(pid))
+        await asyncio.to_thread(eventually, lambda: not below(top, "d-cancelled"))
 
     with_pool(supervisor, go)
 
@@ -172,16 +172,18 @@ def test_a_zygote_that_dies_is_started_again(supervisor: Any, make_request: Any)
     assert num_restarts == 1
 
 
-def test_an_agent_that_kills_all_above_it_leaves_nothing(
-    supervisor: Any, make_request: Any, tmp_path: Path
+def test_an_agent_that_kills_all_above_it_reaches_nobody(
+    supervisor: Any, make_request: Any
 ) -> None:
-    pid_file = tmp_path / "pid"
-    request = make_request("leaves_daemon", pid_file=str(pid_file), kill_above=True, hang=True)
-    report = with_pool(supervisor, lambda pool: pool.run(request))
-    assert report.outcome is Outcome.LOST
-    eventually(lambda: not psutil.pid_exists(int(pid_file.read_text())))
-    again = make_request("reward", reward=1.0)
-    assert with_pool(supervisor, lambda pool: pool.run(again)).outcome is Outcome.COMPLETED
+    async def go(pool: SubprocPool) -> tuple[RunReport, float]:
+        await pool.warm("rollout_agents:leaves_daemon")
+        before = (await pool.stats())["num_restarts"]
+        report = await pool.run(make_request("leaves_daemon", name="d-killer", kill_above=True))
+        return report, (await pool.stats())["num_restarts"] - before
+
+    report, num_restarts = with_pool(supervisor, go)
+    assert (report.outcome, num_restarts) == (Outcome.COMPLETED, 0)
+    assert not below(supervisor.process.pid, "d-killer")
 
 
 TRAINER = """
@@ -200,7 +202,7 @@ async def main():
     pool = SubprocPool(client)
     await asyncio.gather(*(pool.run(RunRequest(
         rollout_id=str(n), target="rollout_agents:leaves_daemon", pickled=b"", workflow_kwargs={},
-        data={"pid_file": f"{folder}/pid-{n}", "hang": n != 0}, env={}, timeout_s=60.0,
+        data={"name": f"d-{n}", "hang": n != 0}, env={}, timeout_s=60.0,
     )) for n in range(int(sys.argv[2]))))
 
 asyncio.run(main())
@@ -214,10 +216,8 @@ def test_when_the_trainer_dies_nothing_is_left_alive(tmp_path: Path, number: int
         [sys.executable, "-c", TRAINER, str(tmp_path), "3", *own], stderr=subprocess.DEVNULL
     )
     try:
-        eventually(lambda: all((tmp_path / f"pid-{n}").exists() for n in range(3)))
+        eventually(lambda: below(trainer.pid, "d-1") and below(trainer.pid, "d-2"))
         family = psutil.Process(trainer.pid).children(recursive=True)
-        daemons = [int((tmp_path / f"pid-{n}").read_text()) for n in (1, 2)]
-        assert set(daemons) <= {process.pid for process in family}
         # supervisor, guardian, zygote, and of each of the two: init, agent, daemon
         assert len(family) >= 9
     finally:
@@ -236,12 +236,10 @@ def test_when_the_supervisor_is_killed_its_callers_know_and_its_children_die(
     finally:
         sys.path.pop(0)
     supervisor = Supervisor(tmp_path, environ=dict(os.environ))
-    pid_file = tmp_path / "pid"
 
     async def go(pool: SubprocPool) -> list[psutil.Process]:
-        request = make_request("leaves_daemon", pid_file=str(pid_file), hang=True)
-        run = asyncio.ensure_future(pool.run(request))
-        await asyncio.to_thread(eventually, pid_file.exists)
+        run = asyncio.ensure_future(pool.run(make_request("leaves_daemon", name="d", hang=True)))
+        await asyncio.to_thread(eventually, lambda: below(supervisor.process.pid, "d"))
         family = psutil.Process(supervisor.process.pid).children(recursive=True)
         supervisor.process.kill()
         with pytest.raises(PeerGone):
@@ -253,6 +251,16 @@ def test_when_the_supervisor_is_killed_its_callers_know_and_its_children_die(
     assert supervisor.process.stdin is not None
     supervisor.process.stdin.close()
     eventually(lambda: not [p for p in family if p.is_running()], timeout_s=5.0)
+
+
+def below(pid: int, name: str) -> list[psutil.Process]:
+    """The processes called `name` below `pid`, as the host sees them."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name() == name:
+                found.append(process)
+    return found
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 15.0) -> None:
