@@ -30,9 +30,9 @@ train-smollm2:  ## Fetch SmolLM2-135M and run a few GRPO steps on a reasoning ta
 	$(BIN)/python examples/smollm2/prepare.py
 	$(BIN)/areal-sub train --config examples/smollm2/config.yaml $(ARGS)
 
-test:  ## Run all tests (ARGS="tests/config -k name" for some)
+test:  ## Run all tests but the attacks (ARGS="tests/config -k name" for some)
 	$(INSTALL) $(ALL_EXTRAS)
-	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not attacks" $(ARGS)
 
 lint:  ## Check format, style, types and the layering of imports
 	$(INSTALL) $(ALL_EXTRAS)

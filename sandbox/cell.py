@@ -42,8 +42,21 @@ KILL_TIMEOUT_S = 5.0
 
 
 def report_failure(control_fd: int, step: str, error: str) -> None:
+    _report(control_fd, Status(failed_step=step, error=error))
+
+
+def report_killed(control_fd: int, wait_status: int) -> None:
+    exit_code, signal_number = reaper.exit_of(wait_status)
+    error = "the child's init was killed"
+    _report(control_fd, Status(exit_code=exit_code, signal=signal_number, error=error))
+
+
+def _report(control_fd: int, status: Status) -> None:
+    """The last that is said: ends the connection, of which the keeper holds a copy."""
+    # Whoever wanted to know may be gone.
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(control_fd)) as control:
-        control.send(encode_status(Status(failed_step=step, error=error)))
+        control.send(encode_status(status))
+        control.shutdown(socket.SHUT_RDWR)
 
 
 def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn:
@@ -102,8 +115,7 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None
         failed_step=one_line(failed_step) or ("enter" if agent.error else ""),
         error=reason or agent.error or error,
     )
-    with contextlib.suppress(OSError):  # whoever wanted to know may be gone
-        control.send(encode_status(status))
+    _report(control.fileno(), status)
 
 
 _ORDERED = "ordered"

@@ -63,14 +63,16 @@ def _start_zygote(settings: dict[str, Any], channel: socket.socket, lifeline: so
 def _guard(below: int, lifeline: socket.socket) -> int:
     watch = reaper.Watch(lifeline.fileno())
     ended: int | None = None
+    stop = False
     while ended is None:
-        stop = watch.wait()
-        for pid, status in reaper.reap():
+        for pid, status in reaper.reap():  # first: it may have ended before there was a watch
             if pid == below:
                 ended = status
         if ended is None and stop:
             os.kill(below, signal.SIGKILL)
             _, ended = os.waitpid(below, 0)
+        elif ended is None:
+            stop = watch.wait()
     with contextlib.suppress(TimeoutError):
         reaper.kill_strangers()
     exit_code, signal_number = reaper.exit_of(ended)

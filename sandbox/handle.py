@@ -260,9 +260,12 @@ class Zygote:
                 text(message.get("traceback")),
             )
         await self.close()
+        tail = self._output.tail()
+        last = tail.strip().rpartition("\n")[2][:300]
         raise ZygoteFailed(
-            f"the process that imported {label!r} ended with code {self._guardian.returncode}",
-            self._output.tail(),
+            f"the process that imported {label!r} ended with code {self._guardian.returncode}"
+            + (f"; its last words: {last}" if last else ""),
+            tail,
         )
 
     async def _order(self, run: Run) -> None:
@@ -315,13 +318,18 @@ class Zygote:
             self._guardian.wait(timeout=0)
         self._output.drain()
         self._output.close()
-        self._channel.close()
+        with contextlib.suppress(OSError):  # whoever waits for it still does: it hears the end
+            self._channel.shutdown(socket.SHUT_RDWR)
         self._lifeline.close()
         for run in self._runs:  # an init that outlived its guardian still obeys this
             run.stop(Ending.LOST)
         # In a thread: what children left may be large, and the other zygotes go on.
         removal = self._loop.run_in_executor(None, _remove, self._folder)
-        removal.add_done_callback(lambda _: settle(self._gone))
+        removal.add_done_callback(lambda _: self._on_removed())
+
+    def _on_removed(self) -> None:
+        settle(self._gone)
+        self._channel.close()
 
 
 def _make_folders(*folders: Path) -> None:

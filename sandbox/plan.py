@@ -167,6 +167,7 @@ def _process_weaknesses(probe: Probe) -> tuple[str, ...]:
     notes = [
         "other processes and the paths of files can be listed, though not read",
         "the number of processes of a child is not limited, nor what they use together",
+        "the proxy's port number can be connected to on any host",
         "the metadata (mode, times) of this user's own files can be changed",
     ]
     if probe.landlock_abi < landlock_layer.NETWORK_ABI:

@@ -76,8 +76,9 @@ class SandboxSpec:
     hidden: tuple[str, ...] = ()
     """Absolute paths of folders within those that cannot."""
     port: int | None = None
-    """The one TCP port of 127.0.0.1 that leads out. In the tier `namespaces` each child has its
-    own listener there, which the caller gets."""
+    """The one TCP port that can be connected to. In the tier `namespaces` it is of 127.0.0.1 in
+    the child's own network, with a listener that the caller gets; in the tier `process` a rule for
+    ports, which does not know hosts."""
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:

@@ -255,7 +255,7 @@ def _python_path(extra: list[str]) -> list[str]:
         if home.is_relative_to(folder):
             raise ConfigError(
                 f"agents can read the folders that they are imported from, and {folder} holds your "
-                "home folder: start in the folder of your project"
+                "home folder: start in a folder of its own for your project"
             )
     return [str(folder) for folder in dict.fromkeys(folders)]
 

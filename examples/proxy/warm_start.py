@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 RIGHT_SHARE = 0.2
 """Share of the demonstrations that end with the right answer."""
-NUM_STEPS = 400
+NUM_STEPS = 600
 BATCH_SIZE = 12
 LEARNING_RATE = 4e-3
 WARMUP_STEPS = 20

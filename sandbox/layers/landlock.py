@@ -112,7 +112,7 @@ def _allow_reading(ruleset: int, path: str, hidden: list[str]) -> None:
     if not os.path.exists(path):
         return
     real = os.path.realpath(path)
-    if real in hidden:
+    if any(f"{real}/".startswith(f"{folder}/") for folder in hidden):
         return
     if not any(folder.startswith(real.rstrip("/") + "/") for folder in hidden):
         _allow_path(ruleset, real, _READ)
@@ -120,7 +120,8 @@ def _allow_reading(ruleset: int, path: str, hidden: list[str]) -> None:
     _allow_path(ruleset, real, READ_DIR)
     with os.scandir(real) as entries:
         for entry in entries:
-            _allow_reading(ruleset, entry.path, hidden)
+            if not entry.is_symlink():  # what it leads to may be outside, or hidden
+                _allow_reading(ruleset, entry.path, hidden)
 
 
 def _allow_path(ruleset: int, path: str, rights: int) -> None:

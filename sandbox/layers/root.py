@@ -54,6 +54,8 @@ _FILES = {
     "/etc/resolv.conf": "",
 }
 _FOLDERS = ("/proc", BOX, "/dev", "/etc")
+MAX_LINKS = 40
+"""On the way of one path, as the kernel has it; a path with more leads nowhere."""
 _RESERVED = ("/proc", "/sys", "/dev", ROOM, BOX, "/etc", "/run")
 
 
@@ -152,9 +154,11 @@ def _resolve(path: str, links: dict[str, str]) -> str:
     """The real path; every symbolic link on the way is noted in `links`."""
     pending = [part for part in path.split("/") if part]
     at = "/"
+    num_followed = 0
     while pending:
         step = os.path.normpath(os.path.join(at, pending.pop(0)))
-        if os.path.islink(step) and len(links) < 1000:
+        if os.path.islink(step) and num_followed < MAX_LINKS:
+            num_followed += 1
             target = os.readlink(step)
             links[step] = target
             pending[:0] = [part for part in target.split("/") if part]

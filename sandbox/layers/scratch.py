@@ -1,7 +1,7 @@
 """The child's own files: one tmpfs of bounded size and number of files, and its own /proc.
 
-`/box/own` holds `home`, `work`, `tmp` and `shm`; `/tmp` and `/dev/shm` of the root lead there. /proc
-shows the child's own processes and nothing else of the kernel's (`subset=pid`).
+`/box/own` holds `home`, `work`, `tmp` and `shm`; `/tmp` and `/dev/shm` of the root lead there.
+/proc shows the child's own processes and nothing else of the kernel's (`subset=pid`).
 """
 
 from __future__ import annotations

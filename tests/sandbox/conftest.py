@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from sandbox import ChildReport, Limits, SandboxSpec, Zygote
@@ -59,12 +62,14 @@ class Lab:
         return self._zygote
 
     async def start(self, target: str, **options: Any) -> Zygote:
-        limits = options.pop("limits", Limits())
+        """A zygote of this tier; fields of the spec and arguments of `Zygote.start` by name."""
+        names = ("limits", "port", "readable", "hidden")
+        spec = {name: options.pop(name) for name in names if name in options}
         timeout_s = options.pop("timeout_s", 30.0)
         options.setdefault("python", self.python)
         options.setdefault("python_path", [str(AGENTS)])
         return await Zygote.start(
-            SandboxSpec(tier=self.tier, env=allowed(os.environ), limits=limits),
+            SandboxSpec(tier=self.tier, env=allowed(os.environ), **spec),
             self.probed,
             folder=self.folder / f"zygote-{next(self._numbers)}",
             target=target,
@@ -93,13 +98,97 @@ def lab(
     lab.close()
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rsplit(") ", 1)[1][0] not in "ZX"
+class Door:
+    """A TCP port of 127.0.0.1 whose connections, from children of either tier, go to `handle`.
+
+    `host` listens there in this machine's own network: served in the tier process, where children
+    share that, and never reached in the tier namespaces, where each child brings its listener.
+    """
+
+    def __init__(
+        self,
+        tier: str,
+        handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    ) -> None:
+        self._tier = tier
+        self._handle = handle
+        self._servers: list[asyncio.Server] = []
+        self.host = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.host.setblocking(False)
+        self.port: int = self.host.getsockname()[1]
+
+    async def __aenter__(self) -> Door:
+        if self._tier == "process":
+            await self.on_listener(self.host.fileno())
+        return self
+
+    async def on_listener(self, fd: int) -> None:
+        listener = socket.socket(fileno=os.dup(fd))
+        self._servers.append(await asyncio.start_server(self._handle, sock=listener))
+
+    async def __aexit__(self, *_: object) -> None:
+        for server in self._servers:
+            server.close()
+            await server.wait_closed()
+        if self._tier == "namespaces":
+            with pytest.raises(BlockingIOError):  # nobody came here
+                self.host.accept()
+        self.host.close()
+
+
+@pytest.fixture
+def door() -> type[Door]:
+    return Door
+
+
+class Named:
+    """A name of its own for a test's daemons, by which they are found wherever they are."""
+
+    def __init__(self) -> None:
+        self.name = f"d-{os.urandom(6).hex()}"
+
+    def pids(self) -> list[int]:
+        """Of the whole machine; zombies do not count."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                stat = (entry / "stat").read_text() if entry.name.isdigit() else ""
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            head, _, tail = stat.rpartition(") ")
+            if head.partition("(")[2] == self.name and tail[0] not in "ZX":
+                found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture
+def daemons() -> Named:
+    return Named()
+
+
+@pytest.fixture
+def below() -> Callable[..., list[psutil.Process]]:
+    """The processes below a process, as this machine sees them; of one name, where given."""
+
+    def find(pid: int, name: str = "") -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if not name or process.name() == name:
+                    found.append(process)
+        return found
+
+    return find
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """A folder for agents' modules. In the tier namespaces root's zygotes are nobody: open to all,
+    unlike pytest's own."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    folder.chmod(0o755)
+    return folder
 
 
 @pytest.fixture
@@ -113,8 +202,3 @@ def eventually() -> Callable[..., None]:
             time.sleep(0.005)
 
     return wait
-
-
-@pytest.fixture
-def alive() -> Callable[[int], bool]:
-    return is_alive

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -198,7 +197,7 @@ def test_memory_and_cpu_limits_hold(lab: Any) -> None:
     assert (memory.ending, memory.error) == (Ending.RAISED, "MemoryError: ")
     # it ignores SIGXCPU, so the hard limit's SIGKILL comes a second later
     assert (cpu.ending, cpu.signal) == (Ending.SIGNALED, signal.SIGKILL)
-    assert 1.5 < cpu.cpu_s < 4
+    assert 1 < cpu.cpu_s < 4  # the kernel's clock for the limit ticks more coarsely
 
 
 def test_usage_is_accounted(lab: Any) -> None:
@@ -209,41 +208,48 @@ def test_usage_is_accounted(lab: Any) -> None:
 
 
 def test_cancelling_a_run_kills_the_child_first(
-    lab: Any, tmp_path: Path, alive: Callable[[int], bool], eventually: Callable[..., None]
+    lab: Any, daemons: Any, eventually: Callable[..., None]
 ) -> None:
-    pid_file = tmp_path / "pid"
-
-    async def go() -> int:
+    async def go() -> list[int]:
         zygote = await lab.zygote()
-        act = {"do": "daemon_and_hang", "pid_files": [str(pid_file)]}
-        task = asyncio.ensure_future(zygote.run(act))
-        await asyncio.to_thread(eventually, pid_file.exists, "the daemon is up")
-        pid = int(pid_file.read_text())
-        assert alive(pid)
+        task = asyncio.ensure_future(
+            zygote.run({"do": "daemon_and_hang", "name": daemons.name}, wall_s=60.0)
+        )
+        await asyncio.to_thread(eventually, daemons.pids, "the daemon is up")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return pid
+        left: list[int] = daemons.pids()
+        return left
 
-    assert not alive(lab.run(go())), "gone when the cancelled call returns"
+    assert lab.run(go()) == [], "gone when the cancelled call returns"
 
 
-def test_fifty_children_at_once(lab: Any) -> None:
+def test_fifty_children_at_once(lab: Any, door: Any) -> None:
     async def go() -> list[ChildReport]:
-        zygote = await lab.zygote()
-        listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        listener.setblocking(False)
-        loop = asyncio.get_running_loop()
-        act = {"do": "connect", "port": listener.getsockname()[1]}
-        runs = [asyncio.ensure_future(zygote.run(act)) for _ in range(50)]
-        # none ends before all are there
-        connections = [(await loop.sock_accept(listener))[0] for _ in runs]
-        assert not any(run.done() for run in runs)
-        for connection in connections:
-            connection.close()
-        listener.close()
-        return list(await asyncio.gather(*runs))
+        arrived: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
 
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readline()  # closing with something unread would be a reset
+            arrived.put_nowait(writer)
+
+        async with door(lab.tier, greet) as opened:
+            zygote = await lab.start("acts:act", port=opened.port)
+            act = {"do": "connect", "port": opened.port}
+            runs = [
+                asyncio.ensure_future(zygote.run(act, on_listener=opened.on_listener))
+                for _ in range(50)
+            ]
+            # none ends before all are there
+            connections = [await asyncio.wait_for(arrived.get(), 30) for _ in runs]
+            assert not any(run.done() for run in runs)
+            for connection in connections:
+                connection.close()
+            reports = list(await asyncio.gather(*runs))
+            await zygote.close()
+            return reports
+
+    lab.do("number")  # what is opened once is open
     before = len(list(Path("/proc/self/fd").iterdir()))
     reports = lab.run(go())
     assert {report.ending for report in reports} == {Ending.RETURNED}

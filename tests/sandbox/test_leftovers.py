@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -14,31 +15,31 @@ import pytest
 
 from sandbox import ChildReport, Ending, ZygoteFailed, run
 from sandbox.folders import PARTS, make_private, remove_tree
+from sandbox.layers import landlock
 
 AGENTS = Path(__file__).parent / "agents"
-Alive = Callable[[int], bool]
+Below = Callable[..., list[psutil.Process]]
 Eventually = Callable[..., None]
 
 
-def test_daemons_are_dead_when_the_run_returns(lab: Any, tmp_path: Path, alive: Alive) -> None:
-    files = [tmp_path / str(number) for number in range(3)]
-    report = lab.do("daemon", pid_files=[str(file) for file in files])
+def test_daemons_are_dead_when_the_run_returns(lab: Any, daemons: Any) -> None:
+    report = lab.do("daemon", name=daemons.name, count=3)
     assert (report.ending, report.value) == (Ending.RETURNED, 1.0)
     assert report.num_killed == 3
-    assert not [file for file in files if alive(int(file.read_text()))]
+    assert daemons.pids() == []
 
 
-def test_daemons_of_a_hanging_child_die_with_it(lab: Any, tmp_path: Path, alive: Alive) -> None:
-    pid_file = tmp_path / "pid"
-    report = lab.do("daemon_and_hang", pid_files=[str(pid_file)], wall_s=1.0)
-    assert report.ending is Ending.TIMEOUT
+def test_daemons_of_a_hanging_child_die_with_it(lab: Any, daemons: Any) -> None:
+    report = lab.do("daemon_and_hang", name=daemons.name, wall_s=1.0)
+    assert (report.ending, report.stdout_tail) == (Ending.TIMEOUT, "about to hang\n")
     assert report.num_killed == 1, "the agent itself is not counted"
-    assert not alive(int(pid_file.read_text()))
+    assert daemons.pids() == []
 
 
-def test_a_child_that_ignores_every_signal_dies(lab: Any, tmp_path: Path) -> None:
-    report = lab.do("hang_deaf", ready=str(tmp_path / "ready"), wall_s=0.5)
+def test_a_child_that_ignores_every_signal_dies(lab: Any) -> None:
+    report = lab.do("hang_deaf", wall_s=0.5)
     assert (report.ending, report.signal) == (Ending.TIMEOUT, signal.SIGKILL)
+    assert report.stdout_tail == "deaf\n"
 
 
 def test_a_process_that_keeps_the_pipes_open_does_not_hang_the_run(lab: Any) -> None:
@@ -53,84 +54,135 @@ def test_children_left_running_are_killed_and_counted(lab: Any) -> None:
     assert (report.ending, report.num_killed) == (Ending.RETURNED, 20)
 
 
-def test_killing_the_init_only_ends_the_child(lab: Any, tmp_path: Path, alive: Alive) -> None:
-    pid_file = tmp_path / "pid"
-    report = lab.do("kill_init", pid_file=str(pid_file))
-    assert report.ending is Ending.SIGNALED
+def test_a_child_can_signal_nobody_but_its_own(lab: Any) -> None:
+    if lab.tier == "process" and lab.probed.landlock_abi < landlock.SCOPE_ABI:
+        pytest.skip("signals are confined from Landlock ABI 6 (Linux 6.12) on")
+    report = lab.do("signal_others", pid=os.getpid())
+    refused = "EPERM" if lab.tier == "process" else "ESRCH"  # there: nobody else is to be seen
+    assert report.value == {"init": "EPERM", "test": refused, "reached": []}
+
+
+async def hanging(zygote: Any, daemons: Any, eventually: Eventually) -> asyncio.Task[ChildReport]:
+    act = {"do": "daemon_and_hang", "name": daemons.name}
+    task: asyncio.Task[ChildReport] = asyncio.ensure_future(zygote.run(act, wall_s=60.0))
+    await asyncio.to_thread(eventually, daemons.pids, "the daemon is up")
+    assert not task.done()
+    return task
+
+
+def test_the_end_of_an_init_ends_its_child_only(
+    lab: Any, daemons: Any, below: Below, eventually: Eventually
+) -> None:
+    """The agent cannot reach it, but who runs out of memory may lose any process."""
+
+    async def go() -> tuple[ChildReport, list[int]]:
+        zygote = await lab.zygote()
+        task = await hanging(zygote, daemons, eventually)
+        (init,) = below(zygote.guardian_pid, "sandbox-init")
+        init.kill()
+        return await task, daemons.pids()
+
+    report, left = lab.run(go())
+    assert (report.ending, report.signal) == (Ending.SIGNALED, signal.SIGKILL)
     assert "init was killed" in report.error
-    assert report.num_killed >= 2, "the agent and its daemon"
-    assert not alive(int(pid_file.read_text()))
+    if lab.tier == "process":  # in a pid namespace it is the kernel that kills, and does not count
+        assert report.num_killed >= 2, "the agent and its daemon"
+    assert left == []
     assert lab.do("number").ending is Ending.RETURNED, "the zygote goes on"
     assert [path.name for path in lab.folder.glob("*/*")] == ["zygote"], "no folder is left"
 
 
-def test_killing_the_zygote_loses_the_run_and_leaves_nothing(lab: Any) -> None:
+@pytest.mark.parametrize("victim", ["sandbox-zygote", "sandbox-keeper", "sandbox-guard"])
+def test_the_end_of_a_process_above_loses_the_run_and_leaves_nothing(
+    lab: Any, victim: str, daemons: Any, below: Below, eventually: Eventually
+) -> None:
+    if lab.tier == "process" and victim == "sandbox-keeper":
+        pytest.skip("this tier has no keeper")
+
     async def go() -> tuple[ChildReport, list[psutil.Process]]:
         zygote = await lab.zygote()
-        running = psutil.Process(zygote.guardian_pid).children(recursive=True)
-        report = await zygote.run({"do": "kill_zygote"})
+        task = await hanging(zygote, daemons, eventually)
+        guardian = psutil.Process(zygote.guardian_pid)
+        family = below(guardian.pid)
+        (killed,) = [one for one in (guardian, *family) if one.name() == victim]
+        killed.kill()
+        report = await task
         await zygote.gone()
         assert not zygote.is_alive
-        return report, running
+        return report, family
 
-    report, running = lab.run(go())
+    report, family = lab.run(go())
     assert report.ending is Ending.LOST
-    assert not [process for process in running if process.is_running()]
+    # Without the guardian it is the kernel that passes the end on, from parent to child.
+    eventually(lambda: not [one for one in family if one.is_running()], "all are gone")
+    assert daemons.pids() == []
     assert lab.do("number").ending is Ending.RETURNED, "with a new zygote"
 
 
 def test_an_init_that_does_not_obey_costs_the_zygote_and_nothing_else(
-    lab: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+    lab: Any, monkeypatch: pytest.MonkeyPatch, daemons: Any, below: Below, eventually: Eventually
 ) -> None:
     monkeypatch.setattr(run, "KILL_TIMEOUT_S", 0.2)
 
     async def go() -> tuple[ChildReport, list[psutil.Process]]:
         zygote = await lab.start("acts:act")
-        task = asyncio.ensure_future(zygote.run({"do": "stop_init"}, wall_s=2.0))
-        guardian = psutil.Process(zygote.guardian_pid)
-        await asyncio.to_thread(
-            eventually, lambda: len(guardian.children(recursive=True)) == 3, "all are up"
-        )
-        family = guardian.children(recursive=True)
+        act = {"do": "daemon_and_hang", "name": daemons.name}
+        task = asyncio.ensure_future(zygote.run(act, wall_s=2.0))
+        await asyncio.to_thread(eventually, daemons.pids, "the daemon is up")
+        (init,) = below(zygote.guardian_pid, "sandbox-init")
+        init.suspend()
+        family = below(zygote.guardian_pid)
         report = await task
         await zygote.gone()
         return report, family
 
     report, family = lab.run(go())
     assert report.ending is Ending.TIMEOUT
+    # (keeper,) zygote, init, agent, daemon
+    assert len(family) == {"process": 4, "namespaces": 5}[lab.tier]
     assert not [process for process in family if process.is_running()]
+    assert daemons.pids() == []
 
 
 def test_closing_a_zygote_ends_its_children_and_folders(
-    lab: Any, tmp_path: Path, alive: Alive, eventually: Eventually
+    lab: Any, daemons: Any, eventually: Eventually
 ) -> None:
-    pid_file = tmp_path / "pid"
-
-    async def go() -> ChildReport:
+    async def go() -> tuple[ChildReport, list[int]]:
         zygote = await lab.start("acts:act")
-        act = {"do": "daemon_and_hang", "pid_files": [str(pid_file)]}
-        run = asyncio.ensure_future(zygote.run(act))
-        await asyncio.to_thread(eventually, pid_file.exists, "the daemon is up")
+        task = await hanging(zygote, daemons, eventually)
         await zygote.close()
+        left = daemons.pids()
         await zygote.close()  # a second time does nothing
-        return await run
+        return await task, left
 
-    report = lab.run(go())
+    report, left = lab.run(go())
     assert report.ending is Ending.LOST
-    assert not alive(int(pid_file.read_text()))
+    assert left == []
 
 
 def test_an_import_that_hangs_is_ended_with_the_daemons_it_started(
-    lab: Any, tmp_path: Path, alive: Alive
+    lab: Any, code: Path, daemons: Any
 ) -> None:
-    pid_file = tmp_path / "pid"
     for name in ("acts.py", "daemon_import.py"):
-        (tmp_path / name).write_text((AGENTS / name).read_text())
-    (tmp_path / "daemon_import.txt").write_text(f"{pid_file}\nhang")
-    start = lab.start("daemon_import:agent", python_path=[str(tmp_path)], timeout_s=2.0)
-    with pytest.raises(ZygoteFailed, match="was not imported within 2 s"):
-        lab.run(start)
-    assert not alive(int(pid_file.read_text()))
+        (code / name).write_text((AGENTS / name).read_text())
+    (code / "daemon_import.txt").write_text(f"{daemons.name}\nhang")
+
+    async def go() -> tuple[BaseException, list[int]]:
+        start = lab.start("daemon_import:agent", python_path=[str(code)], timeout_s=5.0)
+        task = asyncio.ensure_future(start)
+        seen: list[int] = []
+        while not task.done():
+            seen = seen or daemons.pids()
+            await asyncio.wait({task}, timeout=0.05)
+        failure = task.exception()
+        assert failure is not None
+        return failure, seen
+
+    failure, seen = lab.run(go())
+    assert isinstance(failure, ZygoteFailed)
+    assert "was not imported within 5 s" in str(failure)
+    assert seen, "the daemon was up"
+    assert daemons.pids() == []
 
 
 HOST = """
@@ -141,25 +193,29 @@ from sandbox.probe import probe
 
 async def main():
     zygote = await Zygote.start(
-        SandboxSpec(env={"PATH": os.environ["PATH"]}), probe(), folder=Path(sys.argv[1]) / "zygote",
-        target="acts:act", python_path=[sys.argv[2]], timeout_s=30)
-    await zygote.run({"do": "daemon_and_hang", "pid_files": [sys.argv[1] + "/pid"]})
+        SandboxSpec(tier=sys.argv[3], env={"PATH": os.environ["PATH"]}), probe(),
+        folder=Path(sys.argv[1]) / "zygote", target="acts:act", python_path=[sys.argv[2]],
+        timeout_s=30)
+    await zygote.run({"do": "daemon_and_hang", "name": sys.argv[4]})
 
 asyncio.run(main())
 """
 
 
+@pytest.mark.parametrize("tier", ["process", "namespaces"])
 def test_the_death_of_the_host_ends_everything(
-    bare_python: str, tmp_path: Path, eventually: Eventually
+    bare_python: str, tier: str, tmp_path: Path, daemons: Any, below: Below, eventually: Eventually
 ) -> None:
     root = Path(__file__).parents[2]
-    host = subprocess.Popen([bare_python, "-c", HOST, str(tmp_path), str(AGENTS)], cwd=root)
+    arguments = [str(tmp_path), str(AGENTS), tier, daemons.name]
+    host = subprocess.Popen([bare_python, "-c", HOST, *arguments], cwd=root)
     try:
-        eventually((tmp_path / "pid").exists, "the daemon is up")
-        family = psutil.Process(host.pid).children(recursive=True)
-        daemon = psutil.Process(int((tmp_path / "pid").read_text()))
-        assert daemon in family, "still a descendant: its init is a subreaper"
-        assert len(family) >= 5, "guardian, zygote, init, agent, daemon"
+        eventually(daemons.pids, "the daemon is up", timeout_s=30)
+        family = below(host.pid)
+        (daemon,) = daemons.pids()
+        assert daemon in [process.pid for process in family], "still a descendant: of its init"
+        # guardian, (keeper,) zygote, init, agent, daemon
+        assert len(family) == {"process": 5, "namespaces": 6}[tier]
     finally:
         host.kill()
         host.wait()
@@ -176,11 +232,20 @@ def test_a_private_folder_full_of_traps_is_removed(lab: Any, tmp_path: Path) -> 
     assert [path.name for path in lab.folder.glob("*/*")] == ["zygote"]
 
 
-def test_a_link_in_the_place_of_the_folder_is_not_followed(lab: Any, tmp_path: Path) -> None:
+def test_the_private_folder_cannot_be_replaced(lab: Any, tmp_path: Path) -> None:
+    report = lab.do("replace_folder", precious=str(tmp_path))
+    assert report.value == {"process": "EACCES", "namespaces": "EROFS"}[lab.tier]
+    assert [path.name for path in lab.folder.glob("*/*")] == ["zygote"]
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    """Where Landlock does not stop it, or somebody else did it."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("keep me")
-    assert lab.do("replace_folder", precious=str(precious)).ending is Ending.RETURNED
+    (tmp_path / "private").symlink_to(precious)
+    remove_tree(str(tmp_path / "private"))
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
     assert (precious / "file").read_text() == "keep me"
 
 

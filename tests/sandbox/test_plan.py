@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandbox import Ending, Limits, PlanError, SandboxSpec, SpecError
+from sandbox import Ending, Limits, PlanError, SandboxSpec, SpecError, ZygoteFailed
 from sandbox import plan as plans
 from sandbox.layers import PROBE
-from sandbox.plan import Step, plan
+from sandbox.layers.root import ETC_PATHS, SYSTEM_PATHS
+from sandbox.plan import Plan, Step, plan
 from sandbox.probe import Probe, probe
 
-ALL = Probe(dict.fromkeys(PROBE, ""))
+ALL = Probe(dict.fromkeys(PROBE, ""), landlock_abi=7)
 
 
 def test_a_spec_goes_to_json_and_back() -> None:
-    spec = SandboxSpec(env={"PATH": "/bin"}, limits=Limits(wall_s=1.5, open_files=64))
+    spec = SandboxSpec(
+        tier="process",
+        env={"PATH": "/bin"},
+        limits=Limits(wall_s=1.5, open_files=64, processes=3),
+        readable=("/opt/model", "/srv"),
+        hidden=("/srv/keys",),
+        port=8080,
+    )
     assert SandboxSpec.from_json(spec.to_json()) == spec
     assert SandboxSpec.from_json("{}") == SandboxSpec()
+    default = SandboxSpec()
+    assert (default.tier, default.readable, default.hidden, default.port) == ("auto", (), (), None)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +51,13 @@ def test_a_spec_goes_to_json_and_back() -> None:
         ('{"env": {"A": 1}}', "'A' must be a string"),
         ('{"env": []}', "must be a mapping"),
         ('{"env": {"LD_PRELOAD": "x"}}', "LD_PRELOAD"),
+        ('{"readable": ["data"]}', "readable: 'data' is not an absolute path"),
+        ('{"readable": [1]}', "readable: 1 is not an absolute path"),
+        ('{"hidden": ["/a\\u0000b"]}', "hidden: .* is not an absolute path"),
+        ('{"port": 0}', "port: 0 is not a TCP port"),
+        ('{"port": 65536}', "port: 65536 is not a TCP port"),
+        ('{"port": true}', "port: True is not a TCP port"),
+        ('{"limits": {"scratch_bytes": -1}}', "limits.scratch_bytes"),
     ],
 )
 def test_a_wrong_spec_is_refused_by_field(text: str, complaint: str) -> None:
@@ -46,41 +65,179 @@ def test_a_wrong_spec_is_refused_by_field(text: str, complaint: str) -> None:
         SandboxSpec.from_json(text)
 
 
-def test_the_plan_is_the_whole_ordered_list() -> None:
-    limits = Limits(cpu_s=10, memory_bytes=1000, open_files=20, file_bytes=30, core_bytes=0)
-    assert plan(SandboxSpec(env={"A": "b"}, limits=limits), ALL) == (
-        Step("session", {"umask": 0o077}),
-        Step("descriptors", {}),
-        Step("environ", {"env": {"A": "b"}}),
-        Step("randomness", {}),
-        Step(
-            "rlimits",
-            {
-                "RLIMIT_CPU": [10, 11],
-                "RLIMIT_AS": [1000, 1000],
-                "RLIMIT_NOFILE": [20, 20],
-                "RLIMIT_FSIZE": [30, 30],
-                "RLIMIT_CORE": [0, 0],
-            },
-        ),
-        Step("no_new_privs", {}),
+LIMITS = Limits(
+    cpu_s=10,
+    memory_bytes=1000,
+    open_files=20,
+    file_bytes=30,
+    total_memory_bytes=5000,
+    total_cpu_s=50,
+    processes=7,
+    scratch_bytes=4096,
+    scratch_files=16,
+)
+RLIMITS = {
+    "RLIMIT_CPU": [10, 11],
+    "RLIMIT_AS": [1000, 1000],
+    "RLIMIT_NOFILE": [20, 20],
+    "RLIMIT_FSIZE": [30, 30],
+    "RLIMIT_CORE": [0, 0],
+}
+DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
+
+
+def spec_of(tier: str) -> SandboxSpec:
+    return SandboxSpec(
+        tier=tier,
+        env={"A": "b"},
+        limits=LIMITS,
+        readable=("/srv",),
+        hidden=("/srv/keys",),
+        port=8080,
     )
 
 
-def test_a_plan_prints_names_of_variables_only_and_survives_json() -> None:
-    steps = plan(SandboxSpec(env={"TOKEN": "hush", "PATH": "/bin"}), ALL)
-    printed = "\n".join(map(str, steps))
+def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
+    scratch = {"size_bytes": 4096, "files": 16}
+    assert plan(spec_of("namespaces"), ALL) == Plan(
+        tier="namespaces",
+        root=(
+            Step("namespaces", {}),
+            Step("root", {"readable": ["/srv"], "hidden": ["/srv/keys"]}),
+            Step("scratch", {**scratch, "proc": False}),
+            Step("loopback", {"port": None}),
+        ),
+        zygote=(
+            Step("capabilities", {"keep": [21]}),  # CAP_SYS_ADMIN
+            Step("no_new_privs", {}),
+            Step(
+                "landlock",
+                {
+                    "readable": ["/"],
+                    "hidden": [],
+                    "writable": ["/box", *DEVICES],
+                    "own_folder": False,
+                    "ports": None,
+                },
+            ),
+            Step("seccomp", {"permit": ["setns"], "udp": True}),
+        ),
+        cell=(
+            Step("namespaces", {}),
+            Step("scratch", {**scratch, "proc": True}),
+            Step("loopback", {"port": 8080}),
+            Step("polled_limits", {"memory_bytes": 5000, "cpu_s": 50}),
+        ),
+        child=(
+            Step("session", {"umask": 0o077}),
+            Step("descriptors", {}),
+            Step("environ", {"env": {"A": "b"}}),
+            Step("randomness", {}),
+            Step("rlimits", {**RLIMITS, "RLIMIT_NPROC": [7, 7]}),
+            Step("capabilities", {"keep": []}),
+            Step("no_new_privs", {}),
+            Step("seccomp", {"deny": ["setns"]}),
+        ),
+        weaknesses=(),
+    )
+
+
+def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
+    landlocked = Step(
+        "landlock",
+        {
+            "readable": [*SYSTEM_PATHS, *ETC_PATHS, "/etc/hosts", "/proc", "/srv"],
+            "hidden": ["/srv/keys"],
+            "ports": [8080],
+            "writable": DEVICES,
+            "own_folder": True,
+        },
+    )
+    assert plan(spec_of("process"), ALL) == Plan(
+        tier="process",
+        root=(),
+        zygote=(
+            Step("capabilities", {"keep": []}),
+            Step("no_new_privs", {}),
+            landlocked,
+            Step("seccomp", {"permit": [], "udp": False}),
+        ),
+        cell=(),
+        child=(
+            Step("session", {"umask": 0o077}),
+            Step("descriptors", {}),
+            Step("environ", {"env": {"A": "b"}}),
+            Step("randomness", {}),
+            Step("rlimits", RLIMITS),
+            Step("no_new_privs", {}),
+            landlocked,
+        ),
+        weaknesses=(
+            "other processes and the paths of files can be listed, though not read",
+            "the number of processes of a child is not limited, nor what they use together",
+            "the proxy's port number can be connected to on any host",
+            "the metadata (mode, times) of this user's own files can be changed",
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("abi", "more"),
+    [
+        (1, ["the network is not confined", "signals to other processes"]),
+        (4, ["signals to other processes"]),
+        (5, ["signals to other processes"]),
+        (6, []),
+    ],
+)
+def test_what_an_older_landlock_does_not_do_is_said(abi: int, more: list[str]) -> None:
+    made = plan(SandboxSpec(tier="process"), Probe(ALL.layers, landlock_abi=abi))
+    assert [note for note in made.weaknesses if note.startswith(tuple(more))] == list(
+        made.weaknesses[4:]
+    )
+    assert len(made.weaknesses) == 4 + len(more)
+    assert (
+        plan(SandboxSpec(tier="namespaces"), Probe(ALL.layers, landlock_abi=abi)).weaknesses == ()
+    )
+
+
+def test_auto_is_the_strongest_tier_there_is() -> None:
+    assert plan(SandboxSpec(), ALL) == plan(SandboxSpec(tier="namespaces"), ALL)
+    none = Probe({**ALL.layers, "namespaces": "not in this container"}, ALL.landlock_abi)
+    assert plan(SandboxSpec(), none) == plan(SandboxSpec(tier="process"), none)
+    neither = Probe({**none.layers, "landlock": "an old kernel"})
+    with pytest.raises(PlanError) as refused:
+        plan(SandboxSpec(), neither)
+    for reason in (
+        "namespaces: namespaces: not in this container",
+        "namespaces: landlock: an old kernel",
+        "process: landlock: an old kernel",
+    ):
+        assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("tier", ["process", "namespaces"])
+def test_a_plan_prints_names_of_variables_only_and_survives_json(tier: str) -> None:
+    made = plan(SandboxSpec(tier=tier, env={"TOKEN": "hush", "PATH": "/bin"}), ALL)
+    printed = str(made)
+    assert printed.startswith(f"tier {tier}\n")
     assert "env=[PATH TOKEN]" in printed
     assert "hush" not in printed
-    assert plans.from_json(json.loads(json.dumps(plans.to_json(steps)))) == steps
+    for weakness in made.weaknesses:
+        assert f"note    {weakness}" in printed
+    assert plans.from_json(json.loads(json.dumps(plans.to_json(made)))) == made
 
 
 def test_a_layer_that_is_not_to_be_had_is_an_error_that_names_it() -> None:
     refused = Probe({**ALL.layers, "no_new_privs": "the kernel says no"})
-    with pytest.raises(PlanError, match="no_new_privs: the kernel says no"):
-        plan(SandboxSpec(), refused)
-    with pytest.raises(PlanError, match="session: it was not probed"):
-        plan(SandboxSpec(), Probe({}))
+    for tier in ("process", "namespaces"):
+        with pytest.raises(PlanError, match=f"'{tier}' .*no_new_privs: the kernel says no"):
+            plan(SandboxSpec(tier=tier), refused)
+        with pytest.raises(PlanError, match="session: it was not probed"):
+            plan(SandboxSpec(tier=tier), Probe({}))
+    one = Probe({**ALL.layers, "loopback": "no network"})
+    with pytest.raises(PlanError, match=r"'namespaces' .*loopback: no network"):
+        plan(SandboxSpec(tier="namespaces"), one)
 
 
 def test_the_probe_tries_in_a_child_and_survives_what_happens_there() -> None:
@@ -102,24 +259,63 @@ def test_the_probe_tries_in_a_child_and_survives_what_happens_there() -> None:
     assert set(probe().layers.values()) == {""}
 
 
-def test_a_step_that_fails_ends_the_child_before_the_agent_runs(lab: Any, tmp_path: Path) -> None:
-    """Fails closed, naming the step: here a limit that no kernel knows."""
+BROKEN = Step("rlimits", {"RLIMIT_UNHEARD_OF": [1, 1]})  # a limit that no kernel knows
 
-    async def go() -> Any:
-        honest = plans.plan
-        broken = Step("rlimits", {"RLIMIT_UNHEARD_OF": [1, 1]})
-        plans.plan = lambda spec, probe: (*honest(spec, probe)[:-1], broken)
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Plans from here on end one stage with a step that fails."""
+    honest = plans.plan
+
+    def break_stage(stage: str) -> None:
+        def made(spec: SandboxSpec, probe: Probe) -> Plan:
+            right = honest(spec, probe)
+            steps: Any = {stage: (*getattr(right, stage), BROKEN)}
+            return dataclasses.replace(right, **steps)
+
+        monkeypatch.setattr(plans, "plan", made)
+
+    return break_stage
+
+
+@pytest.mark.parametrize("stage", ["cell", "child"])
+def test_a_step_that_fails_ends_the_child_before_the_agent_runs(
+    lab: Any, broken: Callable[[str], None], stage: str
+) -> None:
+    """Fails closed, naming the step."""
+    if lab.tier == "process" and stage == "cell":
+        pytest.skip("this tier has no cells")
+    broken(stage)
+
+    async def go() -> list[Any]:
+        zygote = await lab.start("acts:act")
         try:
-            zygote = await lab.start("acts:act")
-        finally:
-            plans.plan = honest
-        try:
-            act = {"do": "hang_deaf", "ready": str(tmp_path / "ran")}
-            return await zygote.run(act, wall_s=10.0)
+            act = {"do": "hang_deaf"}
+            return [await zygote.run(act, wall_s=10.0) for _ in range(2)]
         finally:
             await zygote.close()
 
-    report = lab.run(go())
-    assert report.ending is Ending.SETUP_FAILED
-    assert report.error.startswith("sandbox step 'rlimits' failed: AttributeError")
-    assert not (tmp_path / "ran").exists()
+    for report in lab.run(go()):
+        assert report.ending is Ending.SETUP_FAILED
+        assert report.error.startswith("sandbox step 'rlimits' failed: AttributeError")
+        assert report.stdout_tail == "", "the agent was not run"
+
+
+@pytest.mark.parametrize("stage", ["root", "zygote"])
+def test_a_step_that_fails_ends_the_zygote_before_the_agent_is_imported(
+    lab: Any, broken: Callable[[str], None], code: Path, stage: str
+) -> None:
+    (code / "loud.py").write_text("print('imported', flush=True)\ndef agent(data): return 1\n")
+    broken(stage)
+    with pytest.raises(ZygoteFailed) as caught:
+        lab.run(lab.start("loud:agent", python_path=[str(code)]))
+    assert "sandbox step 'rlimits' failed: AttributeError" in caught.value.traceback
+    assert "sandbox step 'rlimits' failed: AttributeError" in str(caught.value)
+    assert "imported" not in caught.value.traceback
+
+
+def test_a_guardian_that_dies_at_start_is_heard(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "to_json", lambda made: {})
+    with pytest.raises(ZygoteFailed, match="KeyError") as caught:
+        lab.run(lab.start("acts:act"))
+    assert "in from_json" in caught.value.traceback

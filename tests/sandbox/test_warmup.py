@@ -57,23 +57,28 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     await writer.wait_closed()
 
 
-def test_an_sdk_agent_calls_the_url_of_its_environment(lab: Any, tmp_path: Path) -> None:
-    (tmp_path / "caller.py").write_text(AGENT)
+def test_an_sdk_agent_calls_the_url_of_its_environment(lab: Any, code: Path, door: Any) -> None:
+    (code / "caller.py").write_text(AGENT)
 
     async def go() -> tuple[list[str], list[ChildReport]]:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/k/key/v1"
-        env = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "key"}
-        zygote = await lab.start(
-            "caller:agent", python=sys.executable, python_path=[str(tmp_path)], timeout_s=60.0
-        )
-        try:
-            runs = [zygote.run({"clients": n}, env=env) for n in (1, 2 * warmup.NUM_TLS_CONTEXTS)]
-            return zygote.notes, list(await asyncio.gather(*runs))
-        finally:
-            await zygote.close()
-            server.close()
-            await server.wait_closed()
+        async with door(lab.tier, serve) as opened:
+            url = f"http://127.0.0.1:{opened.port}/k/key/v1"
+            env = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "key"}
+            zygote = await lab.start(
+                "caller:agent",
+                python=sys.executable,
+                python_path=[str(code)],
+                timeout_s=60.0,
+                port=opened.port,
+            )
+            try:
+                runs = [
+                    zygote.run({"clients": num}, env=env, on_listener=opened.on_listener)
+                    for num in (1, 2 * warmup.NUM_TLS_CONTEXTS)
+                ]
+                return zygote.notes, list(await asyncio.gather(*runs))
+            finally:
+                await zygote.close()
 
     notes, reports = lab.run(go())
     assert notes == [], "single-threaded, and all was warmed"

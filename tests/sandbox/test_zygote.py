@@ -67,15 +67,15 @@ def test_an_interpreter_that_is_not_there(lab: Any) -> None:
         lab.run(lab.start("acts:act", python="/nowhere/python"))
 
 
-def test_an_import_that_exits_or_floods(lab: Any, tmp_path: Path) -> None:
-    (tmp_path / "exits.py").write_text("import os\nprint('bye', flush=True)\nos._exit(9)\n")
+def test_an_import_that_exits_or_floods(lab: Any, code: Path) -> None:
+    (code / "exits.py").write_text("import os\nprint('bye', flush=True)\nos._exit(9)\n")
     with pytest.raises(ZygoteFailed, match="ended with code 9") as caught:
-        lab.run(lab.start("exits:agent", python_path=[str(tmp_path)]))
+        lab.run(lab.start("exits:agent", python_path=[str(code)]))
     assert caught.value.traceback == "bye\n"
-    (tmp_path / "floods.py").write_text("while True: print('x' * 1000)\n")
+    (code / "floods.py").write_text("while True: print('x' * 1000)\n")
     with pytest.raises(ZygoteFailed, match="ended with code 137"):
         limits = Limits(output_bytes=2**18)
-        lab.run(lab.start("floods:agent", python_path=[str(tmp_path)], limits=limits))
+        lab.run(lab.start("floods:agent", python_path=[str(code)], limits=limits))
 
 
 def test_an_agent_may_be_sent_by_value(lab: Any) -> None:
@@ -85,15 +85,15 @@ def test_an_agent_may_be_sent_by_value(lab: Any) -> None:
     assert (report.ending, report.value) == (Ending.RETURNED, 4.5)
 
 
-def test_a_threaded_import_is_noted(lab: Any, tmp_path: Path) -> None:
-    (tmp_path / "threaded.py").write_text(
+def test_a_threaded_import_is_noted(lab: Any, code: Path) -> None:
+    (code / "threaded.py").write_text(
         "import threading\n"
         "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         "def agent(data): return threading.active_count()\n"
     )
 
     async def go() -> tuple[list[str], ChildReport]:
-        zygote = await lab.start("threaded:agent", python_path=[str(tmp_path)])
+        zygote = await lab.start("threaded:agent", python_path=[str(code)])
         try:
             return zygote.notes, await zygote.run({})
         finally:
@@ -104,9 +104,9 @@ def test_a_threaded_import_is_noted(lab: Any, tmp_path: Path) -> None:
     assert report.value == 1
 
 
-def test_an_agents_own_sandbox_module_is_its_own(lab: Any, tmp_path: Path) -> None:
-    (tmp_path / "sandbox.py").write_text("def agent(data): return 'the agent\\'s'\n")
-    report = run_once(lab, "sandbox:agent", {}, python_path=[str(tmp_path)])
+def test_an_agents_own_sandbox_module_is_its_own(lab: Any, code: Path) -> None:
+    (code / "sandbox.py").write_text("def agent(data): return 'the agent\\'s'\n")
+    report = run_once(lab, "sandbox:agent", {}, python_path=[str(code)])
     assert report.value == "the agent's"
 
 
@@ -117,15 +117,13 @@ def test_data_of_every_shape_arrives(lab: Any) -> None:
     assert run_once(lab, "acts:returns", large).value == 1.0
 
 
-def test_sync_agents_find_the_event_loop_state_of_a_fresh_interpreter(
-    lab: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "loops.py").write_text(
+def test_sync_agents_find_the_event_loop_state_of_a_fresh_interpreter(lab: Any, code: Path) -> None:
+    (code / "loops.py").write_text(
         "import asyncio\n"
         "def agent(data):\n"
         "    return asyncio.new_event_loop().run_until_complete(asyncio.sleep(0, 5))\n"
     )
-    assert run_once(lab, "loops:agent", {}, python_path=[str(tmp_path)]).value == 5
+    assert run_once(lab, "loops:agent", {}, python_path=[str(code)]).value == 5
 
 
 def test_a_copy_runs_in_a_bare_isolated_interpreter(bare_python: str, tmp_path: Path) -> None:

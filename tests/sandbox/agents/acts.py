@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import os
 import random
 import resource
@@ -12,29 +14,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 
-def daemonize(pid_file: str) -> None:
-    """A setsid double fork that ignores every signal it can, and notes its pid."""
-    if os.fork():
-        os.wait()
+def daemonize(name: str) -> None:
+    """A setsid double fork that ignores every signal it can, and is called `name`."""
+    ready, tell = os.pipe()
+    middle = os.fork()
+    if middle:
+        os.close(tell)
+        os.waitpid(middle, 0)
+        assert os.read(ready, 1) == b"!", "the daemon did not come up"
+        os.close(ready)
         return
     os.setsid()
     if os.fork():
         os._exit(0)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_IGN)
-    with open(pid_file + ".part", "w") as file:
-        file.write(str(os.getpid()))
-    os.rename(pid_file + ".part", pid_file)
+    ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)  # PR_SET_NAME
+    os.write(tell, b"!")
     while True:
         time.sleep(60)
-
-
-def wait_for(path: str) -> None:
-    while not os.path.exists(path):
-        time.sleep(0.001)
 
 
 async def returns(data: dict[str, Any]) -> Any:
@@ -114,8 +116,7 @@ def do_hang_deaf(data: dict[str, Any]) -> None:
             signal.signal(number, signal.SIG_IGN)
         except (OSError, ValueError):
             continue
-    with open(data["ready"], "w"):
-        pass
+    print("deaf")
     while True:
         time.sleep(60)
 
@@ -133,39 +134,96 @@ def do_kill_self(data: dict[str, Any]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def do_kill_init(data: dict[str, Any]) -> None:
-    daemonize(data["pid_file"])
-    wait_for(data["pid_file"])
-    os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(60)
+def outcome(call: Callable[[], Any]) -> str:
+    """ "done", or the name of the error."""
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "done"
 
 
-def do_stop_init(data: dict[str, Any]) -> None:
-    os.kill(os.getppid(), signal.SIGSTOP)
-    time.sleep(60)
+def do_signal_others(data: dict[str, Any]) -> dict[str, Any]:
+    """Signal 0 (is it allowed?) to the init, to the test's process, and to everyone there is."""
+    seen = {int(name) for name in os.listdir("/proc") if name.isdigit()} - {os.getpid()}
+    reached = [pid for pid in seen if outcome(lambda pid=pid: os.kill(pid, 0)) == "done"]
+    targets = {"init": os.getppid() or 1, "test": data["pid"]}
+    found = {name: outcome(lambda pid=pid: os.kill(pid, 0)) for name, pid in targets.items()}
+    return {**found, "reached": reached}
 
 
-def _parent_of(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rsplit(") ", 1)[1].split()[1])
+def do_look_into(data: dict[str, Any]) -> dict[str, str]:
+    """Files of /proc that show what another process was given, and what it holds."""
+    return {
+        f"{pid} {name}": outcome(lambda path=f"/proc/{pid}/{name}": open(path, "rb").read(1))
+        for pid in {*data["pids"], os.getppid() or 1}
+        for name in ("environ", "maps", "mem")
+    }
 
 
-def do_kill_zygote(data: dict[str, Any]) -> None:
-    os.kill(_parent_of(os.getppid()), signal.SIGKILL)
-    time.sleep(60)
+def do_read(data: dict[str, Any]) -> dict[str, str]:
+    """What comes of reading each of these paths: its text, or the name of the error."""
+    found = {}
+    for path in data["paths"]:
+        try:
+            with open(path) as file:
+                found[path] = file.read()
+        except OSError as error:
+            found[path] = errno.errorcode[error.errno or 0]
+    return found
 
 
-def do_kill_all_above(data: dict[str, Any]) -> None:
-    """Guardian, zygote and init at once; the daemon goes on."""
-    daemonize(data["pid_file"])
-    wait_for(data["pid_file"])
-    init = os.getppid()
-    zygote = _parent_of(init)
-    for pid in (_parent_of(zygote), zygote, init):
-        os.kill(pid, signal.SIGSTOP)
-    for pid in (_parent_of(zygote), zygote, init):
-        os.kill(pid, signal.SIGKILL)
-    time.sleep(60)
+def do_write(data: dict[str, Any]) -> dict[str, str]:
+    """What comes of creating each of these paths, or of writing to it."""
+    return {path: outcome(lambda path=path: open(path, "a").close()) for path in data["paths"]}
+
+
+def do_sockets(data: dict[str, Any]) -> dict[str, str]:
+    """What comes of making a socket of each kind, and of connecting to each of `ports`."""
+    kinds: dict[str, tuple[int, ...]] = {
+        "tcp": (socket.AF_INET, socket.SOCK_STREAM),
+        "tcp6": (socket.AF_INET6, socket.SOCK_STREAM),
+        "udp": (socket.AF_INET, socket.SOCK_DGRAM),
+        "udp6": (socket.AF_INET6, socket.SOCK_DGRAM),
+        "raw": (socket.AF_INET, socket.SOCK_RAW, 6),
+        "mptcp": (socket.AF_INET, socket.SOCK_STREAM, 262),
+        "netlink": (socket.AF_NETLINK, socket.SOCK_RAW),
+        "packet": (socket.AF_PACKET, socket.SOCK_RAW),
+        "unix": (socket.AF_UNIX, socket.SOCK_STREAM),
+    }
+    found = {
+        name: outcome(lambda kind=kind: socket.socket(*kind).close())
+        for name, kind in kinds.items()
+    }
+    for name, address in data["addresses"].items():
+        found[name] = outcome(lambda address=address: _connect(*address))
+    with socket.socket() as connection:
+        there = ("127.0.0.1", data["port"])
+        found["fast open"] = outcome(lambda: connection.sendto(b"x", socket.MSG_FASTOPEN, there))
+        tcp_fastopen_connect = 30
+        found["fast open by option"] = outcome(
+            lambda: connection.setsockopt(socket.IPPROTO_TCP, tcp_fastopen_connect, 1)
+        )
+    with socket.socket() as server:
+        found["bind"] = outcome(lambda: server.bind(("127.0.0.1", data["free_port"])))
+    return found
+
+
+def _connect(host: str, port: int) -> None:
+    with socket.socket() as connection:
+        connection.settimeout(5)
+        connection.connect((host, port))
+
+
+def do_syscalls(data: dict[str, Any]) -> dict[str, str]:
+    """What comes of each call, `data["calls"][name] = [number, *arguments]`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    found = {}
+    for name, call in data["calls"].items():
+        made = libc.syscall(*map(ctypes.c_long, call))
+        found[name] = errno.errorcode[ctypes.get_errno()] if made < 0 else "done"
+    return found
 
 
 def do_flood(data: dict[str, Any]) -> float:
@@ -192,10 +250,8 @@ def do_forge(data: dict[str, Any]) -> None:
 
 
 def do_daemon(data: dict[str, Any]) -> float:
-    for pid_file in data["pid_files"]:
-        daemonize(pid_file)
-    for pid_file in data["pid_files"]:
-        wait_for(pid_file)
+    for _ in range(data.get("count", 1)):
+        daemonize(data["name"])
     return 1.0
 
 
@@ -241,20 +297,19 @@ def do_spend(data: dict[str, Any]) -> float:
 
 
 def do_surroundings(data: dict[str, Any]) -> dict[str, Any]:
+    work_files = os.listdir()
     with open("note", "w") as file:
         file.write("mine")
-    with open(f"/proc/{os.getppid()}/environ", "rb") as file:
-        init_environ = file.read().decode()
     with open("/proc/self/environ", "rb") as file:
         own_environ = file.read().decode()
     return {
         "environ": dict(os.environ),
         "proc_environ": own_environ,
-        "init_environ": init_environ,
         "home": os.path.expanduser("~"),
         "cwd": os.getcwd(),
         "tmp": tempfile.gettempdir(),
         "home_files": os.listdir(os.environ["HOME"]),
+        "work_files": work_files,
         "stdin": os.read(0, 100).decode(),
         "descriptors": sorted(
             f"{name} {os.readlink('/proc/self/fd/' + name).partition(':')[0]}"
@@ -266,10 +321,14 @@ def do_surroundings(data: dict[str, Any]) -> dict[str, Any]:
         "random": random.random(),
         "limits": {
             name: list(resource.getrlimit(getattr(resource, name)))
-            for name in dir(resource)
-            if name in {"RLIMIT_CPU", "RLIMIT_AS", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_CORE"}
+            for name in data.get("limits", [])
         },
-        "no_new_privs": "NoNewPrivs:\t1" in open("/proc/self/status").read(),
+        "status": dict(
+            line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines()
+        ),
+        "user": [os.getresuid(), os.getresgid(), os.getgroups()],
+        "host_name": socket.gethostname(),
+        "processes": [int(name) for name in os.listdir("/proc") if name.isdigit()],
         "torch": "torch" in sys.modules,
         "path_of_sandbox": [name for name in sys.modules if name.partition(".")[0] == "sandbox"],
     }
@@ -316,15 +375,38 @@ def do_litter(data: dict[str, Any]) -> float:
     return 1.0
 
 
-def do_replace_folder(data: dict[str, Any]) -> float:
-    """Puts a link to something precious where the private folder was."""
+def do_replace_folder(data: dict[str, Any]) -> str:
+    """Tries to put a link to something precious where the private folder was."""
     folder = os.path.dirname(os.getcwd())
-    os.rename(folder, folder + "-away")
-    os.symlink(data["precious"], folder)
-    return 1.0
+    return outcome(
+        lambda: os.rename(folder, folder + "-away") or os.symlink(data["precious"], folder)
+    )
 
 
-def do_connect(data: dict[str, Any]) -> float:
+def do_connect(data: dict[str, Any]) -> str:
+    """Returns once the other side has closed, with what it had to say."""
     with socket.create_connection(("127.0.0.1", data["port"])) as connection:
-        connection.recv(1)
-    return 1.0
+        connection.sendall(data.get("say", "").encode() + b"\n")
+        with connection.makefile() as lines:
+            return lines.read()
+
+
+def do_connect_abstract(data: dict[str, Any]) -> str:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return outcome(lambda: connection.connect("\0" + data["name"]))
+
+
+def do_fill(data: dict[str, Any]) -> dict[str, Any]:
+    """One file of `size` bytes, then empty ones until there can be no more, or fifty."""
+    with open("large", "wb", 0) as file:
+        found: dict[str, Any] = {
+            "size": outcome(
+                lambda: [file.write(bytes(2**12)) for _ in range(data["size"] // 2**12)]
+            )
+        }
+    for number in range(50):
+        found["num_files"] = number
+        found["files"] = outcome(lambda number=number: open(f"{number}", "w").close())
+        if found["files"] != "done":
+            break
+    return found

@@ -3,12 +3,11 @@
 import os
 import time
 
-from acts import daemonize, wait_for
+from acts import daemonize
 
 with open(os.path.join(os.path.dirname(__file__), "daemon_import.txt")) as file:
-    _pid_file, _hang = file.read().split("\n")
-daemonize(_pid_file)
-wait_for(_pid_file)
+    _name, _hang = file.read().split("\n")
+daemonize(_name)
 while _hang:
     time.sleep(60)
 
