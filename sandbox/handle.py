@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plan as plans
-from .errors import SpecError, ZygoteFailed
+from .errors import PlanError, SpecError, ZygoteFailed
 from .folders import remove_tree
 from .launch import Launched, launch, memory_file
 from .probe import Probe
@@ -86,6 +87,8 @@ class Zygote:
         read. Raises `PlanError`, and `ZygoteFailed` with the agent's traceback.
         """
         made = plans.plan(dataclasses.replace(spec, readable=(*spec.readable, *python_path)), probe)
+        if made.tier == "namespaces" and os.getuid() == 0:
+            _check_open_to_others(python_path)
         settings = {
             "target": target,
             "pickled": base64.b64encode(pickled).decode(),
@@ -330,6 +333,21 @@ class Zygote:
     def _on_removed(self) -> None:
         settle(self._gone)
         self._channel.close()
+
+
+def _check_open_to_others(python_path: Sequence[str]) -> None:
+    """Root's children are another user outside: what root alone may read, they cannot import."""
+    for path in python_path:
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            continue  # absent: not our concern
+        needed = 0o005 if stat.S_ISDIR(mode) else 0o004
+        if mode & needed != needed:
+            raise PlanError(
+                f"as root, agents run as an unprivileged user, who cannot read {path}: "
+                f"chmod o+rX it, or run as an ordinary user"
+            )
 
 
 def _make_folders(*folders: Path) -> None:

@@ -1,0 +1,134 @@
+"""The public face: callables and programs, awaited or not, and the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import BlockingSandbox, Ending, Limits, PlanError, Sandbox, SandboxSpec, SpecError
+from sandbox.doctor import describe
+from sandbox.layers import PROBE
+from sandbox.probe import Probe
+
+ROOT = Path(__file__).parents[2]
+TIERS = ("namespaces", "process")
+ENV = {"PATH": "/usr/bin:/bin"}
+
+
+@pytest.fixture(params=TIERS)
+def spec(request: pytest.FixtureRequest) -> SandboxSpec:
+    return SandboxSpec(tier=request.param, env=ENV)
+
+
+def test_a_callable_by_import_path(spec: SandboxSpec, code: Path, bare_python: str) -> None:
+    (code / "doubling.py").write_text("def double(data):\n    return 2 * data['x']\n")
+    with BlockingSandbox(
+        spec, target="doubling:double", python=bare_python, python_path=[str(code)]
+    ) as box:
+        assert [box.run({"x": x}).value for x in (1, 2)] == [2, 4]
+
+
+def test_programs_their_output_and_their_codes(spec: SandboxSpec, bare_python: str) -> None:
+    chunks: list[tuple[int, bytes]] = []
+
+    async def go() -> Any:
+        async with Sandbox(spec, python=bare_python, reserve=1) as box:
+            script = 'echo "$WORD"; echo oops >&2; exit 7'
+            argv = ["/bin/sh", "-c", script]
+            return await box.execute(
+                argv, env={"WORD": "hello"}, on_output=lambda fd, chunk: chunks.append((fd, chunk))
+            )
+
+    report = asyncio.run(go())
+    assert (report.ending, report.exit_code) == (Ending.EXITED, 7)
+    assert sorted(chunks) == [(1, b"hello\n"), (2, b"oops\n")]
+
+
+def test_what_cannot_be_executed_is_said_as_a_shell_says_it(
+    spec: SandboxSpec, bare_python: str
+) -> None:
+    with BlockingSandbox(spec, python=bare_python) as box:
+        missing = box.execute(["no-such-program"])
+        folder = box.execute(["/usr"])
+        with pytest.raises(SpecError, match="argv"):
+            box.execute([])
+    assert (missing.exit_code, folder.exit_code) == (127, 126)
+    assert "cannot execute 'no-such-program'" in missing.stderr_tail
+
+
+@pytest.mark.parametrize(
+    ("limits", "script", "ending"),
+    [
+        (
+            Limits(total_memory_bytes=150 * 2**20),
+            "import os, time\nfor _ in range(4):\n    if os.fork() == 0:\n"
+            "        block = bytearray(b'x' * 2**20 * 60)\n        break\ntime.sleep(30)",
+            Ending.MEMORY_LIMIT,
+        ),
+        (
+            Limits(total_cpu_s=1),
+            "import os\nwhile True:\n    if os.fork() == 0:\n"
+            "        sum(range(10**6))\n        os._exit(0)\n    os.wait()",
+            Ending.CPU_LIMIT,
+        ),
+    ],
+)
+def test_limits_of_all_processes_together(
+    limits: Limits, script: str, ending: Ending, bare_python: str
+) -> None:
+    spec = SandboxSpec(tier="namespaces", env=ENV, limits=limits)
+    with BlockingSandbox(spec, python=bare_python) as box:
+        report = box.execute([bare_python, "-I", "-c", script], wall_s=60)
+        assert report.ending is ending
+        assert box.execute(["/bin/true"]).exit_code == 0
+
+
+def run(*words: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sandbox", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def test_the_command_line_runs_commands() -> None:
+    done = run("run", "--env", "A=b", "--", "/bin/sh", "-c", 'echo "$A"; echo e >&2; exit 3')
+    assert (done.returncode, done.stdout, done.stderr) == (3, "b\n", "e\n")
+    late = run("run", "--time", "0.5", "--", "/bin/sleep", "30")
+    assert late.returncode == 124
+    assert "did not end within 0.5 s" in late.stderr
+    assert run("run").returncode == 125
+    plan = run("run", "--plan", "--tier", "process")
+    assert plan.stdout.startswith("tier process\n")
+
+
+def test_doctor_says_what_is_missing_and_what_to_do() -> None:
+    shown = run("doctor")
+    assert shown.returncode == 0
+    assert all(layer in shown.stdout for layer in PROBE)
+    refused = Probe({**dict.fromkeys(PROBE, ""), "namespaces": "refused; try this"}, landlock_abi=3)
+    text = describe(refused)
+    assert "refused; try this" in text
+    assert "tier namespaces: no" in text
+    assert "auto takes: process" in text
+    assert "the network is not confined" in text
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's children are another user outside")
+def test_a_folder_that_roots_children_cannot_read_is_named(code: Path, bare_python: str) -> None:
+    code.chmod(0o700)
+    spec = SandboxSpec(tier="namespaces", env=ENV)
+    with (
+        pytest.raises(PlanError, match=f"cannot read {code}: chmod"),
+        BlockingSandbox(spec, target="a:b", python=bare_python, python_path=[str(code)]),
+    ):
+        pass
