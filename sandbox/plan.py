@@ -106,7 +106,7 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("capabilities", {"keep": [kernel.CAP_SYS_ADMIN]}),
             Step("no_new_privs", {}),
             Step("landlock", landlock),
-            Step("seccomp", {"permit": ["setns"], "udp": True}),
+            Step("seccomp", {"permit": ["setns"], "only_tcp": False}),
         ),
         cell=(
             Step("namespaces", {}),
@@ -147,7 +147,7 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
             Step("landlock", {**common, "writable": list(root_layer.DEVICES), "own_folder": True}),
-            Step("seccomp", {"permit": [], "udp": False}),
+            Step("seccomp", {"permit": [], "only_tcp": True}),
         ),
         cell=(),
         child=(

@@ -144,7 +144,7 @@ def probe() -> str:
         return f"there is no list of system calls for {platform.machine()}"
     try:
         kernel.set_no_new_privs()
-        kernel.set_seccomp_filter(base_filter(permit=(), udp=True))
+        kernel.set_seccomp_filter(base_filter(permit=(), only_tcp=False))
         os.getpid()
         kernel.unshare(kernel.CLONE_NEWUTS)
     except OSError as error:
@@ -154,11 +154,11 @@ def probe() -> str:
 
 def apply(args: Mapping[str, Any], context: Context) -> None:
     """`deny`: only these, on top of a filter that is there; else the whole filter, but for
-    `permit`, with UDP sockets where `udp`."""
+    `permit`; `only_tcp`: neither UDP nor Unix sockets, for where the network is not its own."""
     if "deny" in args:
         program = deny_filter(args["deny"])
     else:
-        program = base_filter(permit=args["permit"], udp=args["udp"])
+        program = base_filter(permit=args["permit"], only_tcp=args["only_tcp"])
     kernel.set_seccomp_filter(program)
 
 
@@ -169,7 +169,7 @@ def deny_filter(names: tuple[str, ...] | list[str]) -> bytes:
     return _assemble([*code, _ret(_ALLOW)])
 
 
-def base_filter(*, permit: tuple[str, ...] | list[str], udp: bool) -> bytes:
+def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes:
     code = _prologue()
     code += [(_JGT, 0, 1, _LAST), _errno(errno.ENOSYS)]
     for name, numbers in _DENIED.items():
@@ -179,7 +179,7 @@ def base_filter(*, permit: tuple[str, ...] | list[str], udp: bool) -> bytes:
     # Its flags are behind a pointer, where no filter sees them; the C library then uses clone.
     code += _on(_number(_CLONE3), [_errno(errno.ENOSYS)])
     code += _on(_number(_CLONE), [*_refuse_bits(0, _NEW_NAMESPACES), _ret(_ALLOW)])
-    code += _on(_number(_SOCKET), _socket_rule(udp))
+    code += _on(_number(_SOCKET), _socket_rule(only_tcp))
     code += _on(_number(_SOCKETPAIR), [*_require(0, _AF_UNIX), _ret(_ALLOW)])
     # TCP fast open connects without connect(), so past Landlock's rule for ports.
     fast_open = [*_refuse_bits(3, _MSG_FASTOPEN), _ret(_ALLOW)]
@@ -202,25 +202,29 @@ def base_filter(*, permit: tuple[str, ...] | list[str], udp: bool) -> bytes:
     return _assemble([*code, _ret(_ALLOW)])
 
 
-def _socket_rule(udp: bool) -> list[_Instruction]:
-    """Unix sockets, and plain TCP (and UDP): not Multipath TCP, netlink, packet, vsock, AF_ALG."""
+def _socket_rule(only_tcp: bool) -> list[_Instruction]:
+    """Plain TCP, and UDP and Unix sockets: not Multipath TCP, netlink, packet, vsock, AF_ALG.
+
+    `only_tcp` leaves the first: Landlock has no rule for UDP, nor for Unix sockets by their path,
+    where other services of the user listen. (`socketpair` is another system call.)
+    """
     refuse = _errno(errno.EPERM)
     internet = [_arg(2)]
-    protocols = (0, _IPPROTO_TCP, _IPPROTO_UDP) if udp else (0, _IPPROTO_TCP)
+    protocols = (0, _IPPROTO_TCP) if only_tcp else (0, _IPPROTO_TCP, _IPPROTO_UDP)
     for index, protocol in enumerate(protocols):
         internet.append((_JEQ, len(protocols) - index, 0, protocol))
     internet.append(refuse)
-    if not udp:
+    if only_tcp:
         internet += [
             _arg(1),
             (_AND, 0, 0, _SOCK_TYPE_MASK),
             (_JEQ, 1, 0, _SOCK_STREAM),
             refuse,
         ]
+    unix = [(_JEQ, 0, 1, _AF_UNIX), refuse if only_tcp else _ret(_ALLOW)]
     return [
         _arg(0),
-        (_JEQ, 0, 1, _AF_UNIX),
-        _ret(_ALLOW),
+        *unix,
         (_JEQ, 2, 0, _AF_INET),
         (_JEQ, 1, 0, _AF_INET6),
         refuse,

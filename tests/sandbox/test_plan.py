@@ -120,7 +120,7 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
                     "ports": None,
                 },
             ),
-            Step("seccomp", {"permit": ["setns"], "udp": True}),
+            Step("seccomp", {"permit": ["setns"], "only_tcp": False}),
         ),
         cell=(
             Step("namespaces", {}),
@@ -160,7 +160,7 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
             landlocked,
-            Step("seccomp", {"permit": [], "udp": False}),
+            Step("seccomp", {"permit": [], "only_tcp": True}),
         ),
         cell=(),
         child=(

@@ -392,8 +392,11 @@ def do_connect(data: dict[str, Any]) -> str:
 
 
 def do_connect_abstract(data: dict[str, Any]) -> str:
-    with socket.socket(socket.AF_UNIX) as connection:
-        return outcome(lambda: connection.connect("\0" + data["name"]))
+    def connect() -> None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect("\0" + data["name"])
+
+    return outcome(connect)
 
 
 def do_fill(data: dict[str, Any]) -> dict[str, Any]:
