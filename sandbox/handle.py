@@ -174,7 +174,10 @@ class Zygote:
     ) -> ChildReport:
         check_env(env or {})
         limit_s = self.spec.limits.wall_s if wall_s is None else wall_s
-        encoded = json.dumps({**request, "env": dict(env or {})}).encode()
+        try:
+            encoded = json.dumps({**request, "env": dict(env or {})}).encode()
+        except RecursionError:
+            raise ValueError("the data is nested too deeply") from None
         request_fd = memory_file("request", encoded)
         run = self._from_reserve() or await self._new_run()
         try:

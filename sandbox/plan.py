@@ -107,6 +107,7 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("no_new_privs", {}),
             Step("landlock", landlock),
             Step("seccomp", {"permit": ["setns"], "only_tcp": False}),
+            Step("rlimits", _zygote_rlimits(limits)),
         ),
         cell=(
             Step("namespaces", {}),
@@ -148,6 +149,7 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("no_new_privs", {}),
             Step("landlock", {**common, "writable": list(root_layer.DEVICES), "own_folder": True}),
             Step("seccomp", {"permit": [], "only_tcp": True}),
+            Step("rlimits", _zygote_rlimits(spec.limits)),
         ),
         cell=(),
         child=(
@@ -190,6 +192,13 @@ def _rlimits(limits: Limits) -> dict[str, list[int]]:
         "RLIMIT_FSIZE": [limits.file_bytes] * 2,
         "RLIMIT_CORE": [limits.core_bytes] * 2,
     }
+
+
+def _zygote_rlimits(limits: Limits) -> dict[str, list[int]]:
+    """What an import may take. Not CPU time or descriptors, of which a zygote needs more with each
+    child that it has forked."""
+    kept = ("RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_CORE")
+    return {name: limit for name, limit in _rlimits(limits).items() if name in kept}
 
 
 def _missing(made: Plan, probe: Probe) -> dict[str, str]:

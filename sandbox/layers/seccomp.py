@@ -122,11 +122,15 @@ _SENDMSG: _Numbers = (46, 211)
 _SENDMMSG: _Numbers = (307, 269)
 _IOCTL: _Numbers = (16, 29)
 _PERSONALITY: _Numbers = (135, 92)
+_PRLIMIT: _Numbers = (302, 261)
+_SETPRIORITY: _Numbers = (141, 140)
+_IOPRIO_SET: _Numbers = (251, 30)
 
 _TERMINAL_IOCTLS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into the terminal
+_CLONE_PARENT = 0x8000  # a child of the zygote's, whose CPU time would count for no child
 _NEW_NAMESPACES = kernel.ALL_NAMESPACES | 0x02000000 | 0x00000080  # and cgroup, time
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
-_SOCK_STREAM, _SOCK_TYPE_MASK = 1, 0xF
+_SOCK_STREAM, _SOCK_DGRAM, _SOCK_TYPE_MASK = 1, 2, 0xF
 _IPPROTO_TCP, _IPPROTO_UDP = 6, 17
 _MSG_FASTOPEN = 0x20000000
 _TCP_FASTOPEN_CONNECT = 30
@@ -178,9 +182,13 @@ def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes
             code += _on(number, [_errno(errno.EPERM)])
     # Its flags are behind a pointer, where no filter sees them; the C library then uses clone.
     code += _on(_number(_CLONE3), [_errno(errno.ENOSYS)])
-    code += _on(_number(_CLONE), [*_refuse_bits(0, _NEW_NAMESPACES), _ret(_ALLOW)])
+    code += _on(_number(_CLONE), [*_refuse_bits(0, _NEW_NAMESPACES | _CLONE_PARENT), _ret(_ALLOW)])
     code += _on(_number(_SOCKET), _socket_rule(only_tcp))
-    code += _on(_number(_SOCKETPAIR), [*_require(0, _AF_UNIX), _ret(_ALLOW)])
+    code += _on(_number(_SOCKETPAIR), _pair_rule(only_tcp))
+    # Limits and priorities of oneself only (process 0): Landlock has no rule for those of others.
+    code += _on(_number(_PRLIMIT), [*_require(0, 0), _ret(_ALLOW)])
+    code += _on(_number(_SETPRIORITY), [*_require(0, 0), *_require(1, 0), _ret(_ALLOW)])
+    code += _on(_number(_IOPRIO_SET), [*_require(0, 1), *_require(1, 0), _ret(_ALLOW)])
     # TCP fast open connects without connect(), so past Landlock's rule for ports.
     fast_open = [*_refuse_bits(3, _MSG_FASTOPEN), _ret(_ALLOW)]
     code += _on(_number(_SENDTO), fast_open)
@@ -231,6 +239,12 @@ def _socket_rule(only_tcp: bool) -> list[_Instruction]:
         *internet,
         _ret(_ALLOW),
     ]
+
+
+def _pair_rule(only_tcp: bool) -> list[_Instruction]:
+    """Unix sockets; with `only_tcp` no datagrams, since one of such a pair can send to any path."""
+    kind = [_arg(1), (_AND, 0, 0, _SOCK_TYPE_MASK), (_JEQ, 0, 1, _SOCK_DGRAM), _errno(errno.EPERM)]
+    return [*_require(0, _AF_UNIX), *(kind if only_tcp else []), _ret(_ALLOW)]
 
 
 def _prologue() -> list[_Instruction]:

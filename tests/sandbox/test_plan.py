@@ -83,6 +83,7 @@ RLIMITS = {
     "RLIMIT_FSIZE": [30, 30],
     "RLIMIT_CORE": [0, 0],
 }
+IMPORT_RLIMITS = {name: RLIMITS[name] for name in ("RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_CORE")}
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 
 
@@ -121,6 +122,7 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
                 },
             ),
             Step("seccomp", {"permit": ["setns"], "only_tcp": False}),
+            Step("rlimits", IMPORT_RLIMITS),
         ),
         cell=(
             Step("namespaces", {}),
@@ -161,6 +163,7 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
             Step("no_new_privs", {}),
             landlocked,
             Step("seccomp", {"permit": [], "only_tcp": True}),
+            Step("rlimits", IMPORT_RLIMITS),
         ),
         cell=(),
         child=(

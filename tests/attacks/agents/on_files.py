@@ -1,0 +1,352 @@
+"""Attacks 1-16: files outside the child's view, and files that hurt whoever handles them later."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from functools import partial
+from typing import Any
+
+from calls import Attempt, Refused, attempt, call, calls, forked, read_file
+
+AT_FDCWD = 2**64 - 100
+MAX_FILL_BYTES = 40 * 2**20
+MIB = b"x" * 2**20
+
+
+def a01(data: dict[str, Any]) -> str:
+    """Read what lies outside."""
+
+    def passwd() -> str:
+        with open("/etc/passwd") as file:
+            if "root:" not in file.read():
+                raise Refused("is the child's own")
+        return "users of the host"
+
+    def listing(folder: str) -> str:
+        # Folders on the way to what may be read are there, with nothing else in them.
+        on_the_way = "/".join([*sys.path, sys.prefix, data["home"], data["project"]]).split("/")
+        others = set(os.listdir(folder)) - set(on_the_way)
+        if not others:
+            raise Refused("is the child's own")
+        return str(sorted(others)[:3])
+
+    return attempt(
+        ("the host's canary", read_file(data["canary"])),
+        ("list the home", lambda: listing(data["home"])),
+        ("a hidden folder", read_file(data["hidden"])),
+        ("/etc/shadow", read_file("/etc/shadow")),
+        ("list /root", lambda: listing("/root")),
+        ("list /home", lambda: listing("/home")),
+        ("/etc/passwd", passwd),
+    )
+
+
+def a02(data: dict[str, Any]) -> str:
+    """Write, truncate, remove and rename what can be read."""
+    attempts: list[Attempt] = []
+    for folder in ("/", "/usr", "/usr/bin", "/etc", sys.prefix, data["project"], *sys.path):
+        if os.path.isdir(folder):
+            new = os.path.join(folder, "attack")
+            attempts.append((f"create in {folder}", partial(_create, new)))
+            attempts.append((f"mkdir in {folder}", partial(os.mkdir, new)))
+    for path in (os.__file__, data["readme"]):
+        attempts += [
+            (f"write {path}", partial(os.open, path, os.O_WRONLY)),
+            (f"truncate {path}", partial(os.truncate, path, 1)),
+            (f"rename {path}", partial(os.rename, path, path + ".attack")),
+            (f"remove {path}", partial(os.unlink, path)),
+        ]
+    return attempt(*attempts)
+
+
+def a03(data: dict[str, Any]) -> str:
+    """Ways around: parents of the root, links, descriptors of folders."""
+    canary = data["canary"]
+    up = "../" * 40
+
+    def by_own_link() -> str:
+        os.symlink(canary, "link")
+        return read_file("link")()
+
+    def from_descriptor() -> str:
+        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+        return f"descriptor {os.open(up + canary.lstrip('/'), os.O_RDONLY, dir_fd=root)}"
+
+    return attempt(
+        ("../", read_file(up + canary.lstrip("/"))),
+        ("/proc/self/root/..", read_file("/proc/self/root/" + up + canary.lstrip("/"))),
+        ("/proc/self/cwd/..", read_file("/proc/self/cwd/" + up + canary.lstrip("/"))),
+        ("/proc/thread-self/root", read_file("/proc/thread-self/root" + canary)),
+        ("a link in the project", read_file(data["link"])),
+        ("a link of one's own", by_own_link),
+        ("openat", from_descriptor),
+    )
+
+
+def a04(data: dict[str, Any]) -> str:
+    """Through /proc of other processes."""
+    attempts: list[Attempt] = [("/proc/1/root", read_file("/proc/1/root" + data["canary"]))]
+    for pid in (1, os.getppid(), data["victim"], data["guardian"]):
+        for name in ("environ", "maps", "mem", "stack"):
+            attempts.append((f"{name}", read_file(f"/proc/{pid}/{name}")))
+        for name in ("root", "cwd", "exe"):
+            attempts.append((name, partial(os.readlink, f"/proc/{pid}/{name}")))
+        for fd in range(3):
+            attempts.append((f"fd {fd}", read_file(f"/proc/{pid}/fd/{fd}")))
+    return attempt(*attempts)
+
+
+def a05(data: dict[str, Any]) -> str:
+    """Mounts and roots, old interface and new."""
+    return calls(
+        ("mount", b"tmpfs", b".", b"tmpfs", 0, None),
+        ("mount", b"/", b".", None, 4096, None),
+        ("umount2", b"/proc", 2),
+        ("pivot_root", b".", b"."),
+        ("chroot", b"."),
+        ("fsopen", b"tmpfs", 0),
+        ("fspick", AT_FDCWD, b".", 0),
+        ("fsconfig", 0, 6, None, None, 0),
+        ("fsmount", 0, 0, 0),
+        ("open_tree", AT_FDCWD, b"/", 1),
+        ("move_mount", AT_FDCWD, b"/", AT_FDCWD, b".", 0),
+        ("mount_setattr", AT_FDCWD, b"/", 0, (ctypes.c_uint64 * 4)(0, 1, 0, 0), 32),
+    )
+
+
+def a06(data: dict[str, Any]) -> str:
+    """A device of one's own, used."""
+
+    def device(kind: int, major: int, minor: int) -> str:
+        path = f"device-{major}-{minor}"
+        os.mknod(path, kind | 0o600, os.makedev(major, minor))
+        fd = os.open(path, os.O_RDONLY)
+        return f"opened {path}: {len(os.read(fd, 16))} bytes"
+
+    return attempt(
+        ("character device", lambda: device(stat.S_IFCHR, 1, 8)),
+        ("memory of the kernel", lambda: device(stat.S_IFCHR, 1, 1)),
+        ("block device", lambda: device(stat.S_IFBLK, 254, 0)),
+    )
+
+
+def a07(data: dict[str, Any]) -> str:
+    """Hard links of files outside into the work directory."""
+
+    def by_descriptor(path: str, flags: int, as_path: bool) -> None:
+        fd = os.open(path, os.O_PATH)
+        old = f"/proc/self/fd/{fd}" if as_path else ""
+        call("linkat", AT_FDCWD if as_path else fd, old, AT_FDCWD, "linked", flags)
+
+    return attempt(
+        ("the canary", lambda: os.link(data["canary"], "linked")),
+        ("a program", lambda: os.link("/usr/bin/env", "linked")),
+        ("a readable file", lambda: os.link(data["readme"], "linked")),
+        ("AT_SYMLINK_FOLLOW", lambda: by_descriptor(data["readme"], 0x400, True)),
+        ("AT_EMPTY_PATH", lambda: by_descriptor(data["readme"], 0x1000, False)),
+        ("rename", lambda: os.rename(data["readme"], "renamed")),
+    )
+
+
+def _identity(pid: int | str) -> list[str]:
+    with open(f"/proc/{pid}/status") as file:
+        wanted = ("Uid:", "Gid:", "CapPrm:", "CapEff:")
+        return [line.strip() for line in file if line.startswith(wanted)]
+
+
+def a08(data: dict[str, Any]) -> str:
+    """Setuid programs, run; and becoming somebody without them."""
+    own = _identity("self")
+
+    def run_setuid() -> str:
+        names = ("su", "passwd", "chsh", "newgrp", "mount", "sudo", "pkexec")
+        paths = [f"/usr/bin/{name}" for name in names if os.path.exists(f"/usr/bin/{name}")]
+        program = next((path for path in paths if os.stat(path).st_mode & stat.S_ISUID), None)
+        if program is None:
+            raise Refused("no setuid program on this machine")
+        reader, writer = os.pipe()
+        inside, outside = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(reader, 0)
+            os.dup2(outside, 1)
+            os.dup2(outside, 2)
+            os.execv(program, [program])
+        os.close(outside)
+        try:
+            deadline = time.monotonic() + 3.0
+            while time.monotonic() < deadline:
+                with open(f"/proc/{pid}/comm") as file:
+                    if file.read().strip() == os.path.basename(program):
+                        break
+            gained = _identity(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            raise Refused("it ended at once") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(writer)
+            os.close(inside)
+        if gained != own:  # nor may a capability that was dropped come back
+            return f"{own} became {gained}"
+        raise Refused("gains nothing")
+
+    def become() -> str:
+        before = os.getresuid(), os.getresgid()
+        with contextlib.suppress(OSError):
+            os.setresgid(0, 0, 0)
+        with contextlib.suppress(OSError):
+            os.setresuid(0, 0, 0)
+        if (os.getresuid(), os.getresgid()) != before:
+            return f"{before} became {os.getresuid()}"
+        raise Refused("EPERM")
+
+    return attempt(("run one", run_setuid), ("setresuid", become))
+
+
+def a09(data: dict[str, Any]) -> str:
+    """A setuid and setgid program of one's own."""
+    with open("/usr/bin/id", "rb") as source, open("id", "wb") as copy:
+        copy.write(source.read())
+    try:
+        os.chmod("id", 0o6755)
+    except OSError as error:
+        return f"stopped: chmod {errno.errorcode[error.errno or 0]}"
+    seen = subprocess.run(["./id", "-u"], capture_output=True, text=True).stdout.strip()
+    own = str(os.getuid())
+    return "stopped: no gain" if seen == own else f"SUCCEEDED: {own} became {seen!r}"
+
+
+def a10(data: dict[str, Any]) -> str:
+    """Files by handle, past every path."""
+    handle = (ctypes.c_uint32 * 4)(8, 1, 2, 0)  # the root inode of a file system, mostly
+    mount_id = (ctypes.c_int * 1)()
+    return calls(
+        ("name_to_handle_at", AT_FDCWD, b"/", handle, mount_id, 0),
+        ("open_by_handle_at", AT_FDCWD, handle, os.O_RDONLY),
+    )
+
+
+def _create(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+
+def _fill(folder: str, max_file_bytes: int) -> str:
+    """Write at most `MAX_FILL_BYTES` in files of at most `max_file_bytes`."""
+    written = number = 0
+    while written < MAX_FILL_BYTES:
+        fd = _create(os.path.join(folder, f"fill-{number}"))
+        number += 1
+        size = 0
+        while size < max_file_bytes and written < MAX_FILL_BYTES:
+            num = os.write(fd, MIB[: max_file_bytes - size])
+            size += num
+            written += num
+        os.close(fd)
+    return f"{written >> 20} MiB in {number} files"
+
+
+def a11a(data: dict[str, Any]) -> str:
+    return attempt(("one file", lambda: _fill(".", MAX_FILL_BYTES)))
+
+
+def a11b(data: dict[str, Any]) -> str:
+    return attempt(("many files", lambda: _fill(".", 2**21)))
+
+
+def a12(data: dict[str, Any]) -> str:
+    """More files than there may be, empty ones."""
+
+    def many() -> str:
+        for number in range(3000):
+            os.close(_create(f"inode-{number}"))
+        return "3000 files"
+
+    return attempt(("many", many))
+
+
+def a13(data: dict[str, Any]) -> str:
+    """What is left behind are links, to files and to folders outside."""
+    for name in ("out", "result.json", "../home/out", "../tmp/out"):
+        os.symlink(data["canary"], name)
+    os.symlink(data["home"], "folder")
+    os.mkdir("inner")
+    os.symlink(data["home"], "inner/folder")
+    os.symlink("/", "root")
+    return "left"
+
+
+def a14(data: dict[str, Any]) -> str:
+    """What is left behind changes all the time: a folder, a link, a folder ..."""
+
+    def swap() -> None:
+        os.setsid()
+        while True:
+            os.mkdir("out")
+            os.rmdir("out")
+            os.symlink(data["home"], "out")
+            os.unlink("out")
+
+    forked(swap)
+    return "left"
+
+
+def a15(data: dict[str, Any]) -> str:
+    """What is left behind: pipes, holes, a deep tree, odd names, folders without rights."""
+    os.mkfifo("fifo")
+    fd = _create("sparse")
+    try:
+        os.ftruncate(fd, 2**40)
+    except OSError as error:
+        sparse = errno.errorcode[error.errno or 0]
+    else:
+        sparse = "a terabyte"
+    for name in (b"new\nline", b"\xff\xfe", b"\x1b[31mred", b" ", b"-rf", b"a" * 255):
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600))
+    os.mkdir("sealed")
+    os.close(_create("sealed/file"))
+    os.chmod("sealed", 0)
+    here = os.getcwd()
+    try:
+        for _ in range(1200):  # a path may have 4096 bytes
+            os.mkdir("deep")
+            os.chdir("deep")
+    except OSError as error:
+        depth = errno.errorcode[error.errno or 0]
+    else:
+        depth = "1200 levels"
+    os.chdir("/")
+    return f"left in {here}: sparse {sparse}, depth {depth}"
+
+
+def a16a(data: dict[str, Any]) -> str:
+    """The metadata of files outside."""
+    canary = data["canary"]
+    return attempt(
+        ("chmod", lambda: os.chmod(canary, 0o644)),
+        ("utime", lambda: os.utime(canary, (1, 1))),
+        ("setxattr", lambda: os.setxattr(canary, "user.attack", b"1")),
+        ("chown", lambda: os.chown(canary, -1, -1)),
+        ("stat", lambda: f"{os.stat(canary).st_size} bytes"),
+    )
+
+
+def a16b(data: dict[str, Any]) -> str:
+    """A lock on a file of the host that can be read: whoever else locks it has to wait."""
+
+    def lock() -> str:
+        with open(data["readme"]) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return "locked"
+
+    return attempt(("flock", lock))

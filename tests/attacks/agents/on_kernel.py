@@ -1,0 +1,335 @@
+"""Attacks 33-48: the kernel's attics, and the network."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import resource
+import signal
+import socket
+from functools import partial
+from typing import Any
+
+from calls import Attempt, Refused, attempt, call, calls, forked
+
+MAX_INOTIFY = 300
+TIMEOUT_S = 2.0
+MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, TCP_ULP = 0x20000000, 30, 31
+
+
+def a33(data: dict[str, Any]) -> str:
+    parameters = (ctypes.c_uint32 * 30)()
+    return calls(
+        ("io_uring_setup", 4, parameters),
+        ("io_uring_enter", 0, 0, 0, 0, None, 0),
+        ("io_uring_register", 0, 0, None, 0),
+    )
+
+
+def a34(data: dict[str, Any]) -> str:
+    hardware = (ctypes.c_uint32 * 32)(0, 128)
+    software = (ctypes.c_uint32 * 32)(1, 128)  # type, size
+    map_attributes = (ctypes.c_uint32 * 32)(2, 4, 4, 1)  # an array of one entry
+    return calls(
+        ("bpf", 0, map_attributes, 128),
+        ("perf_event_open", software, 0, -1, -1, 0),
+        ("perf_event_open", hardware, 0, -1, -1, 0),
+    )
+
+
+def a35(data: dict[str, Any]) -> str:
+    user_mode_only = 1
+    return attempt(
+        ("userfaultfd", lambda: call("userfaultfd", os.O_CLOEXEC)),
+        ("user mode", lambda: call("userfaultfd", os.O_CLOEXEC | user_mode_only)),
+        ("its device", lambda: os.open("/dev/userfaultfd", os.O_RDWR)),
+    )
+
+
+def a36(data: dict[str, Any]) -> str:
+    session, get_id = -3, 0
+    return calls(
+        ("add_key", b"user", b"attack", b"x", 1, session),
+        ("request_key", b"user", b"attack", None, session),
+        ("keyctl", get_id, session, 1, 0, 0),
+    )
+
+
+def a37(data: dict[str, Any]) -> str:
+    """With arguments that do nothing even where they are let through."""
+    return calls(
+        ("kexec_load", 0, 0, None, 0),
+        ("kexec_file_load", -1, -1, 0, None, 0),
+        ("init_module", None, 0, b""),
+        ("finit_module", -1, b"", 0),
+        ("delete_module", b"no_such_module", os.O_NONBLOCK),
+        ("reboot", 0, 0, 0, None),
+        ("swapon", b"/nonexistent", 0),
+        ("swapoff", b"/nonexistent"),
+    )
+
+
+def a38(data: dict[str, Any]) -> str:
+    no_randomization, read_implies_exec = 0x0040000, 0x0400000
+    return calls(
+        ("personality", no_randomization),
+        ("personality", read_implies_exec),
+        ("modify_ldt", 1, (ctypes.c_uint32 * 4)(), 16),
+        ("iopl", 3),
+        ("ioperm", 0x80, 1, 1),
+    )
+
+
+def a39(data: dict[str, Any]) -> str:
+    """With times that no clock takes: a refusal has to come before they are looked at."""
+    never = (ctypes.c_int64 * 2)(0, -1)
+    timex = (ctypes.c_int64 * 32)(-1)
+    return calls(
+        ("settimeofday", never, None),
+        ("clock_settime", 0, never),
+        ("adjtimex", timex),
+        ("clock_adjtime", 0, timex),
+    )
+
+
+def a40(data: dict[str, Any]) -> str:
+    """Type into a terminal: also with bits that the kernel does not look at."""
+    push_input, linux = 0x5412, 0x541C
+    attempts: list[Attempt] = []
+    for fd in range(3):
+        for request in (push_input, linux, push_input | 2**32):
+            attempts.append((f"{request:#x}", partial(call, "ioctl", fd, request, b"x")))
+
+    def on_terminal(path: str) -> None:
+        call("ioctl", os.open(path, os.O_RDWR), push_input, b"x")
+
+    return attempt(
+        *attempts,
+        ("/dev/tty", lambda: on_terminal("/dev/tty")),
+        ("/dev/ptmx", lambda: on_terminal("/dev/ptmx")),
+        ("/dev/console", lambda: on_terminal("/dev/console")),
+    )
+
+
+def a41(data: dict[str, Any]) -> str:
+    private, create = 0, 0o1600
+    return calls(
+        ("shmget", private, 4096, create),
+        ("semget", private, 1, create),
+        ("msgget", private, create),
+        ("mq_open", b"attack", os.O_RDWR | os.O_CREAT, 0o600, None),
+    )
+
+
+def a42(data: dict[str, Any]) -> str:
+    def flood() -> str:
+        for _ in range(MAX_INOTIFY):
+            call("inotify_init1", 0)
+        return f"{MAX_INOTIFY} of them"
+
+    return attempt(
+        ("fanotify", lambda: call("fanotify_init", 0, os.O_RDONLY)),
+        ("fanotify, unprivileged", lambda: call("fanotify_init", 0x200, os.O_RDONLY)),
+        ("inotify", flood),
+    )
+
+
+def a43(data: dict[str, Any]) -> str:
+    """A core dump, where the limit can be raised or does not hold."""
+
+    def crash() -> None:
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def raise_limit() -> str:
+        big = (ctypes.c_uint64 * 2)(2**20, 2**20)
+        call("prlimit64", 0, resource.RLIMIT_CORE, big, None)
+        return "RLIMIT_CORE"
+
+    def dump() -> str:
+        _, status = os.waitpid(forked(crash), 0)
+        cores = [name for name in os.listdir(".") if name.startswith("core")]
+        if os.WCOREDUMP(status) or cores:
+            return f"dumped {cores}"
+        raise Refused("no core")
+
+    return attempt(("raise the limit", raise_limit), ("crash", dump))
+
+
+def _connect(address: tuple[str, int], family: int = socket.AF_INET) -> str:
+    with socket.socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(TIMEOUT_S)
+        client.connect(address)
+    return f"connected to {address}"
+
+
+def _datagram(address: tuple[str, int]) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(TIMEOUT_S)
+        client.connect(address)
+        client.send(b"attack")
+        return f"answered {client.recv(16)!r}"  # the host's listener echoes
+
+
+def a44a(data: dict[str, Any]) -> str:
+    """The host's own ports."""
+    return attempt(
+        ("TCP", lambda: _connect(("127.0.0.1", data["tcp"]))),
+        ("TCP, 0.0.0.0", lambda: _connect(("0.0.0.0", data["tcp"]))),
+        ("TCP, mapped", lambda: _connect(("::ffff:127.0.0.1", data["tcp"]), socket.AF_INET6)),
+        ("UDP", lambda: _datagram(("127.0.0.1", data["udp"]))),
+    )
+
+
+def a44b(data: dict[str, Any]) -> str:
+    """The port that leads out, at another address."""
+    return attempt(("TCP", lambda: _connect(("127.0.0.2", data["port"]))))
+
+
+def a45(data: dict[str, Any]) -> str:
+    """Everything beyond this machine."""
+
+    def resolve() -> str:
+        try:
+            return str(socket.getaddrinfo("example.com", 80)[0][4])
+        except socket.gaierror:
+            raise Refused("unknown") from None
+
+    def icmp(kind: int) -> None:
+        socket.socket(socket.AF_INET, kind, socket.IPPROTO_ICMP).close()
+
+    return attempt(
+        ("metadata", lambda: _connect(("169.254.169.254", 80))),
+        ("private", lambda: _connect(("10.0.0.1", 443))),
+        ("public", lambda: _connect(("192.0.2.1", 443))),
+        ("IPv6", lambda: _connect(("2001:db8::1", 443), socket.AF_INET6)),
+        ("DNS", lambda: _datagram(("192.0.2.1", 53))),
+        ("a name", resolve),
+        ("ping", lambda: icmp(socket.SOCK_DGRAM)),
+        ("raw ICMP", lambda: icmp(socket.SOCK_RAW)),
+    )
+
+
+def _unix(address: str, kind: int = socket.SOCK_STREAM) -> str:
+    with socket.socket(socket.AF_UNIX, kind) as client:
+        client.settimeout(TIMEOUT_S)
+        client.connect(address)
+    return f"connected to {address!r}"
+
+
+def a46a(data: dict[str, Any]) -> str:
+    """The host's abstract Unix sockets."""
+    name = "\0" + data["abstract"]
+    return attempt(
+        ("stream", lambda: _unix(name)),
+        ("datagram", lambda: _unix(name + "-datagram", socket.SOCK_DGRAM)),
+    )
+
+
+def a46b(data: dict[str, Any]) -> str:
+    """The host's Unix sockets with a path that cannot be read."""
+
+    def without_socket() -> str:
+        near, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        near.sendto(b"attack", data["home_socket"] + "-datagram")
+        return "sent from a socket pair"
+
+    return attempt(
+        ("stream", lambda: _unix(data["home_socket"])),
+        ("datagram", lambda: _unix(data["home_socket"] + "-datagram", socket.SOCK_DGRAM)),
+        ("socketpair", without_socket),
+    )
+
+
+def a46c(data: dict[str, Any]) -> str:
+    """The host's Unix sockets in a folder that can be read."""
+    return attempt(("stream", lambda: _unix(data["project_socket"])))
+
+
+def _sockets(*kinds: tuple[int, int, int]) -> str:
+    attempts: list[Attempt] = []
+    for family, kind, protocol in kinds:
+        arguments = family, kind, protocol
+        attempts.append((f"{arguments}", partial(socket.socket, *arguments)))
+    return attempt(*attempts)
+
+
+def a47a(data: dict[str, Any]) -> str:
+    """Families that a network namespace does not confine, or that have a history."""
+    raw, stream, datagram, sequential = 3, 1, 2, 5
+    netlink = [(16, raw, protocol) for protocol in (0, 6, 12, 15, 16)]
+    packet = [(17, raw, 0x0300), (17, datagram, 0)]
+    vsock = [(40, stream, 0), (40, datagram, 0), (40, sequential, 0)]
+    others = [(family, raw, 0) for family in (38, 44, 15, 29, 31, 42)]
+    rare = [(30, sequential, 0), (43, stream, 0), (41, datagram, 0), (21, sequential, 0)]
+    internet = [(2, raw, 255), (10, raw, 58), (2, raw, 1), (2, stream, 256), (2, datagram, 136)]
+    return _sockets(*netlink, *packet, *vsock, *others, *rare, *internet)
+
+
+def a47b(data: dict[str, Any]) -> str:
+    """Raw sockets, SCTP and DCCP by their type alone."""
+    raw, sequential, dccp, rdm = 3, 5, 6, 4
+    kinds = [(family, kind, 0) for family in (2, 10) for kind in (raw, sequential, dccp, rdm)]
+    return _sockets(*kinds, (2, raw, 6), (2, raw, 17))
+
+
+def a48a(data: dict[str, Any]) -> str:
+    """Past a rule for TCP ports: Multipath TCP, and fast open, which connects without connect."""
+    target = ("127.0.0.1", data["tcp"])
+
+    def multipath() -> str:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as client:
+            client.settimeout(TIMEOUT_S)
+            client.connect(target)
+        return "connected"
+
+    def fast(send: Any) -> str:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.settimeout(TIMEOUT_S)
+            return f"sent {send(client)} bytes"
+
+    def option(client: socket.socket) -> int:
+        client.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+        client.connect(target)
+        return client.send(b"attack")
+
+    def many(client: socket.socket) -> int:
+        return call("sendmmsg", client.fileno(), (ctypes.c_uint64 * 16)(), 1, MSG_FASTOPEN)
+
+    return attempt(
+        ("Multipath TCP", multipath),
+        ("sendto", lambda: fast(lambda client: client.sendto(b"attack", MSG_FASTOPEN, target))),
+        (
+            "sendmsg",
+            lambda: fast(lambda client: client.sendmsg([b"attack"], [], MSG_FASTOPEN, target)),
+        ),
+        ("sendmmsg", lambda: fast(many)),
+        ("TCP_FASTOPEN_CONNECT", lambda: fast(option)),
+    )
+
+
+def a48b(data: dict[str, Any]) -> str:
+    """A TCP socket turned into something that the rules for TCP do not know."""
+
+    def turn(protocol: bytes) -> str:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, protocol)
+        return protocol.decode()
+
+    return attempt(*((name.decode(), lambda name=name: turn(name)) for name in (b"smc", b"mptcp")))
+
+
+def network_settings(data: dict[str, Any]) -> str:
+    """Change the host's network: here to what it is already, which takes the same right."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as control:
+        try:
+            request = fcntl.ioctl(control, 0x8913, b"lo".ljust(40, b"\0"))  # SIOCGIFFLAGS
+            fcntl.ioctl(control, 0x8914, request)  # SIOCSIFFLAGS
+        except OSError as error:
+            return f"stopped: {errno.errorcode[error.errno or 0]}"
+    return "SUCCEEDED: the flags of lo can be set"
+
+
+a47c = network_settings

@@ -1,0 +1,368 @@
+"""Attacks 50-58 and 69-74: exhaustion, hostile results, and ways to the next rollout.
+
+All of it is bounded: where nothing stops an attack, it ends by itself before it hurts the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from typing import Any
+
+from calls import Attempt, Refused, attempt, call, forked
+from on_processes import siblings_folders
+
+RESULT_FD = 3
+MIB = 2**20
+HOLD_S = 1.5
+"""Longer than limits that are polled take to notice."""
+MADV_DONTNEED = 4
+
+
+def a50(data: dict[str, Any]) -> str:
+    def as_mapping() -> None:
+        mmap.mmap(-1, 5 * 2**30)
+
+    return attempt(("bytes", lambda: len(bytearray(5 * 2**30))), ("mmap", as_mapping))
+
+
+def _hold(num_processes: int, take: Any) -> str:
+    """Each process takes its part and holds it; "SUCCEEDED" if all of them could."""
+    reader, writer = os.pipe()
+    for _ in range(num_processes):
+
+        def part() -> None:
+            kept = take()
+            os.write(writer, b"x" if kept else b"-")
+            time.sleep(HOLD_S)
+
+        forked(part)
+    os.close(writer)
+    taken = b""
+    while len(taken) < num_processes:
+        part_of_it = os.read(reader, num_processes)
+        if not part_of_it:
+            return f"stopped: {len(taken)} of {num_processes} processes got their part"
+        taken += part_of_it
+    if b"-" in taken:
+        return f"stopped: {taken.count(b'x')} of {num_processes} processes got their part"
+    time.sleep(HOLD_S)
+    return f"SUCCEEDED: {num_processes} processes hold {{}} MiB together"
+
+
+def a51a(data: dict[str, Any]) -> str:
+    """Processes that are each below the limit of one: private memory."""
+    return _hold(6, lambda: bytearray(b"x" * (50 * MIB))).format(300)
+
+
+def a51b(data: dict[str, Any]) -> str:
+    """The same in shared memory, which no process has in its table of pages any more."""
+
+    def take() -> object:
+        region = mmap.mmap(-1, 50 * MIB, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        for at in range(0, len(region), 4096):
+            region[at] = 1
+        region.madvise(MADV_DONTNEED)
+        return region
+
+    return _hold(6, take).format(300)
+
+
+def a51c(data: dict[str, Any]) -> str:
+    """The same in the buffers of sockets, which are the kernel's."""
+
+    def take() -> object:
+        pairs, held = [], 0
+        while held < 30 * MIB:
+            try:
+                near, far = socket.socketpair()
+            except OSError:
+                break
+            pairs.append((near, far))
+            for end in (near, far):
+                end.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        held += end.send(b"x" * 65536)
+        return pairs if held >= 30 * MIB else None
+
+    return _hold(6, take).format(180)
+
+
+def a52(data: dict[str, Any]) -> str:
+    """Memory in files without a path, and in /dev/shm."""
+
+    def in_shm() -> str:
+        for number in range(20):
+            with open(f"/dev/shm/attack-{number}", "wb", buffering=0) as file:
+                for _ in range(2):
+                    file.write(b"x" * MIB)
+        return "40 MiB"
+
+    def large() -> str:
+        with open("/dev/shm/attack", "wb", buffering=0) as file:
+            for _ in range(40):
+                file.write(b"x" * MIB)
+        return "40 MiB"
+
+    return attempt(
+        ("memfd_create", lambda: call("memfd_create", b"attack", 0)),
+        ("memfd_secret", lambda: call("memfd_secret", 0)),
+        ("one file", large),
+        ("many files", in_shm),
+    )
+
+
+def _burn(seconds: float) -> None:
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def _serially(fork: Any) -> str:
+    """Children one after the other, each well below the limit of one process: 1.5 s of CPU."""
+    for _ in range(6):
+        reader, writer = os.pipe()
+        pid = fork()
+        if pid == 0:
+            _burn(0.25)
+            os._exit(0)
+        os.close(writer)
+        os.read(reader, 1)  # its end
+        os.close(reader)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    time.sleep(HOLD_S / 2)
+    return "SUCCEEDED: 1.5 s of CPU in six processes"
+
+
+def a53a(data: dict[str, Any]) -> str:
+    return _serially(os.fork)
+
+
+def a53b(data: dict[str, Any]) -> str:
+    """The kernel adds no time of children that their parent does not wait for."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    return _serially(os.fork)
+
+
+def a53c(data: dict[str, Any]) -> str:
+    """Children of the parent: their time is not this child's."""
+    clone_parent = 0x8000
+    try:
+        return _serially(lambda: call("clone", clone_parent | signal.SIGCHLD, 0, 0, 0, 0))
+    except OSError as error:
+        return f"stopped: {errno.errorcode[error.errno or 0]}"
+
+
+def a55a(data: dict[str, Any]) -> str:
+    """One endless line, to stdout or stderr."""
+    while True:
+        os.write(data["fd"], b"x" * 65536)
+
+
+def a55b(data: dict[str, Any]) -> str:
+    """Words for the terminal of whoever reads them."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.write("\x1b]0;title\x07\x1b[31mred\x1b[2J\r\u202etxt.exe\u2028\x9b0m")
+    raise ValueError("\x1b[31m\r\u202e")
+
+
+RESULTS = {
+    "huge": b'{"ok": "' + b"x" * MIB + b'"}',
+    "deep": b'{"ok": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+    "duplicate": b'{"ok": 1, "ok": 2}',
+    "nan": b'{"ok": NaN}',
+    "infinite": b'{"ok": 1e999}',
+    "digits": b'{"ok": ' + b"9" * 20_000 + b"}",
+    "pickle": b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93.",
+    "bytes": bytes(range(256)),
+    "surrogate": b'{"ok": "\\ud800"}',
+}
+
+
+def a56(data: dict[str, Any]) -> None:
+    """A result message of one's own."""
+    view = memoryview(RESULTS[data["result"]])
+    while view:
+        view = view[os.write(RESULT_FD, view) :]
+    os._exit(0)
+
+
+def a57(data: dict[str, Any]) -> str:
+    """A grandchild that keeps the result pipe, and the others, open."""
+
+    def stay() -> None:
+        os.setsid()
+        time.sleep(600)
+
+    forked(stay)
+    return "left"
+
+
+def a58(data: dict[str, Any]) -> str:
+    def exhaust() -> str:
+        fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(2000)]
+        return f"{len(fds)} descriptors"
+
+    def in_flight() -> str:
+        """Descriptors that wait in a socket count for no process's limit, but for their own."""
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        for _ in range(100):
+            fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(100)]
+            socket.send_fds(near, [b"x"], fds)
+            for fd in fds:
+                os.close(fd)
+        return f"10000 descriptors in flight to {far.fileno()}"
+
+    try:
+        opened = attempt(("open", exhaust))
+    finally:
+        os.closerange(4, 4096)
+    return opened if opened.startswith("SUCCEEDED") else f"{opened}, {_bounded(in_flight)}"
+
+
+def _bounded(act: Any) -> str:
+    return attempt(("in flight", act)).removeprefix("stopped: ")
+
+
+TRAPS = {
+    "sitecustomize.py": "print('TRAPPED')\n",
+    "usercustomize.py": "print('TRAPPED')\n",
+    "trap.pth": "import sys; print('TRAPPED')\n",
+    "trap.cjs": "console.log('TRAPPED')\n",
+    ".npmrc": "node-options=--require ./trap.cjs\n",
+    ".bashrc": "echo TRAPPED\n",
+    ".profile": "echo TRAPPED\n",
+}
+
+
+def a70(data: dict[str, Any]) -> str:
+    """Poison for interpreters of the next child; or, as the next, whether any of it works."""
+    site = f".local/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    home = os.environ["HOME"]
+    folders = [os.getcwd(), home, os.environ["TMPDIR"], os.path.join(home, site), *sys.path]
+    if data["part"] == "next":
+        outputs = []
+        for argv in ([sys.executable, "-c", "pass"], ["/bin/bash", "-ic", "true"]):
+            with contextlib.suppress(FileNotFoundError):
+                outputs.append(subprocess.run(argv, capture_output=True, text=True).stdout)
+        told = {
+            name: os.environ[name] for name in ("NODE_OPTIONS", "BASH_ENV") if name in os.environ
+        }
+        trapped = [output for output in outputs if "TRAPPED" in output]
+        return f"SUCCEEDED: {trapped} {told}" if trapped or told else "stopped: absent"
+    os.makedirs(os.path.join(home, site), exist_ok=True)
+    os.environ.update(NODE_OPTIONS="--require ./trap.cjs", PYTHONSTARTUP="x", BASH_ENV=".bashrc")
+    for folder in folders:
+        for name, content in TRAPS.items():
+            with contextlib.suppress(OSError), open(os.path.join(folder, name), "w") as file:
+                file.write(content)
+    return "left"
+
+
+def a71a(data: dict[str, Any]) -> str:
+    """Write to what the next rollout runs: the interpreter's files, the zygote's memory."""
+    parent = os.getppid() or 1
+    attempts: list[Attempt] = []
+    for folder in [sys.prefix, *sys.path, os.path.dirname(os.__file__)]:
+        if os.path.isdir(folder):
+            path = os.path.join(folder, "attack.py")
+            attempts.append(("a module", partial(open, path, "w")))
+    for path in (os.__file__, sys.executable, __file__):
+        attempts.append(("replace one", partial(open, path, "r+b")))
+    attempts += [
+        ("its memory", lambda: open(f"/proc/{parent}/mem", "r+b").close()),
+        ("the program's text", _write_own_text),
+    ]
+    return attempt(*attempts)
+
+
+def _write_own_text() -> str:
+    """/proc/self/mem writes to pages that are mapped read-only: the file must not change."""
+    with open(os.__file__, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 16, mmap.MAP_PRIVATE, mmap.PROT_READ)
+        before = file.read(16)
+    with open("/proc/self/maps") as maps:
+        line = next(line for line in maps if os.__file__ in line)
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(int(line.split("-")[0], 16))
+        memory.write(b"#" * 16)
+    with open(os.__file__, "rb") as file:
+        if file.read(16) != before:
+            return "changed the file"
+    raise Refused("a copy" if mapped[:1] == b"#" else "nothing")
+
+
+def a71c(data: dict[str, Any]) -> str:
+    """Read and write the files of siblings, and of the zygote."""
+    attempts: list[Attempt] = []
+    for folder in siblings_folders():
+        attempts += [
+            ("list", partial(os.listdir, folder)),
+            ("write", partial(open, os.path.join(folder, "attack"), "w")),
+            ("remove", partial(os.rmdir, os.path.join(folder, "..", "tmp"))),
+        ]
+    home = os.path.join(os.getcwd(), "..", "..", "zygote")
+    attempts += [
+        ("the zygote's", partial(os.listdir, home)),
+        ("write the zygote's", partial(open, os.path.join(home, "attack"), "w")),
+    ]
+    return attempt(*attempts)
+
+
+SHARED: list[mmap.mmap] = []
+
+
+def a71b(data: dict[str, Any]) -> str:
+    """Memory that the import made, shared: what one child writes the next one reads."""
+    (region,) = SHARED
+    if data["part"] == "writer":
+        region[:5] = b"hello"
+        return "left"
+    seen = region[:5]
+    return "stopped: nothing there" if seen == b"\0" * 5 else f"SUCCEEDED: read {seen!r}"
+
+
+def a69b(data: dict[str, Any]) -> str:
+    """Whether the limits hold that the import's code has torn out, see `import_attacks`."""
+
+    def many() -> str:
+        return f"{len([os.open('/dev/null', os.O_RDONLY) for _ in range(400)])} descriptors"
+
+    return attempt(("open files", many), ("address space", _gibibyte))
+
+
+def _gibibyte() -> str:
+    """Twice what a process may have; of the host's memory it takes nothing."""
+    mmap.mmap(-1, 2**30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    return "1 GiB"
+
+
+def a69c(data: dict[str, Any]) -> str:
+    return attempt(("address space", _gibibyte))
+
+
+def undisturbed(data: dict[str, Any]) -> str:
+    """Not an attack: a sibling that waits for a word, and then does what children do."""
+    keep = bytearray(os.urandom(64)) * 1000
+    before = ctypes.string_at(bytes(keep), 64)
+    with socket.create_connection(("127.0.0.1", data["port"]), timeout=60) as door:
+        door.sendall(b"up")
+        door.recv(1)
+    with open("file", "w") as file:
+        file.write("content")
+    with open("file") as file:
+        same = file.read() == "content" and bytes(keep[:64]) == before
+    _, status = os.waitpid(forked(lambda: None), 0)
+    return "undisturbed" if same and status == 0 else "disturbed"

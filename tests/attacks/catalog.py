@@ -1,0 +1,420 @@
+"""What each tier of the sandbox does about each attack. Pure data.
+
+`test_attacks` holds every cell against what really happens, those of attacks that are not stopped,
+too. Titles and reasons are what `docs/security.md` shows (`write_table.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+TIERS = ("namespaces", "process")
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attack ends."""
+
+    stopped: bool
+    says: str
+    """Stopped: the way. Not stopped: why not, as a sentence."""
+    reasons: frozenset[str] = frozenset()
+    """The error codes, signals and endings that count as stopped; any other one would mean that
+    the attack failed for a reason of its own."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    number: str
+    title: str
+    ends: Mapping[str, End]
+    """Tier → its end."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Of the children, where they differ from the stage's."""
+    wall_s: float | None = None
+
+    @property
+    def function(self) -> str:
+        return f"a{int(self.number[:2]):02}{self.number[2:]}"
+
+    @property
+    def line(self) -> int:
+        """The number without its letter: rows that share one belong together."""
+        return int(self.number[:2])
+
+
+def stopped(says: str, reasons: str = "") -> End:
+    return End(True, says, frozenset(reasons.split()))
+
+
+def open_(says: str) -> End:
+    return End(False, says)
+
+
+def row(number: str, title: str, namespaces: End, process: End | None = None) -> Attack:
+    """The same end in both tiers, unless there are two."""
+    return Attack(number, title, {"namespaces": namespaces, "process": process or namespaces})
+
+
+def limited(attack: Attack, wall_s: float | None = None, **limits: int) -> Attack:
+    return Attack(attack.number, attack.title, attack.ends, limits, wall_s)
+
+
+def _seccomp(reasons: str = "EPERM ENOSYS") -> End:
+    return stopped("refused by seccomp", reasons)
+
+
+MIB = 2**20
+_ABSENT = "absent from the child's view"
+_NO_TOTALS = "Limits are per process here, and processes are not limited in number"
+
+FILES = (
+    row(
+        "01",
+        "read the superuser's home, /etc/passwd, others' homes, a hidden folder",
+        stopped(_ABSENT, "ENOENT"),
+        stopped("refused by Landlock", "EACCES"),
+    ),
+    row(
+        "02",
+        "write to /, /usr, the interpreter, the project",
+        stopped("mounted read-only", "EROFS EACCES"),
+        stopped("refused by Landlock", "EACCES ETXTBSY"),
+    ),
+    row(
+        "03",
+        "`../`, /proc/self/root, links that lead outside",
+        stopped("the child's own view", "ENOENT"),
+        stopped("refused by Landlock", "EACCES"),
+    ),
+    row(
+        "04",
+        "/proc/1/root; environment, memory, files of other processes",
+        stopped(_ABSENT, "ENOENT"),
+        stopped("refused by Landlock", "EACCES"),
+    ),
+    row("05", "mount, umount, fsopen, open_tree, pivot_root, chroot", _seccomp("EPERM")),
+    row("06", "make a device", stopped("no capability", "EPERM")),
+    row(
+        "07",
+        "hard link, or move, a file from outside into the work directory",
+        stopped("other mounts", "ENOENT EXDEV"),
+        stopped("refused by Landlock", "EXDEV EACCES EPERM"),
+    ),
+    row("08", "setuid programs; setresuid", stopped("no_new_privs: no gain", "EPERM")),
+    row("09", "a setuid program of one's own", stopped("no gain")),
+    row("10", "open_by_handle_at", _seccomp("EPERM")),
+    row("11a", "fill the disk with one file", stopped("limit per file", "EFBIG")),
+    row(
+        "11b",
+        "fill the disk with many files",
+        stopped("a small file system of its own", "ENOSPC"),
+        open_("Only the size of each file is limited."),
+    ),
+    row(
+        "12",
+        "use up the inodes",
+        stopped("a small file system of its own", "ENOSPC"),
+        open_("The number of files is not limited."),
+    ),
+    row("13", "leave links to files and folders outside", stopped("not followed")),
+    row("14", "leave a folder that becomes a link and back", stopped("killed before it is read")),
+    row("15", "leave FIFOs, holes, deep trees, odd names", stopped("removed, within bounds")),
+    row(
+        "16a",
+        "stat, chmod, utime, setxattr outside",
+        stopped(_ABSENT, "ENOENT"),
+        open_("Landlock does not cover metadata: this user's own files can be changed in it."),
+    ),
+    row(
+        "16b",
+        "lock a readable file of the host",
+        open_("Who may read a file may lock it (flock): others who lock it have to wait."),
+    ),
+)
+
+PROCESSES = (
+    row(
+        "17",
+        "signal the parent, pid 1, anybody",
+        stopped("there is nobody", "ESRCH EPERM"),
+        stopped("refused by Landlock", "EPERM"),
+    ),
+    row(
+        "18",
+        "ptrace, process_vm_readv, pidfd_getfd",
+        stopped("refused by seccomp", "EPERM ESRCH ENOENT"),
+        stopped("refused by seccomp and Landlock", "EPERM EACCES"),
+    ),
+    row(
+        "19",
+        "list other processes",
+        stopped(_ABSENT),
+        open_("/proc is the host's: names, command lines and numbers of open files can be seen."),
+    ),
+    row("20", "a daemon that ignores every signal", stopped("killed when the run ends")),
+    row(
+        "21",
+        "a fork bomb",
+        stopped("limit of processes", "EAGAIN"),
+        open_("Processes are not limited in number; all are killed when the run ends."),
+    ),
+    row("22", "a user namespace by unshare, clone, clone3", _seccomp()),
+    row(
+        "23",
+        "setns into others' namespaces",
+        stopped("absent, and refused by seccomp", "ENOENT EPERM ESRCH"),
+        stopped("refused by Landlock and seccomp", "EACCES EPERM"),
+    ),
+    row("24a", "the x32 entry point", stopped("killed by seccomp", "SIGNALED SIGSYS")),
+    row("24b", "the i386 entry point", stopped("killed by seccomp", "SIGNALED SIGSYS SIGSEGV")),
+    row("25", "real-time scheduling, negative nice, affinity", _seccomp("EPERM EACCES")),
+    row(
+        "26a",
+        "raise one's own limits, lower oom_score_adj",
+        stopped("no right", "EPERM EROFS EACCES"),
+    ),
+    row(
+        "26b",
+        "lower limits and priority of a process outside",
+        stopped(_ABSENT, "ESRCH EPERM"),
+        _seccomp("EPERM"),
+    ),
+    row("27", "inherited descriptors", stopped("/dev/null and three pipes are all there is")),
+    row("28", "keys of the trainer in the environment", stopped("a clean start")),
+    row("29", "keys of others in one's own memory", stopped("none there")),
+    row(
+        "30",
+        "host paths in mountinfo",
+        open_("It names the device, and where on it the readable folders lie."),
+        open_("The mounts are the host's."),
+    ),
+    row(
+        "31",
+        "/proc/keys, kallsyms, kmsg, core_pattern, /sys",
+        stopped(_ABSENT, "ENOENT"),
+        open_("/proc is the host's; /sys and /dev are refused by Landlock."),
+    ),
+    row("32a", "random numbers of siblings", stopped("reseeded in each child")),
+    row(
+        "32b",
+        "hash seed and addresses of siblings",
+        open_("Children are forks of one zygote: both are its own, drawn once per zygote."),
+    ),
+)
+
+KERNEL = (
+    row("33", "io_uring", _seccomp("EPERM")),
+    row("34", "bpf, perf_event_open", _seccomp("EPERM")),
+    row("35", "userfaultfd", _seccomp("EPERM ENOENT EACCES")),
+    row("36", "keyctl, add_key, request_key", _seccomp("EPERM")),
+    row("37", "kexec, modules, reboot, swap", _seccomp("EPERM")),
+    row("38", "personality, modify_ldt, iopl", _seccomp("EPERM")),
+    row("39", "set the clock", _seccomp("EPERM")),
+    row("40", "TIOCSTI, TIOCLINUX", _seccomp("EPERM ENOENT EACCES")),
+    row("41", "System V and POSIX queues and shared memory", _seccomp("EPERM")),
+    row("42", "fanotify, inotify flood", stopped("refused, bounded by open files", "EPERM EMFILE")),
+    row("43", "a core dump", stopped("its limit is 0, for good", "EPERM")),
+)
+
+NETWORK = (
+    row(
+        "44a",
+        "ports of the host's loopback",
+        stopped("a network of its own", "ECONNREFUSED"),
+        stopped("refused by Landlock; UDP by seccomp", "EACCES EPERM"),
+    ),
+    row(
+        "44b",
+        "the proxy's port, at another address",
+        stopped("a network of its own", "ECONNREFUSED"),
+        open_("Landlock's rules name ports, not addresses."),
+    ),
+    row(
+        "45",
+        "metadata address, LAN, DNS, UDP, ICMP",
+        stopped("there is no route", "ENETUNREACH EPERM"),
+        stopped("refused by Landlock and seccomp", "EACCES EPERM"),
+    ),
+    row(
+        "46a",
+        "the host's abstract Unix sockets",
+        stopped("a network of its own", "ECONNREFUSED"),
+        stopped("refused by Landlock", "EPERM"),
+    ),
+    row(
+        "46b",
+        "the host's Unix sockets in the file system",
+        stopped(_ABSENT, "ENOENT"),
+        _seccomp("EPERM"),
+    ),
+    row(
+        "46c",
+        "Unix sockets in a readable folder",
+        open_("A read-only mount does not stop it: show no folder that has sockets in it."),
+        _seccomp("EPERM"),
+    ),
+    row("47a", "netlink, packet, vsock, AF_ALG, XDP, SMC and other families", _seccomp("EPERM")),
+    row(
+        "47b",
+        "raw sockets, SCTP, DCCP",
+        stopped("no capability; no such protocol", "EPERM EPROTONOSUPPORT ESOCKTNOSUPPORT"),
+        _seccomp("EPERM"),
+    ),
+    row("47c", "settings of network devices", stopped("no capability", "EPERM")),
+    row("48a", "Multipath TCP, TCP fast open", _seccomp("EPERM")),
+    row(
+        "48b",
+        "a TCP socket turned into SMC",
+        stopped("the kernel has none, or seccomp", "ENOENT ENOTSUP EPERM"),
+    ),
+    row(
+        "49",
+        "pass a descriptor to a sibling",
+        stopped("nothing is shared", "ECONNREFUSED ENOENT"),
+        _seccomp("EPERM"),
+    ),
+)
+
+_TOTAL = 150 * MIB
+RESOURCES = (
+    row("50", "one allocation of 5 GB", stopped("limit of the address space", "ENOMEM")),
+    limited(
+        row(
+            "51a",
+            "processes that are each below the limit: private memory",
+            stopped("limit of their sum, polled twice a second", "MEMORY_LIMIT"),
+            open_(f"{_NO_TOTALS}."),
+        ),
+        total_memory_bytes=_TOTAL,
+    ),
+    limited(
+        row(
+            "51b",
+            "the same in shared memory that is not mapped at the moment",
+            open_("It counts for no process; bounded by address space times processes."),
+            open_(f"{_NO_TOTALS}."),
+        ),
+        total_memory_bytes=_TOTAL,
+    ),
+    limited(
+        row(
+            "51c",
+            "the same in the buffers of sockets",
+            open_("They count for no process; bounded by open files times processes."),
+            open_(f"{_NO_TOTALS}."),
+        ),
+        total_memory_bytes=_TOTAL,
+    ),
+    row(
+        "52",
+        "memfd, /dev/shm",
+        stopped("refused by seccomp; part of the small file system", "EPERM EFBIG ENOSPC"),
+        stopped("refused by seccomp and Landlock", "EPERM EACCES"),
+    ),
+    *(
+        limited(attack, cpu_s=1, total_cpu_s=1)
+        for attack in (
+            row(
+                "53a",
+                "serial forks, each below the CPU limit",
+                stopped("limit of their sum, polled twice a second", "CPU_LIMIT"),
+                open_(f"{_NO_TOTALS}; the wall clock ends it."),
+            ),
+            row(
+                "53b",
+                "the same, with SIGCHLD ignored",
+                open_("Time of children that nobody waits for is lost; the wall clock ends it."),
+                open_(f"{_NO_TOTALS}; the wall clock ends it."),
+            ),
+            row(
+                "53c",
+                "the same, as children of the parent",
+                _seccomp("EPERM"),
+            ),
+        )
+    ),
+    limited(
+        row("54a", "ignore every signal and stay", stopped("killed at its deadline", "TIMEOUT")),
+        wall_s=1.0,
+    ),
+    limited(
+        row(
+            "54b",
+            "ignore every signal, SIGXCPU too, and burn",
+            stopped("killed at the limit", "SIGNALED SIGKILL CPU_LIMIT"),
+            stopped("killed at the limit", "SIGNALED SIGKILL"),
+        ),
+        cpu_s=1,
+    ),
+    row("55a", "a flood of one endless line", stopped("ended by name", "OUTPUT_LIMIT")),
+    row("55b", "escapes for the terminal", stopped("shown as text")),
+    row(
+        "56",
+        "a huge, deep, duplicate-keyed, NaN-laden, pickled result",
+        stopped("ended by name", "RESULT_LIMIT BAD_RESULT"),
+    ),
+    row("57", "a grandchild keeps the pipes open", stopped("killed, not waited for")),
+    row(
+        "58",
+        "use up descriptors, also in flight",
+        stopped("limits of the child", "EMFILE ETOOMANYREFS"),
+    ),
+)
+
+HOUSE = (
+    row(
+        "69a",
+        "an import that reads, connects, signals",
+        stopped("enclosed before it"),
+    ),
+    row(
+        "69b",
+        "an import that tears out the limits of its children",
+        open_(
+            "A child's last steps are code in the zygote: its agent can undo its own limits per "
+            "process, but nothing of what encloses the zygote."
+        ),
+    ),
+    row(
+        "69c",
+        "an import that takes more memory than a child may",
+        stopped("the zygote has the limit of one process", "ENOMEM"),
+    ),
+    row("70a", "LD_*, PYTHON* variables in a spec", stopped("refused, named")),
+    row("70b", "sitecustomize, NODE_OPTIONS, .pth, .bashrc for the next child", stopped(_ABSENT)),
+    row(
+        "71a",
+        "write to the interpreter's files or the zygote's memory",
+        stopped("mounted read-only, absent", "EROFS EACCES ENOENT"),
+        stopped("refused by Landlock", "EACCES ETXTBSY"),
+    ),
+    row(
+        "71b",
+        "shared memory made by the import, from one child to the next",
+        open_("Mappings that are shared stay so in every child of the zygote: of one agent only."),
+    ),
+    row(
+        "71c",
+        "read and write the files of siblings and of the zygote",
+        stopped(_ABSENT, "ENOENT EROFS"),
+        stopped("refused by Landlock", "EACCES ENOENT"),
+    ),
+    row("72a", "data that is huge, with NULs, not JSON", stopped("a named error, or it runs")),
+    row(
+        "72b",
+        "data nested without end",
+        stopped("a named error"),
+    ),
+    row("74", "an agent's name that is a path", stopped("a named error")),
+)
+
+ATTACKS = (*FILES, *PROCESSES, *KERNEL, *NETWORK, *RESOURCES, *HOUSE)
+
+ELSEWHERE: Mapping[str, str] = {
+    "59-68": "the proxy: see tests/proxy",
+    "73": "the grader runs outside: it gets texts and numbers that are bounded and cleaned, and no "
+    "files leave a child",
+}
+"""Lines that are not the sandbox's to stop."""

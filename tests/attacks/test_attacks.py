@@ -1,0 +1,322 @@
+"""Every attack of the catalogue, attempted in every tier, and what came of it held against its row.
+
+A row that says "not stopped" is held to that, too: the attack has to succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from catalog import ATTACKS, ELSEWHERE, TIERS, Attack
+from write_table import BEGIN, END, table, with_table
+
+from sandbox import ChildReport, Ending, SandboxSpec, SpecError, ZygoteFailed
+
+pytestmark = pytest.mark.attacks
+
+# Codes of errors, signals and endings, within what an attack says of its end.
+_REASONS = re.compile(
+    rf"\b(?:E[A-Z]{{2,}}|SIG[A-Z]+|{'|'.join(ending.name for ending in Ending)})\b"
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e]")
+
+Observe = Callable[[Any, Any, Attack], Awaitable[str]]
+OBSERVE: dict[str, Observe] = {}
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"a{attack.number}")
+def test_it_ends_as_the_catalogue_says(stage: Any, attack: Attack) -> None:
+    observe = OBSERVE.get(attack.number, _run)
+
+    async def go() -> str:
+        zygote = await stage.zygote(**attack.limits)
+        async with stage.beside_a_sibling(zygote):
+            return await observe(stage, zygote, attack)
+
+    observed = stage.run(go())
+    expected = attack.ends[stage.tier]
+    assert observed.startswith("stopped: " if expected.stopped else "SUCCEEDED: "), observed
+    if expected.stopped:
+        unexpected = set(_REASONS.findall(observed)) - expected.reasons
+        assert not unexpected, f"it failed for another reason than the sandbox: {observed}"
+    assert stage.world.is_intact()
+    assert stage.children_folders() == [], "what children leave is removed"
+
+
+def test_every_line_is_in_the_catalogue() -> None:
+    elsewhere: set[int] = set()
+    for numbers in ELSEWHERE:
+        first, _, last = numbers.partition("-")
+        elsewhere.update(range(int(first), int(last or first) + 1))
+    lines = {attack.line for attack in ATTACKS}
+    assert not lines & elsewhere
+    assert lines | elsewhere == set(range(1, 75))
+    assert len({attack.number for attack in ATTACKS}) == len(ATTACKS)
+    assert all(attack.ends.keys() == set(TIERS) for attack in ATTACKS)
+    assert all(end.says.strip() for attack in ATTACKS for end in attack.ends.values())
+
+
+def test_the_page_shows_the_present_table() -> None:
+    page = Path(__file__).parents[2] / "docs" / "security.md"
+    if not page.exists():
+        pytest.skip(f"{page} is not there")
+    text = page.read_text()
+    assert text == with_table(text), "run: python tests/attacks/write_table.py docs/security.md"
+
+
+def test_the_table_goes_between_its_markers() -> None:
+    page = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert page == f"before\n{BEGIN}\n{table()}\n{END}\nafter\n"
+    assert with_table(page) == page
+    with pytest.raises(ValueError, match="put both"):
+        with_table("no markers")
+
+
+# How attacks are judged: by what their function says, or how the child ended; else by an observer.
+
+
+async def _run(stage: Any, zygote: Any, attack: Attack, **more: Any) -> str:
+    report = await stage.attack(zygote, attack.function, wall_s=attack.wall_s, **more)
+    return _said(report)
+
+
+def _said(report: ChildReport) -> str:
+    if report.ending is Ending.RETURNED:
+        return str(report.value)
+    return f"stopped: {report.ending.name}: {report.error}"
+
+
+def observes(number: str) -> Callable[[Observe], Observe]:
+    def register(observe: Observe) -> Observe:
+        OBSERVE[number] = observe
+        return observe
+
+    return register
+
+
+@observes("13")
+@observes("14")
+@observes("15")
+async def _leftovers(stage: Any, zygote: Any, attack: Attack) -> str:
+    siblings = stage.children_folders()
+    said = await _run(stage, zygote, attack)
+    assert said.startswith("left"), said
+    left = set(stage.children_folders()).difference(siblings)
+    if left or not stage.world.is_intact():
+        return f"SUCCEEDED: {left}"
+    return "stopped: removed, and what they lead to is untouched"
+
+
+@observes("20")
+async def _daemon(stage: Any, zygote: Any, attack: Attack) -> str:
+    name = f"d-{secrets.token_hex(6)}"
+    report = await stage.attack(zygote, attack.function, daemon=name)
+    assert (report.value, report.num_killed) == ("left", 1), report
+    alive = [pid for pid in _pids() if _name(pid) == name]
+    return f"SUCCEEDED: {alive}" if alive else "stopped: gone"
+
+
+def _pids() -> list[str]:
+    return [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _name(pid: str) -> str:
+    try:
+        return (Path("/proc") / pid / "comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+@observes("29")
+async def _memory(stage: Any, zygote: Any, attack: Attack) -> str:
+    """The child before it, and one beside it, have keys and tasks of their own."""
+    other = {"OTHER_KEY": stage.canary("other")}
+    task = {"task": stage.canary("task")}
+    await stage.attack(zygote, "a28", env=other, **task)
+    beside = asyncio.ensure_future(stage.attack(zygote, "a54a", env=other, wall_s=5.0, **task))
+    report = await stage.attack(zygote, attack.function, env={"KEY": stage.canary("own")})
+    beside.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beside
+    return _said(report)
+
+
+async def _of_siblings(stage: Any, zygote: Any, names: list[str]) -> str:
+    reports = [await stage.attack(zygote, "a32") for _ in range(2)]
+    one, other = (report.value for report in reports)
+    same = [name for name in names if one[name] == other[name]]
+    return f"SUCCEEDED: same {same}" if same else "stopped: all different"
+
+
+@observes("32a")
+async def _random(stage: Any, zygote: Any, attack: Attack) -> str:
+    return await _of_siblings(stage, zygote, ["random", "tls", "uuid"])
+
+
+@observes("32b")
+async def _hash_seed(stage: Any, zygote: Any, attack: Attack) -> str:
+    return await _of_siblings(stage, zygote, ["hash seed", "addresses"])
+
+
+@observes("49")
+async def _descriptor(stage: Any, zygote: Any, attack: Attack) -> str:
+    name = f"s-{secrets.token_hex(6)}"
+    runs = [
+        stage.attack(zygote, attack.function, part=part, name=name)
+        for part in ("receiver", "sender")
+    ]
+    received, sent = [_said(report) for report in await asyncio.gather(*runs)]
+    return received if received.startswith("SUCCEEDED") else sent
+
+
+@observes("55a")
+async def _flood(stage: Any, zygote: Any, attack: Attack) -> str:
+    reports = [await stage.attack(zygote, attack.function, fd=fd) for fd in (1, 2)]
+    assert all(len(report.stdout_tail + report.stderr_tail) <= 2**14 for report in reports)
+    return "stopped: " + ", ".join(_said(report) for report in reports)
+
+
+@observes("55b")
+async def _escapes(stage: Any, zygote: Any, attack: Attack) -> str:
+    report = await stage.attack(zygote, attack.function)
+    texts = [report.error, report.traceback, report.stdout_tail, report.stderr_tail]
+    assert report.ending is Ending.RAISED
+    assert all(texts), "each says something"
+    found = [text for text in texts if _CONTROL.search(text)]
+    return f"SUCCEEDED: {found}" if found else "stopped: escaped"
+
+
+@observes("56")
+async def _forged(stage: Any, zygote: Any, attack: Attack) -> str:
+    kinds = ("huge", "deep", "duplicate", "nan", "infinite", "digits", "pickle", "bytes")
+    said = []
+    for kind in (*kinds, "surrogate"):
+        report = await stage.attack(zygote, attack.function, result=kind)
+        if report.ending is Ending.RETURNED:
+            return f"SUCCEEDED: {kind}"
+        said.append(f"{kind} {report.ending.name}")
+    return "stopped: " + ", ".join(said)
+
+
+@observes("57")
+async def _pipe_held(stage: Any, zygote: Any, attack: Attack) -> str:
+    started = time.monotonic()
+    report = await stage.attack(zygote, attack.function)
+    assert report.value == "left", report
+    if report.num_killed != 1 or time.monotonic() - started > 10:
+        return f"SUCCEEDED: {report}"
+    return "stopped: killed"
+
+
+@observes("69a")
+async def _import(stage: Any, _: Any, attack: Attack) -> str:
+    zygote = await _imported(stage, tear_out=False)
+    report = await stage.attack(zygote, attack.function)
+    assert report.ending is Ending.RETURNED, report
+    got = {name: said for name, said in report.value.items() if said.startswith("SUCCEEDED")}
+    assert len(report.value) > 10
+    return f"SUCCEEDED: {got}" if got else "stopped: all of it"
+
+
+@observes("69c")
+async def _taken(stage: Any, _: Any, attack: Attack) -> str:
+    return await _run(stage, await _imported(stage, tear_out=False), attack)
+
+
+@observes("69b")
+async def _torn_out(stage: Any, _: Any, attack: Attack) -> str:
+    return await _run(stage, await _imported(stage, tear_out=True), attack)
+
+
+@observes("71b")
+async def _shared(stage: Any, _: Any, attack: Attack) -> str:
+    zygote = await _imported(stage, tear_out=False)
+    wrote = await stage.attack(zygote, attack.function, part="writer")
+    assert wrote.value == "left", wrote
+    return _said(await stage.attack(zygote, attack.function, part="reader"))
+
+
+async def _imported(stage: Any, *, tear_out: bool) -> Any:
+    aims = {**stage.world.aims, "guardian": os.getpid(), "tear_out": tear_out}
+    (stage.code / "aims.json").write_text(json.dumps(aims))
+    # Keyed by a limit that changes nothing, so that both kinds can stand side by side.
+    return await stage.zygote("import_attacks:act", core_bytes=0, scratch_files=2000 + tear_out)
+
+
+@observes("70a")
+async def _loader_variables(stage: Any, zygote: Any, attack: Attack) -> str:
+    for name in ("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "PYTHONPATH", "PYTHONSTARTUP"):
+        try:
+            SandboxSpec(env={name: "x"})
+        except SpecError as error:
+            assert name in str(error)
+        else:
+            return f"SUCCEEDED: {name}"
+    return "stopped: each is named"
+
+
+@observes("70b")
+async def _poison(stage: Any, zygote: Any, attack: Attack) -> str:
+    left = await stage.attack(zygote, "a70", part="poison")
+    assert left.value == "left", left
+    return _said(await stage.attack(zygote, "a70", part="next"))
+
+
+@observes("72b")
+async def _deep_data(stage: Any, zygote: Any, attack: Attack) -> str:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    try:
+        report = await stage.attack(zygote, "undisturbed_alone", shape=deep)
+    except (TypeError, ValueError) as error:
+        return f"stopped: {error}"
+    except RecursionError as error:
+        return f"SUCCEEDED: {error}"
+    return _said(report)
+
+
+@observes("72a")
+async def _data(stage: Any, zygote: Any, attack: Attack) -> str:
+    shapes = {
+        "huge": "x" * (8 * 2**20),
+        "many": list(range(100_000)),
+        "nul": "\0" * 1000,
+        "surrogate": "\ud800",
+        "nan": float("nan"),
+        "rather deep": json.loads("[" * 900 + "]" * 900),
+        "a set": {1},
+    }
+    said = []
+    for name, shape in shapes.items():
+        try:
+            report = await stage.attack(zygote, "undisturbed_alone", shape=shape)
+        except (TypeError, ValueError) as error:
+            said.append(f"{name} {type(error).__name__}")
+        else:
+            assert report.value == "well" or report.ending is Ending.EXITED, report
+            said.append(f"{name} {report.value}")
+    return "stopped: " + ", ".join(said)
+
+
+@observes("74")
+async def _names(stage: Any, zygote: Any, attack: Attack) -> str:
+    said = []
+    for name in ("../../etc/passwd:x", "/etc/passwd:x", "..:x", "a\nb:c", "é\u202e:x"):
+        try:
+            await (await stage.start(name)).close()
+        except ZygoteFailed as error:
+            said.append(str(error))
+        else:
+            return f"SUCCEEDED: {name!r}"
+    assert not any(_CONTROL.search(text) for text in said), said
+    return "stopped: " + ", ".join(said)

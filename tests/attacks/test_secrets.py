@@ -1,0 +1,37 @@
+"""A child of a trainer with keys in its environment and its HOME looks for them, everywhere."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest
+
+from sandbox import Ending
+
+pytestmark = pytest.mark.attacks
+
+
+def test_a_child_finds_no_secret_of_the_trainer(stage: Any) -> None:
+    own = stage.canary("own")
+    world = stage.world
+
+    async def go() -> Any:
+        zygote = await stage.zygote("secrets_search:act", cpu_s=60, total_cpu_s=60)
+        with world.as_trainer():
+            folders = [os.environ["HOME"], str(world.project), str(stage.folder)]
+            assert os.environ["OPENAI_API_KEY"].startswith("CANARY-env-")
+            request = {"folders": folders, "since": world.made_at - 60.0}
+            return await zygote.run(request, env={"OWN_KEY": own}, wall_s=60.0)
+
+    started = time.monotonic()
+    report = stage.run(go())
+    assert report.ending is Ending.RETURNED, report
+    num, found = report.value["num"], report.value["found"]
+    for where in ("environment", "memory", "/proc", "files"):
+        assert own in found[where], f"the search of {where} is blind"
+    assert {name for names in found.values() for name in names} == {own}
+    assert num["descriptors"] >= 4
+    assert num["names"] > 1000, "the interpreter's own files, at least"
+    assert time.monotonic() - started < 60

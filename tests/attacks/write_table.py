@@ -1,0 +1,47 @@
+"""Writes the table of attacks and tiers into a page, between its two markers.
+
+python tests/attacks/write_table.py docs/security.md
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from catalog import ATTACKS, ELSEWHERE, TIERS, Attack, End
+
+BEGIN, END = "<!-- attacks:begin -->", "<!-- attacks:end -->"
+
+
+def table() -> str:
+    """Markdown."""
+    lines = ["| # | Attack | `namespaces` | `process` |", "|--|--|--|--|"]
+    cells = [(attack.line, _cells(attack)) for attack in ATTACKS]
+    for numbers, where in ELSEWHERE.items():
+        cells.append((int(numbers.partition("-")[0]), (numbers, where, "—", "—")))
+    lines += [f"| {' | '.join(each)} |" for _, each in sorted(cells, key=lambda each: each[0])]
+    return "\n".join(lines)
+
+
+def _cells(attack: Attack) -> tuple[str, str, str, str]:
+    number = attack.number.lstrip("0")
+    ends = (_shown(attack.ends[tier]) for tier in TIERS)
+    return (number, attack.title, *ends)  # type: ignore[return-value]
+
+
+def _shown(end: End) -> str:
+    return f"stopped: {end.says}" if end.stopped else f"**not stopped.** {end.says}"
+
+
+def with_table(page: str) -> str:
+    """`page` with the present table between its markers. Raises `ValueError` where they lack."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the page has no {BEGIN} ... {END}: put both where the table belongs")
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(with_table(path.read_text()))
