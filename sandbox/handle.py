@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plan as plans
-from .errors import PlanError, SpecError, ZygoteFailed
+from .errors import SpecError, ZygoteFailed
 from .folders import remove_tree
 from .launch import Launched, launch, memory_file
 from .probe import Probe
@@ -87,8 +87,6 @@ class Zygote:
         read. Raises `PlanError`, and `ZygoteFailed` with the agent's traceback.
         """
         made = plans.plan(dataclasses.replace(spec, readable=(*spec.readable, *python_path)), probe)
-        if made.tier == "namespaces" and os.getuid() == 0:
-            _check_open_to_others(python_path)
         settings = {
             "target": target,
             "pickled": base64.b64encode(pickled).decode(),
@@ -112,6 +110,13 @@ class Zygote:
             await zygote.close()
             tail = zygote._output.tail()
             raise ZygoteFailed(f"{label!r} was not imported within {timeout_s:g} s", tail) from None
+        except ZygoteFailed as error:
+            await zygote.close()
+            if made.tier != "namespaces" or os.getuid() != 0:
+                raise
+            raise ZygoteFailed(
+                f"{error}{_closed_to_others(python_path)}", error.traceback
+            ) from None
         except BaseException:
             await zygote.close()
             raise
@@ -338,8 +343,9 @@ class Zygote:
         self._channel.close()
 
 
-def _check_open_to_others(python_path: Sequence[str]) -> None:
-    """Root's children are another user outside: what root alone may read, they cannot import."""
+def _closed_to_others(python_path: Sequence[str]) -> str:
+    """What to say of folders that root's children cannot import from: they are another user
+    outside. "" where there is none."""
     for path in python_path:
         try:
             mode = os.stat(path).st_mode
@@ -347,10 +353,11 @@ def _check_open_to_others(python_path: Sequence[str]) -> None:
             continue  # absent: not our concern
         needed = 0o005 if stat.S_ISDIR(mode) else 0o004
         if mode & needed != needed:
-            raise PlanError(
-                f"as root, agents run as an unprivileged user, who cannot read {path}: "
-                f"chmod o+rX it, or run as an ordinary user"
+            return (
+                f" (as root, agents run as an unprivileged user, who cannot read {path}: "
+                "chmod o+rX it, or run as an ordinary user)"
             )
+    return ""
 
 
 def _make_folders(*folders: Path) -> None:

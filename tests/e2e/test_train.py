@@ -137,7 +137,7 @@ def test_the_example_script_starts_a_run(policy: Path, short_tmp: Path) -> None:
     command += ["scheduler.type=local", "rollout.openai.mode=subproc", f"actor.path={policy}"]
     command += [f"cluster.fileroot={short_tmp}/runs", "total_train_steps=1", "gconfig.n_samples=2"]
     command += ["train_dataset.batch_size=2", "valid_dataset=null"]
-    env = {"PATH": "/usr/bin:/bin", "TMPDIR": str(short_tmp), "HOME": str(short_tmp / "home")}
+    env = {"PATH": "/usr/bin:/bin", "TMPDIR": str(short_tmp), "HOME": str(short_tmp)}
     done = subprocess.run(
         command, cwd=REPO, env=env, capture_output=True, text=True, check=False, timeout=WAIT_S
     )
@@ -175,7 +175,8 @@ print("RESULT", result.checkpoint.exists(), result.progress.rows[-1]["reward/val
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=short_tmp,
-        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(short_tmp), "HOME": str(short_tmp / "home")},
+        # A home beside the project's folder, not in it: agents can read the latter.
+        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(short_tmp), "HOME": f"{short_tmp}-home"},
         capture_output=True,
         text=True,
         check=False,

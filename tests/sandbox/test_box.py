@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import BlockingSandbox, Ending, Limits, PlanError, Sandbox, SandboxSpec, SpecError
+from sandbox import BlockingSandbox, Ending, Limits, Sandbox, SandboxSpec, SpecError, ZygoteFailed
 from sandbox.doctor import describe
 from sandbox.layers import PROBE
 from sandbox.probe import Probe
@@ -128,7 +128,7 @@ def test_a_folder_that_roots_children_cannot_read_is_named(code: Path, bare_pyth
     code.chmod(0o700)
     spec = SandboxSpec(tier="namespaces", env=ENV)
     with (
-        pytest.raises(PlanError, match=f"cannot read {code}: chmod"),
+        pytest.raises(ZygoteFailed, match=f"no module .* cannot read {code}: chmod"),
         BlockingSandbox(spec, target="a:b", python=bare_python, python_path=[str(code)]),
     ):
         pass
