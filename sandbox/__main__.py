@@ -15,6 +15,7 @@ from .layers.environ import allowed
 from .probe import probe
 from .report import ChildReport, Ending
 from .spec import TIERS, Limits, SandboxSpec
+from .wire import write_all
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 TIMED_OUT_CODE, NOT_RUN_CODE = 124, 125
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not args.command:
             raise SandboxError("no command: write it after --")
         with BlockingSandbox(spec) as box:
-            report = box.execute(args.command, env=_variables(args.env), on_output=_pass_on)
+            report = box.execute(args.command, env=_variables(args.env), on_output=write_all)
     except SandboxError as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return NOT_RUN_CODE
@@ -62,12 +63,6 @@ def _exit_code(report: ChildReport) -> int:
     if report.signal is not None and report.ending is Ending.SIGNALED:
         return 128 + report.signal
     return TIMED_OUT_CODE if report.ending is Ending.TIMEOUT else NOT_RUN_CODE
-
-
-def _pass_on(fd: int, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _variables(words: Sequence[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from .layers import Context
 from .layers.context import RESULT_FD
 from .plan import Step, apply
 from .target import Program, bind
-from .wire import MAX_LINE_CHARS, encode_error, encode_value, shorten
+from .wire import MAX_LINE_CHARS, encode_error, encode_value, shorten, write_all
 
 SETUP_FAILED_CODE = 125
 """Exit code of an agent process that could not be set up (its reason goes by a pipe)."""
@@ -97,7 +97,7 @@ def _run_target(target: Any, kwargs: dict[str, Any], data: Any) -> int:
         message = encode_error(error, agent_traceback(error))
         code = 1
     _flush()
-    _write_all(RESULT_FD, message)
+    write_all(RESULT_FD, message)
     return code
 
 
@@ -122,9 +122,3 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
-
-
-def _write_all(fd: int, message: bytes) -> None:
-    view = memoryview(message)
-    while view:
-        view = view[os.write(fd, view) :]

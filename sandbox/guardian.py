@@ -75,5 +75,4 @@ def _guard(below: int, lifeline: socket.socket) -> int:
             stop = watch.wait()
     with contextlib.suppress(TimeoutError):
         reaper.kill_strangers()
-    exit_code, signal_number = reaper.exit_of(ended)
-    return 128 + signal_number if signal_number is not None else exit_code or 0
+    return reaper.shell_code(ended)

@@ -78,14 +78,14 @@ def _keep(made: Plan, zygote_pid: int, channel: socket.socket, to_zygote: socket
     watch = reaper.Watch(channel.fileno())
     ready = to_zygote.recv(MAX_READY_BYTES)
     if not ready:  # it has ended, perhaps before there was a watch
-        return _code_of(os.waitpid(zygote_pid, 0)[1])
+        return reaper.shell_code(os.waitpid(zygote_pid, 0)[1])
     channel.send(ready)
     controls: dict[int, int] = {}  # init's process id → its control connection
     while True:
         ordered = watch.wait()
         for pid, wait_status in reaper.reap():
             if pid == zygote_pid:
-                return _code_of(wait_status)
+                return reaper.shell_code(wait_status)
             if (control := controls.pop(pid, None)) is not None:
                 if wait_status != 0:  # the kernel has killed the rest of its cell by now
                     cell.report_killed(control, wait_status)
@@ -106,9 +106,3 @@ def _keep(made: Plan, zygote_pid: int, channel: socket.socket, to_zygote: socket
             controls[pid] = os.dup(fds.control)
         for fd in received:
             os.close(fd)
-
-
-def _code_of(wait_status: int) -> int:
-    """As a shell has it."""
-    exit_code, signal_number = reaper.exit_of(wait_status)
-    return 128 + signal_number if signal_number is not None else exit_code or 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .spec import SandboxSpec
+from .wire import write_all
 
 _BOOT = """\
 import importlib.util as util, os, sys
@@ -101,9 +102,7 @@ def memory_file(name: str, content: bytes) -> int:
     """A descriptor of an anonymous file that holds `content`, at its beginning."""
     fd = os.memfd_create(name)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
+        write_all(fd, content)
         os.lseek(fd, 0, os.SEEK_SET)
     except OSError:
         os.close(fd)

@@ -133,3 +133,9 @@ def exit_of(status: int) -> tuple[int | None, int | None]:
     if os.WIFSIGNALED(status):
         return None, os.WTERMSIG(status)
     return os.WEXITSTATUS(status), None
+
+
+def shell_code(status: int) -> int:
+    """A wait status as the exit code that a shell makes of it: 128 + a signal's number."""
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import unicodedata
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -173,6 +174,13 @@ def _checked_fields(raw: bytes, names: Collection[str]) -> dict[str, Any] | None
         if isinstance(value, str):
             message[key] = one_line(value) if key == "failed_step" else text(value)
     return message
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """However many writes it takes. Raises `OSError`."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def clean(string: str) -> str:

@@ -73,6 +73,13 @@ def finished() -> Refusal:
     return Refusal(Reason.FINISHED_KEY, "Incorrect API key provided: its rollout has ended.")
 
 
+def _foreign(concerned: Iterable[Session]) -> Refusal:
+    """A key was used where it does not belong: counted for all rollouts that it concerns."""
+    for session in concerned:
+        session.num_rejected += 1
+    return Refusal(Reason.FOREIGN_KEY, "Incorrect API key provided: it belongs to another rollout.")
+
+
 class Sessions:
     def __init__(self) -> None:
         self._by_key: dict[str, Session] = {}
@@ -130,11 +137,7 @@ class Sessions:
             raise self._unknown(keys)
         session = next(iter(known.values()))
         if len(known) > 1 or any(key in self._finished for key in keys):
-            for stolen in known.values():
-                stolen.num_rejected += 1
-            raise Refusal(
-                Reason.FOREIGN_KEY, "Incorrect API key provided: it belongs to another rollout."
-            )
+            raise _foreign(known.values())
         return session
 
     def _by_connection(self, rollout_id: str, keys: list[str]) -> Session:
@@ -143,11 +146,7 @@ class Sessions:
             raise finished()
         others = [self._by_key[key] for key in keys if key in self._by_key and key != session.key]
         if others or any(key in self._finished for key in keys):
-            for stolen in (session, *others):
-                stolen.num_rejected += 1
-            raise Refusal(
-                Reason.FOREIGN_KEY, "Incorrect API key provided: it belongs to another rollout."
-            )
+            raise _foreign([session, *others])
         return session
 
     def _unknown(self, keys: Iterable[str]) -> Refusal:
