@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 from . import kernel, reaper
 from .child import run_agent
 from .folders import make_private, remove_tree
-from .interpreter import interpreter_paths
 from .layers import Context
 from .plan import Plan
 from .wire import CHILD_READY, Descriptors, Status, encode_status
@@ -64,7 +63,6 @@ def _run_and_clear(
             stderr=fds.stderr,
             result=fds.result,
             request=fds.request,
-            readable=interpreter_paths(),
         )
         run_agent(target, made.child, context, failure_writer)
     # Only the agent's processes hold these now: their end-of-file is the agent's.

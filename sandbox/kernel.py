@@ -137,12 +137,11 @@ class _BpfProgram(ctypes.Structure):
 def keep_capabilities(keep: int) -> None:
     """Give up every capability that is not in the bit set `keep`, for good."""
     _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    for capability in range(_NUM_CAPABILITIES):
-        if not keep >> capability & 1:
-            try:
-                _prctl(PR_CAPBSET_DROP, capability)
-            except OSError:  # beyond this kernel's last one, or no right to: `capset` counts
-                break
+    drop, zero = ctypes.c_int(PR_CAPBSET_DROP), ctypes.c_ulong(0)
+    for number in range(_NUM_CAPABILITIES):
+        wanted = keep >> number & 1
+        if not wanted and _libc.prctl(drop, ctypes.c_ulong(number), zero, zero, zero) < 0:
+            break  # beyond this kernel's last one, or no right to: `capset` counts
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     low, high = keep & 0xFFFFFFFF, keep >> 32
     # Two of struct __user_cap_data_struct: effective, permitted, inheritable.

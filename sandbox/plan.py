@@ -18,7 +18,7 @@ from typing import Any
 
 from . import kernel
 from .errors import PlanError, StepFailed
-from .layers import APPLY, Context
+from .layers import APPLY, PREPARE, Context
 from .layers import landlock as landlock_layer
 from .layers import root as root_layer
 from .layers.scratch import ROOM
@@ -139,7 +139,13 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
         "/proc",
         *spec.readable,
     ]
-    common = {"readable": readable, "hidden": list(spec.hidden), "ports": _ports(spec)}
+    common = {
+        "readable": readable,
+        "hidden": list(spec.hidden),
+        "writable": list(root_layer.DEVICES),
+        "own_folder": True,
+        "ports": _ports(spec),
+    }
     return Plan(
         tier="process",
         root=(),
@@ -147,7 +153,7 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
             # Root's: with CAP_PERFMON alone every process's environment can be read.
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
-            Step("landlock", {**common, "writable": list(root_layer.DEVICES), "own_folder": True}),
+            Step("landlock", common),
             Step("seccomp", {"permit": [], "only_tcp": True}),
             Step("rlimits", _zygote_rlimits(spec.limits)),
         ),
@@ -159,7 +165,8 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("randomness", {}),
             Step("rlimits", _rlimits(spec.limits)),
             Step("no_new_privs", {}),
-            Step("landlock", {**common, "writable": list(root_layer.DEVICES), "own_folder": True}),
+            # What may be read is the zygote's matter, whose rules bind its children, too.
+            Step("landlock", {**common, "readable": ["/"], "hidden": []}),
         ),
         weaknesses=_process_weaknesses(probe),
     )
@@ -217,6 +224,13 @@ def apply(steps: Sequence[Step], context: Context) -> None:
             APPLY[step.layer](step.args, context)
         except Exception as error:
             raise StepFailed(step.layer, f"{type(error).__name__}: {error}") from error
+
+
+def prepare(steps: Sequence[Step]) -> None:
+    """Compute what applying the steps takes, in the process that forks those who will do it."""
+    for step in steps:
+        if step.layer in PREPARE:
+            PREPARE[step.layer](step.args)
 
 
 def to_json(made: Plan) -> dict[str, Any]:

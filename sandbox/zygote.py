@@ -28,7 +28,7 @@ from .init import run_init
 from .interpreter import interpreter_paths
 from .layers import Context
 from .layers.scratch import BOX
-from .plan import Plan, apply
+from .plan import Plan, apply, prepare
 from .target import Program, resolve
 from .warmup import stub_listener, warm_up
 from .wire import (
@@ -71,6 +71,7 @@ def run(settings: Mapping[str, Any], channel: socket.socket) -> NoReturn:
             os.environ.update(HOME=f"{BOX}/home", TMPDIR=f"{BOX}/tmp")
             os.chdir(f"{BOX}/work")
         apply(made.zygote, context)
+        prepare(made.child)
         target = _prepare(settings, channel, listener)
         if target is not None:
             (_serve_cells if in_cells else _serve)(target, made, channel)
