@@ -88,12 +88,13 @@ def ours(folder: Path) -> Iterator[Proxy]:
     """The proxy as a run starts it, with an engine stub of our contract behind it."""
     tokenizer = make_tokenizer(folder / "model")
     token_id, stop_id = tokenizer.token_to_id(TEXT), tokenizer.token_to_id("<|im_end|>")
+    engine_path = folder / "engine.sock"
     settings = {
         "agent_host": "127.0.0.1",
         "agent_port": 0,
         "control_path": str(folder / "control.sock"),
         "listeners_path": str(folder / "listeners.sock"),
-        "engine_path": str(folder / "engine.sock"),
+        "engine_path": str(engine_path),
         "journal_path": str(folder / "journal"),
         "tokenizer_path": str(folder / "model"),
         "chat_template": None,
@@ -101,7 +102,7 @@ def ours(folder: Path) -> Iterator[Proxy]:
         "request_timeout_s": 60.0,
     }
     (folder / "settings.json").write_text(json.dumps(settings))
-    engine = ["benchmarks.upstream", "engine", settings["engine_path"], str(token_id), str(stop_id)]
+    engine = ["benchmarks.upstream", "engine", str(engine_path), str(token_id), str(stop_id)]
     with (
         start(*engine) as stub,
         start("areal_sub.proxy", str(folder / "settings.json")) as process,
