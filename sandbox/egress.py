@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -280,7 +281,7 @@ async def _opened(**how: Any) -> Any:
 @contextlib.asynccontextmanager
 async def _connected(addresses: Sequence[str], wanted: HostPort) -> Any:
     """To the first address that answers. Raises `Refused`."""
-    reason: Exception = OSError("no address")
+    reason = OSError(errno.EADDRNOTAVAIL, "no address")
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             for address in addresses:
@@ -296,7 +297,7 @@ async def _connected(addresses: Sequence[str], wanted: HostPort) -> Any:
     except TimeoutError:
         raise Refused(504, f"{wanted}: no connection in time") from None
     except OSError as error:
-        raise Refused(502, f"{wanted}: no connection: {error.strerror}") from None
+        raise Refused(502, f"{wanted}: no connection: {os.strerror(error.errno or 0)}") from None
     async with _opened(sock=connection, limit=MAX_HEAD_BYTES) as streams:
         yield streams
 

@@ -110,9 +110,8 @@ class Zygote:
             async with asyncio.timeout(timeout_s):
                 if made.allow:
                     zygote._egress = EgressHandle(made, zygote._cut_lifeline)
-                await zygote._until_ready(label)
-                if zygote._egress is not None:
                     await zygote._egress.ready()
+                await zygote._until_ready(label)
         except TimeoutError:
             await zygote.close()
             tail = zygote._output.tail()
@@ -204,7 +203,7 @@ class Zygote:
                 if self.spec.port is not None and on_listener is not None:
                     await on_listener(run.listeners[0])
                 if self._egress is not None:
-                    leash = await self._egress.take(run.listeners[-1])
+                    leash = await self._hand_over(run)
             run.begin(request_fd, limit_s, on_output)
             self._refill()
             report = await run.ended()
@@ -218,6 +217,16 @@ class Zygote:
                 leash.close()
             os.close(request_fd)
             self._release(run)
+
+    async def _hand_over(self, run: Run) -> Leash | None:
+        """A child never runs without the way out that it was promised: None ends it."""
+        assert self._egress is not None
+        try:
+            return await self._egress.take(run.listeners[-1])
+        except OSError:  # the proxy has ended, or hangs; the zygote goes with it
+            self._egress.kill()
+            run.stop(Ending.LOST)
+            return None
 
     def _from_reserve(self) -> Run | None:
         while self._reserve:
