@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sandbox: {error}", file=sys.stderr)
         return NOT_RUN_CODE
     for refused, count in report.egress_refused.items():
-        print(f"sandbox: {refused} is not allowed (asked {count} times): --net", file=sys.stderr)
+        print(f"sandbox: refused {refused} ({count}x): see --net", file=sys.stderr)
     return _exit_code(report)
 
 

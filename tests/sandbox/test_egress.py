@@ -602,7 +602,7 @@ def test_the_command_line_alone(bare_python: str) -> None:
         )
     assert '"path": "/"' in done.stdout
     assert "403" in done.stdout
-    assert "sandbox: b.example:80 is not allowed (asked 1 times): --net" in done.stderr
+    assert "sandbox: refused b.example:80 (1x): see --net" in done.stderr
     shown = subprocess.run(
         [*words, "--plan"], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
     )
