@@ -379,6 +379,19 @@ def test_the_proxy_is_sealed_has_no_environment_and_ends_with_the_zygote(
         assert not zygote.is_alive
 
 
+def test_a_proxy_that_hangs_is_given_up_with_its_zygote(
+    client: Path, bare_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egress_handle, "END_TIMEOUT_S", 0.3)
+    with box_for(client, bare_python, "a.example:443") as box:
+        (pid,) = box.zygote.pids - {box.zygote.guardian_pid}
+        os.kill(pid, signal.SIGSTOP)
+        report = box.run({"do": "ask_all", "texts": []})
+        assert (report.ending, report.egress_refused) == (Ending.RETURNED, {})
+        assert box.run({"do": "hold_open"}, wall_s=60).ending is Ending.LOST
+    assert not psutil.pid_exists(pid)
+
+
 def test_it_ends_with_a_caller_that_is_killed(
     client: Path, bare_python: str, eventually: Callable[..., None]
 ) -> None:
