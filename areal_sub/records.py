@@ -194,6 +194,8 @@ class EndRecord(_Record):
     num_turns: int
     num_rejected_calls: int  # calls with this rollout's key that were refused
     ended_at: float
+    egress_refused: dict[str, int] = field(default_factory=dict)
+    """ "host:port" that the sandbox's allowlist refused → how often; bounded."""
 
 
 TrajectoryRecord = OpenRecord | TurnRecord | EndRecord
@@ -307,3 +309,5 @@ class RunReport(_Record):
     cpu_s: float
     max_rss_bytes: int
     num_killed: int = 0  # processes that the agent left behind
+    egress_refused: dict[str, int] = field(default_factory=dict)
+    """ "host:port" that the sandbox's allowlist refused → how often; bounded."""

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             env=allowed(os.environ),
             limits=limits,
             readable=tuple(os.path.abspath(path) for path in args.ro),
+            allow=args.net,
         )
         if args.plan:
             print(plans.plan(spec, probe()))
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SandboxError as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return NOT_RUN_CODE
+    for refused, count in report.egress_refused.items():
+        print(f"sandbox: refused {refused} ({count}x): see --net", file=sys.stderr)
     return _exit_code(report)
 
 
@@ -75,6 +78,15 @@ def _variables(words: Sequence[str]) -> dict[str, str]:
     return variables
 
 
+def _network(text: str) -> tuple[str, ...]:
+    if text == "none":
+        return ()
+    kind, colon, entries = text.partition(":")
+    if kind != "allow" or not colon:
+        raise argparse.ArgumentTypeError(f"{text!r}: write none, or allow:HOST:PORT,HOST:PORT")
+    return tuple(entries.split(","))
+
+
 def _size(text: str) -> int:
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     if unit not in _UNITS or not number.isdecimal() or int(number) == 0:
@@ -88,7 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parser("doctor", help="show which layers this machine gives, and what to do")
     run = actions.add_parser("run", help="run a command in a fresh child")
     run.add_argument("--tier", choices=TIERS, default="auto")
-    run.add_argument("--net", choices=["none"], default="none", help="there is no other way yet")
+    run.add_argument(
+        "--net",
+        type=_network,
+        default="none",
+        metavar="none|allow:HOST:PORT[,HOST:PORT]",
+        help="what it can reach, through a proxy that HTTP_PROXY and its like name",
+    )
     run.add_argument("--mem", type=_size, default="2G", help="of all its processes together")
     run.add_argument("--disk", type=_size, default="512M", help="of all its files together")
     run.add_argument("--procs", type=int, default=256, help="processes and threads")

@@ -1,6 +1,6 @@
 """A cell: the namespaces of one child, and their pid 1, which runs none of the agent's code.
 
-The init makes the cell's files, network and listener, hands both ends out (the listener to whoever
+The init makes the cell's files, network and listeners, hands both out (the listeners to whoever
 ordered the child, the namespaces to the zygote, which forks the agent's process into them), and
 waits: for the agent's end, told by the zygote, or for the end of the control connection. Then it
 kills whatever is left in the cell, sends the `Status`, and ends, and the kernel ends the cell.
@@ -82,7 +82,6 @@ def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn
 
 
 def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None:
-    listener = context.listener
     control = socket.socket(fileno=fds.control)
     exited, tell_exit = os.pipe()
     failures, tell_failure = os.pipe()
@@ -93,8 +92,8 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None
     to_zygote.close()
     for fd in handed:
         os.close(fd)
-    socket.send_fds(control, [CHILD_READY], [listener] if listener >= 0 else [])
-    if listener >= 0:
+    socket.send_fds(control, [CHILD_READY], context.listeners)
+    for listener in context.listeners:
         os.close(listener)
     kernel.set_name("sandbox-init")
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plan as plans
+from .egress_handle import EgressHandle, Leash
 from .errors import SpecError, ZygoteFailed
 from .folders import remove_tree
 from .launch import Launched, launch, memory_file
@@ -60,6 +61,7 @@ class Zygote:
         self._refilling: asyncio.Task[None] | None = None
         self._num_runs = 0
         self._closed = False
+        self._egress: EgressHandle | None = None
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._pidfd = os.pidfd_open(self._guardian.pid)
         self._loop.add_reader(self._pidfd, self._on_gone)
@@ -98,13 +100,17 @@ class Zygote:
         _make_folders(folder, home)
         label = target or "pickled"
         try:
-            launched = launch(spec, settings, python=python, folder=str(home), label=label)
+            based = dataclasses.replace(spec, env=plans.environment(spec))
+            launched = launch(based, settings, python=python, folder=str(home), label=label)
         except OSError as error:
             _remove(folder)
             raise ZygoteFailed(f"cannot start {python!r}: {error}") from None
         zygote = cls(launched, spec, made, folder)
         try:
             async with asyncio.timeout(timeout_s):
+                if made.allow:
+                    zygote._egress = EgressHandle(made, zygote._cut_lifeline)
+                    await zygote._egress.ready()
                 await zygote._until_ready(label)
         except TimeoutError:
             await zygote.close()
@@ -131,6 +137,11 @@ class Zygote:
     @property
     def guardian_pid(self) -> int:
         return self._guardian.pid
+
+    @property
+    def pids(self) -> set[int]:
+        """The children of this process that belong to the zygote."""
+        return {self._guardian.pid} | ({self._egress.pid} if self._egress is not None else set())
 
     async def run(
         self,
@@ -185,19 +196,37 @@ class Zygote:
             raise ValueError("the data is nested too deeply") from None
         request_fd = memory_file("request", encoded)
         run = self._from_reserve() or await self._new_run()
+        leash: Leash | None = None
         try:
             await run.ready()
-            if run.listener is not None and on_listener is not None:
-                await on_listener(run.listener)
+            if run.listeners:  # in the order of the plan's ports: the caller's, the egress proxy's
+                if self.spec.port is not None and on_listener is not None:
+                    await on_listener(run.listeners[0])
+                if self._egress is not None:
+                    leash = await self._hand_over(run)
             run.begin(request_fd, limit_s, on_output)
             self._refill()
             report = await run.ended()
+            if leash is not None:
+                report = dataclasses.replace(report, egress_refused=await leash.end())
             if run.is_over and run.folder.exists():  # its init was killed before it came to that
                 await asyncio.to_thread(_remove, run.folder)
             return report
         finally:
+            if leash is not None:
+                leash.close()
             os.close(request_fd)
             self._release(run)
+
+    async def _hand_over(self, run: Run) -> Leash | None:
+        """A child never runs without the way out that it was promised: None ends it."""
+        assert self._egress is not None
+        try:
+            return await self._egress.take(run.listeners[-1])
+        except OSError:  # the proxy has ended, or hangs; the zygote goes with it
+            self._egress.kill()
+            run.stop(Ending.LOST)
+            return None
 
     def _from_reserve(self) -> Run | None:
         while self._reserve:
@@ -247,6 +276,8 @@ class Zygote:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await asyncio.shield(self._gone)
+        if self._egress is not None:
+            await self._egress.gone()
 
     async def gone(self) -> None:
         """Returns once the guardian, so everything below it, has ended."""
@@ -332,6 +363,8 @@ class Zygote:
         with contextlib.suppress(OSError):  # whoever waits for it still does: it hears the end
             self._channel.shutdown(socket.SHUT_RDWR)
         self._lifeline.close()
+        if self._egress is not None:
+            self._egress.end()
         for run in self._runs:  # an init that outlived its guardian still obeys this
             run.stop(Ending.LOST)
         # In a thread: what children left may be large, and the other zygotes go on.

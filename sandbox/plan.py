@@ -4,6 +4,7 @@
     zygote   what encloses the zygote before it imports the agent; its children inherit it
     cell     around one child, by its init, which runs no agent code
     child    in the process that becomes the agent
+    egress   in the egress proxy, where there is one, before it has heard of any child
 
 Order matters. The pipes are put in place before anything can fail loudly, limits come after the
 files they would count, and what takes rights away comes last.
@@ -25,7 +26,10 @@ from .layers.scratch import ROOM
 from .probe import Probe
 from .spec import Limits, SandboxSpec
 
-STAGES = ("root", "zygote", "cell", "child")
+STAGES = ("root", "zygote", "cell", "child", "egress")
+EGRESS_PORT = 3128
+"""Of the egress proxy, in a child's own network; the next one where the caller has taken it."""
+_DNS_PORT = 53
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,15 @@ class Plan:
     child: tuple[Step, ...]
     weaknesses: tuple[str, ...] = ()
     """What this tier does not do on this machine, each as a sentence."""
+    egress: tuple[Step, ...] = ()
+    allow: tuple[str, ...] = ()
+    """What children can reach through the egress proxy."""
 
     def __str__(self) -> str:
         lines = [f"tier {self.tier}"]
         for stage in STAGES:
             lines += [f"{stage:<8}{step}" for step in getattr(self, stage)]
+        lines += [f"allow   {entry}" for entry in self.allow]
         return "\n".join(lines + [f"note    {weakness}" for weakness in self.weaknesses])
 
 
@@ -98,7 +106,7 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("namespaces", {}),
             Step("root", {"readable": list(spec.readable), "hidden": list(spec.hidden)}),
             Step("scratch", {**scratch, "proc": False}),
-            Step("loopback", {"port": None}),
+            Step("loopback", {"ports": []}),
         ),
         zygote=(
             # To put a new child into the pid namespace of its cell; nothing else is left to do
@@ -112,7 +120,9 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
         cell=(
             Step("namespaces", {}),
             Step("scratch", {**scratch, "proc": True}),
-            Step("loopback", {"port": spec.port}),
+            Step(
+                "loopback", {"ports": _ports(spec) + ([_egress_port(spec)] if spec.allow else [])}
+            ),
             Step(
                 "polled_limits",
                 {"memory_bytes": limits.total_memory_bytes, "cpu_s": limits.total_cpu_s},
@@ -121,17 +131,69 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
         child=(
             Step("session", {"umask": 0o077}),
             Step("descriptors", {}),
-            Step("environ", {"env": dict(spec.env)}),
+            Step("environ", {"env": environment(spec)}),
             Step("randomness", {}),
             Step("rlimits", rlimits),
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
             Step("seccomp", {"deny": ["setns"]}),
         ),
+        egress=_egress(spec.allow) if spec.allow else (),
+        allow=spec.allow,
     )
 
 
+def _egress(allow: Sequence[str]) -> tuple[Step, ...]:
+    """It reads what hostile children send: it needs no file but the resolver's, and no port but
+    those on the list."""
+    landlock = {
+        "readable": [*root_layer.SYSTEM_PATHS, *root_layer.ETC_PATHS, *_RESOLVER_PATHS],
+        "hidden": [],
+        "writable": list(root_layer.DEVICES),
+        "own_folder": False,
+        "ports": sorted({_DNS_PORT, *(int(entry.rpartition(":")[2]) for entry in allow)}),
+    }
+    return (
+        Step("capabilities", {"keep": []}),
+        Step("no_new_privs", {}),
+        Step("landlock", landlock),
+        Step("seccomp", {"permit": [], "only_tcp": False}),
+        Step("rlimits", {"RLIMIT_CORE": [0, 0]}),
+    )
+
+
+_RESOLVER_PATHS = (
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/resolv.conf",
+    # Where that one leads to, and is replaced.
+    "/run/NetworkManager",
+    "/run/resolvconf",
+    "/run/systemd/resolve",
+)
+
+
+def environment(spec: SandboxSpec) -> dict[str, str]:
+    """The base environment of zygote and children: with an allowlist, the way out is in it."""
+    env = dict(spec.env)
+    if spec.allow:
+        url = f"http://127.0.0.1:{_egress_port(spec)}"
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+            env[name] = env[name.lower()] = "127.0.0.1,localhost,::1" if name[0] == "N" else url
+        env["NODE_USE_ENV_PROXY"] = "1"  # Node 22.21 and 24: without it none of these counts
+    return env
+
+
+def _egress_port(spec: SandboxSpec) -> int:
+    return EGRESS_PORT + (spec.port == EGRESS_PORT)
+
+
 def _process(spec: SandboxSpec, probe: Probe) -> Plan:
+    if spec.allow:
+        raise PlanError(
+            f"an allowlist ({', '.join(spec.allow)}) takes the tier 'namespaces': in the tier "
+            "'process' children share the host's network, where no listener is theirs alone"
+        )
     readable = [
         *root_layer.SYSTEM_PATHS,
         *root_layer.ETC_PATHS,
@@ -238,5 +300,6 @@ def to_json(made: Plan) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:
-    stages = {name: tuple(Step(**step) for step in data[name]) for name in STAGES}
-    return Plan(tier=data["tier"], weaknesses=tuple(data["weaknesses"]), **stages)
+    stages: dict[str, Any] = {name: tuple(Step(**step) for step in data[name]) for name in STAGES}
+    texts = {name: tuple(data[name]) for name in ("weaknesses", "allow")}
+    return Plan(data["tier"], **stages, **texts)

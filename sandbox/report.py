@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import enum
 import signal
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import ResultError
@@ -53,6 +54,8 @@ class ChildReport:
     """Of its largest process."""
     num_killed: int = 0
     """Processes that it left behind."""
+    egress_refused: Mapping[str, int] = field(default_factory=dict)
+    """ "host:port" that its allowlist refused → how often; beyond a few dozen of them "others"."""
 
 
 def conclude(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .report import ChildReport, Ending, conclude
 from .spec import Limits
-from .wire import CHILD_READY, MAX_STATUS_BYTES, Status, clean, decode_status
+from .wire import CHILD_READY, MAX_LISTENERS, MAX_STATUS_BYTES, Status, clean, decode_status
 
 READ_BYTES = 64 * 1024
 TAIL_BYTES = 8 * 1024
@@ -49,8 +49,8 @@ class Run:
         """The control connection has ended: so has the init."""
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self.listener: int | None = None
-        """Descriptor of the child's listener, where it has one; the caller's, once taken."""
+        self.listeners: list[int] = []
+        """Descriptors of the child's listeners, as the plan orders them, where it has any."""
         self._started_at = self._loop.time()
         self._wall_s = 0.0
         self._control, self.far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -152,9 +152,9 @@ class Run:
         self._loop.remove_reader(self._control)
         self._control.close()
         self._request.close()
-        if self.listener is not None:
-            os.close(self.listener)
-            self.listener = None
+        for listener in self.listeners:
+            os.close(listener)
+        self.listeners = []
         for pipe in (self._stdout, self._stderr, self._result):
             pipe.close()
 
@@ -173,13 +173,13 @@ class Run:
     def _on_control(self) -> None:
         fds: list[int] = []
         try:
-            raw, fds, _, _ = socket.recv_fds(self._control, MAX_STATUS_BYTES, 1)
+            raw, fds, _, _ = socket.recv_fds(self._control, MAX_STATUS_BYTES, MAX_LISTENERS)
         except BlockingIOError:
             return
         except OSError:
             raw = b""
         if raw == CHILD_READY and not self._ready.done():
-            self.listener = fds.pop() if fds else None
+            self.listeners, fds = fds, []
             self._timer.cancel()
             self._ready.set_result(None)
         for fd in fds:

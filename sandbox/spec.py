@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .allowlist import parse_entry
 from .errors import SpecError
 
 TIERS = ("auto", "namespaces", "process")
@@ -79,6 +80,10 @@ class SandboxSpec:
     """The one TCP port that can be connected to. In the tier `namespaces` it is of 127.0.0.1 in
     the child's own network, with a listener that the caller gets; in the tier `process` a rule for
     ports, which does not know hosts."""
+    allow: tuple[str, ...] = ()
+    """What can be reached beside that, through an egress proxy: "host:port" each, a name, an IP
+    address or "*.example.com" for the names below it. Tier `namespaces` only. A name never leads
+    to an address that is not public, unless that address is listed, too."""
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
@@ -91,6 +96,7 @@ class SandboxSpec:
                     raise SpecError(f"{name}: {path!r} is not an absolute path")
         if self.port is not None and not (type(self.port) is int and 0 < self.port < 2**16):
             raise SpecError(f"port: {self.port!r} is not a TCP port")
+        object.__setattr__(self, "allow", _checked_allowlist(self.allow))
         for name in self.env:
             if name.startswith(LOADER_PREFIXES):
                 raise SpecError(f"the variable {name!r} steers a loader: it cannot be given")
@@ -120,6 +126,20 @@ def check_env(env: object) -> None:
             raise SpecError(f"{name!r} cannot be the name of an environment variable")
         if not isinstance(value, str) or "\0" in value:
             raise SpecError(f"the environment variable {name!r} must be a string without NUL")
+
+
+def _checked_allowlist(entries: object) -> tuple[str, ...]:
+    if not isinstance(entries, (list, tuple)):
+        raise SpecError(f"allow must be a list of host:port, not {entries!r}")
+    checked = []
+    for entry in entries:
+        try:
+            checked.append(parse_entry(entry) if isinstance(entry, str) else "")
+        except ValueError as error:
+            raise SpecError(f"allow: {entry!r}: {error}") from None
+        if not checked[-1]:
+            raise SpecError(f"allow: {entry!r} is not host:port")
+    return tuple(dict.fromkeys(checked))
 
 
 def _known_fields(cls: type[Any], data: object, where: str) -> dict[str, Any]:

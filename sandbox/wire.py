@@ -26,7 +26,11 @@ MAX_STATUS_BYTES = 64 * 1024
 MAX_READY_BYTES = 2**20
 MAX_ORDER_BYTES = 4096
 CHILD_READY = b"ready"
-"""Comes before the status, with the descriptor of the child's listener where it has one."""
+"""Comes before the status, with the descriptors of the child's listeners, in the plan's order."""
+MAX_LISTENERS = 2
+MAX_REFUSED = 64
+"""Hosts and ports that are counted by name of one child; more are counted as `OTHERS`."""
+OTHERS = "others"
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,18 @@ def decode_status(raw: bytes) -> Status | None:
     """None where `raw` is not a status message."""
     values = _checked_fields(raw, asdict(Status()).keys())
     return None if values is None else Status(**values)
+
+
+def decode_refused(raw: bytes) -> dict[str, int] | None:
+    """How often a child was refused what, as its egress proxy tells; None where it does not."""
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(message, dict) or len(message) > MAX_REFUSED + 1:
+        return None
+    counts = {one_line(name): count for name, count in message.items()}
+    return counts if all(type(count) is int for count in counts.values()) else None
 
 
 _FIELDS: dict[str, tuple[type, ...]] = {

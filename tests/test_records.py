@@ -67,6 +67,7 @@ END = EndRecord(
     num_turns=1,
     num_rejected_calls=0,
     ended_at=3.5,
+    egress_refused={"a.b:443": 2},
 )
 RECORDS: list[Any] = [
     OPEN,
@@ -115,6 +116,7 @@ RECORDS: list[Any] = [
         cpu_s=0.5,
         max_rss_bytes=1024,
         num_killed=2,
+        egress_refused={"a.b:443": 2},
     ),
 ]
 GOLDEN = {
@@ -134,13 +136,13 @@ GOLDEN = {
         "000000b16e756d5f70726f6d70745f746f6b656e7302ad656e67696e655f64696765737400"
     ),
     ("end", 1): (
-        "de0010a46b696e64a3656e64a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a9636f"
+        "de0011a46b696e64a3656e64a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a9636f"
         "6d706c65746564a6726577617264cb3ff0000000000000ac7475726e5f7265776172647381aa6368"
         "6174636d706c2d31cb3fe0000000000000a56572726f72a0a974726163656261636ba0ab7374646f"
         "75745f7461696ca36f7574ab7374646572725f7461696ca0a677616c6c5f73cb4000000000000000"
         "a56370755f73cb3ff0000000000000ad6d61785f7273735f6279746573cd0400a96e756d5f747572"
         "6e7301b26e756d5f72656a65637465645f63616c6c7300a8656e6465645f6174cb400c0000000000"
-        "00"
+        "00ae6567726573735f7265667573656481a7612e623a34343302"
     ),
     ("generate", 1): (
         "8aa46b696e64a867656e6572617465a17601b070726f6d70745f746f6b656e5f696473c408010000"
@@ -165,6 +167,27 @@ GOLDEN = {
         "a3656e7681a141a162a974696d656f75745f73cb4014000000000000"
     ),
     ("report", 1): (
+        "de0010a46b696e64a67265706f7274a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65"
+        "a774696d656f7574a6726573756c74c0a56572726f72a165a974726163656261636ba0ab7374646f"
+        "75745f7461696ca0ab7374646572725f7461696ca0a9657869745f636f6465c0a67369676e616c09"
+        "a677616c6c5f73cb4014000000000000a56370755f73cb3fe0000000000000ad6d61785f7273735f"
+        "6279746573cd0400aa6e756d5f6b696c6c656402ae6567726573735f7265667573656481a7612e62"
+        "3a34343302"
+    ),
+}
+
+# What records were before they grew: read with the defaults of the later fields.
+EARLIER = {
+    "end": (
+        "de0010a46b696e64a3656e64a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a9636f"
+        "6d706c65746564a6726577617264cb3ff0000000000000ac7475726e5f7265776172647381aa6368"
+        "6174636d706c2d31cb3fe0000000000000a56572726f72a0a974726163656261636ba0ab7374646f"
+        "75745f7461696ca36f7574ab7374646572725f7461696ca0a677616c6c5f73cb4000000000000000"
+        "a56370755f73cb3ff0000000000000ad6d61785f7273735f6279746573cd0400a96e756d5f747572"
+        "6e7301b26e756d5f72656a65637465645f63616c6c7300a8656e6465645f6174cb400c0000000000"
+        "00"
+    ),
+    "report": (
         "8fa46b696e64a67265706f7274a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a774"
         "696d656f7574a6726573756c74c0a56572726f72a165a974726163656261636ba0ab7374646f7574"
         "5f7461696ca0ab7374646572725f7461696ca0a9657869745f636f6465c0a67369676e616c09a677"
@@ -191,6 +214,13 @@ def test_golden_bytes(record: Any) -> None:
     golden = bytes.fromhex(GOLDEN[record.KIND, record.VERSION])
     assert packed(record) == golden
     assert same(type(record).from_map(msgpack.unpackb(golden)), record)
+
+
+@pytest.mark.parametrize("kind", EARLIER)
+def test_earlier_bytes_are_still_read(kind: str) -> None:
+    (record,) = [record for record in RECORDS if kind == record.KIND]
+    before = type(record).from_map(msgpack.unpackb(bytes.fromhex(EARLIER[kind])))
+    assert same(before, dataclasses.replace(record, egress_refused={}))
 
 
 @pytest.mark.parametrize("record", [OPEN, TURN, END], ids=lambda record: str(record.KIND))

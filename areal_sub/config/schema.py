@@ -32,6 +32,23 @@ class SchedulerConfig(Section):
     """Where the processes of a run are started."""
 
 
+class NetworkConfig(Section):
+    """What a child may reach beside its model. Tier `namespaces` only."""
+
+    allow: list[str] = []
+    """`host:port` each, for agents with web tools: a name, an IP address or `*.example.com` (the
+    names below it). Reached through a proxy that `HTTP_PROXY` and its like name in the child's
+    environment; see `docs/security.md`."""
+
+    @field_validator("allow")
+    @classmethod
+    def _are_hosts_with_ports(cls, entries: list[str]) -> list[str]:
+        for entry in entries:  # what else there is to check, the sandbox does before the first run
+            if not re.fullmatch(r"([^\s:/@\[\]]+|\[[^\s\]]+\]):[0-9]{1,5}", entry):
+                raise ValueError(f"{entry!r} is not host:port, as in api.example.com:443")
+        return entries
+
+
 class SandboxConfig(Section):
     """What a child may use. Enforced per rollout."""
 
@@ -42,6 +59,7 @@ class SandboxConfig(Section):
     their import path."""
     reserve: NotNegative = 8
     """Sealed children that stand ready, so that a rollout need not wait for one."""
+    network: NetworkConfig = NetworkConfig()
     max_output_bytes: Positive = 4 * 2**20
     """stdout and stderr together; more ends the child with `output_limit`."""
     max_result_bytes: Positive = 1 * 2**20

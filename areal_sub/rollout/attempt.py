@@ -148,6 +148,7 @@ class RolloutRunner:
             "wall_s": report.wall_s,
             "cpu_s": report.cpu_s,
             "max_rss_bytes": report.max_rss_bytes,
+            "egress_refused": report.egress_refused,
         }
         await self._proxy.call("end_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
 

@@ -22,7 +22,7 @@ class Context:
     """More paths that can be read: the interpreter's own."""
     polled: dict[str, float] = field(default_factory=dict)
     """Out: the limits of all processes together, see `polled_limits`."""
-    listener: int = -1
+    listeners: list[int] = field(default_factory=list)
     """Out: what `loopback` bound."""
 
 

@@ -67,6 +67,7 @@ def _seccomp(reasons: str = "EPERM ENOSYS") -> End:
 
 MIB = 2**20
 _ABSENT = "absent from the child's view"
+_NO_EGRESS = stopped("an allowlist is refused in this tier")
 _NO_TOTALS = "Limits are per process here, and processes are not limited in number"
 
 FILES = (
@@ -263,6 +264,24 @@ NETWORK = (
         _seccomp("EPERM"),
     ),
     row("47c", "settings of network devices", stopped("no capability", "EPERM")),
+    row(
+        "47d",
+        "through the egress proxy: what is not listed, or leads inside",
+        stopped("refused by name, then by address"),
+        _NO_EGRESS,
+    ),
+    row(
+        "47e",
+        "through the egress proxy: another Host, a second request, two lengths",
+        stopped("one request, of one reading"),
+        _NO_EGRESS,
+    ),
+    row(
+        "47f",
+        "against the egress proxy: 1,000 connections, slow and endless heads",
+        stopped("bounded for each child; siblings get through"),
+        _NO_EGRESS,
+    ),
     row("48a", "Multipath TCP, TCP fast open", _seccomp("EPERM")),
     row(
         "48b",

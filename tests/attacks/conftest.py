@@ -191,6 +191,7 @@ class Stage:
 
     async def start(self, target: str = "attacks:act", **limits: Any) -> Zygote:
         self._num_zygotes += 1
+        allow = limits.pop("allow", ())
         spec = SandboxSpec(
             tier=self.tier,
             env=allowed(os.environ),
@@ -198,6 +199,7 @@ class Stage:
             readable=(str(self.world.project),),
             hidden=(str(self.world.hidden_file.parent),),
             port=self.world.aims["port"],
+            allow=allow,
         )
         with self.world.as_trainer():
             return await Zygote.start(

@@ -29,6 +29,7 @@ def test_a_spec_goes_to_json_and_back() -> None:
         readable=("/opt/model", "/srv"),
         hidden=("/srv/keys",),
         port=8080,
+        allow=("api.example.com:443", "*.example.com:80", "[::1]:8080"),
     )
     assert SandboxSpec.from_json(spec.to_json()) == spec
     assert SandboxSpec.from_json("{}") == SandboxSpec()
@@ -58,6 +59,10 @@ def test_a_spec_goes_to_json_and_back() -> None:
         ('{"port": 65536}', "port: 65536 is not a TCP port"),
         ('{"port": true}', "port: True is not a TCP port"),
         ('{"limits": {"scratch_bytes": -1}}', "limits.scratch_bytes"),
+        ('{"allow": "a.example:1"}', "allow must be a list"),
+        ('{"allow": [1]}', "allow: 1 is not host:port"),
+        ('{"allow": ["a.example"]}', "allow: 'a.example': write host:port"),
+        ('{"allow": ["a.example:99999"]}', "allow: 'a.example:99999': '99999' is not a TCP port"),
     ],
 )
 def test_a_wrong_spec_is_refused_by_field(text: str, complaint: str) -> None:
@@ -106,7 +111,7 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
             Step("namespaces", {}),
             Step("root", {"readable": ["/srv"], "hidden": ["/srv/keys"]}),
             Step("scratch", {**scratch, "proc": False}),
-            Step("loopback", {"port": None}),
+            Step("loopback", {"ports": []}),
         ),
         zygote=(
             Step("capabilities", {"keep": [21]}),  # CAP_SYS_ADMIN
@@ -127,7 +132,7 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
         cell=(
             Step("namespaces", {}),
             Step("scratch", {**scratch, "proc": True}),
-            Step("loopback", {"port": 8080}),
+            Step("loopback", {"ports": [8080]}),
             Step("polled_limits", {"memory_bytes": 5000, "cpu_s": 50}),
         ),
         child=(
@@ -182,6 +187,34 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
             "the metadata (mode, times) of this user's own files can be changed",
         ),
     )
+
+
+def test_an_allowlist_adds_a_listener_a_sealed_proxy_and_where_it_is() -> None:
+    allow = ("api.example.com:443", "*.example.org:8443", "10.0.0.1:80")
+    spec = dataclasses.replace(spec_of("namespaces"), allow=allow)
+    made, bare = plan(spec, ALL), plan(spec_of("namespaces"), ALL)
+    assert (made.root, made.zygote, made.allow) == (bare.root, bare.zygote, allow)
+    assert Step("loopback", {"ports": [8080, 3128]}) in made.cell
+    env = next(step.args["env"] for step in made.child if step.layer == "environ")
+    assert env.keys() - {"A"} == {
+        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NODE_USE_ENV_PROXY"),
+        *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    }
+    assert env["HTTPS_PROXY"] == env["all_proxy"] == "http://127.0.0.1:3128"
+    layers = ["capabilities", "no_new_privs", "landlock", "seccomp", "rlimits"]
+    assert [step.layer for step in made.egress] == layers
+    landlock = made.egress[2].args
+    assert landlock["ports"] == [53, 80, 443, 8443]
+    assert landlock["writable"] == DEVICES
+    assert "allow   api.example.com:443\nallow   *.example.org:8443" in str(made)
+    assert plans.from_json(json.loads(json.dumps(plans.to_json(made)))) == made
+
+    taken = plan(dataclasses.replace(spec, port=3128), ALL)
+    assert Step("loopback", {"ports": [3128, 3129]}) in taken.cell
+    assert "http://127.0.0.1:3129" in str(dict(taken.child[2].args["env"]))
+    for tier, probed in (("process", ALL), ("auto", Probe({**ALL.layers, "namespaces": "no"}))):
+        with pytest.raises(PlanError, match=r"api\.example\.com:443.* takes the tier 'namespaces'"):
+            plan(dataclasses.replace(spec, tier=tier), probed)
 
 
 @pytest.mark.parametrize(
