@@ -16,6 +16,7 @@ from typing import Any
 from .errors import SpecError
 
 TIERS = ("auto", "namespaces", "process")
+CGROUPS = ("auto", "off", "require")
 
 # Variables that make a loader or an interpreter run other code. They never enter the environment
 # that a zygote is started with.
@@ -41,11 +42,12 @@ class Limits:
     result_bytes: int = 2**20
     """The result message; more ends the child."""
     total_memory_bytes: int = 8 * 2**30
-    """Of all its processes together, measured twice a second. Tier `namespaces` only."""
+    """Of all its processes together. By its cgroup; without one measured twice a second, in the
+    tier `namespaces` only."""
     total_cpu_s: int = 3600
-    """Of all its processes together, measured twice a second. Tier `namespaces` only."""
+    """Of all its processes together, as above."""
     processes: int = 256
-    """Processes and threads together. Tier `namespaces` only."""
+    """Processes and threads together. Tier `namespaces`, or where there are cgroups."""
     scratch_bytes: int = 2**29
     """All files together, in memory. Tier `namespaces` only."""
     scratch_files: int = 2**16
@@ -79,10 +81,15 @@ class SandboxSpec:
     """The one TCP port that can be connected to. In the tier `namespaces` it is of 127.0.0.1 in
     the child's own network, with a listener that the caller gets; in the tier `process` a rule for
     ports, which does not know hosts."""
+    cgroups: str = "auto"
+    """Memory, processes and CPU of a child by a group that the kernel bounds: where this machine
+    gives one (`auto`), never (`off`), or else not at all (`require`)."""
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise SpecError(f"unknown sandbox tier {self.tier!r}; there are: {', '.join(TIERS)}")
+        if self.cgroups not in CGROUPS:
+            raise SpecError(f"cgroups: {self.cgroups!r} is none of: {', '.join(CGROUPS)}")
         check_env(self.env)
         for name in ("readable", "hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))

@@ -14,6 +14,7 @@ from typing import Any
 
 from . import (
     capabilities,
+    cgroups,
     descriptors,
     environ,
     landlock,
@@ -46,6 +47,7 @@ _LAYERS = (
     scratch,
     loopback,
     polled_limits,
+    cgroups,
     capabilities,
 )
 
