@@ -320,8 +320,14 @@ def _remove_stale(place: Place) -> None:
 
 
 def _read(path: str) -> str:
-    with open(path) as file:
-        return file.read()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        parts = []
+        while part := os.read(fd, 2**16):
+            parts.append(part)
+        return b"".join(parts).decode()
+    finally:
+        os.close(fd)
 
 
 def _write(path: str, content: str) -> None:

@@ -269,8 +269,9 @@ class Zygote:
     def _release(self, run: Run) -> None:
         self._runs.discard(run)
         run.release()
-        if run.group is not None:
-            self._retire(run.group, self._loop.time() + REMOVE_TIMEOUT_S)
+        if run.group is not None:  # not now: nobody waits for it, but somebody for the report
+            deadline = self._loop.time() + REMOVE_TIMEOUT_S
+            self._loop.call_soon(self._retire, run.group, deadline)
 
     def _retire(self, group: Group, deadline: float) -> None:
         """Remove the group of a child whose processes are gone, or will be with the zygote."""
