@@ -252,13 +252,13 @@ def test_a_zygote_that_keeps_its_children_out_of_their_groups_is_bounded_by_its_
     limits = Limits(memory_bytes=512 * MIB, total_memory_bytes=64 * MIB)
 
     async def work(zygote: Any) -> list[ChildReport]:
-        acts = [{"mib": 50, "num": 4, "s": 0.1}, {"mib": 200, "num": 4, "s": 60}]
+        acts = [{"mib": 50, "num": 4, "s": 0.1}, {"mib": 200, "num": 4, "s": 3}]
         return [await zygote.run({"do": "hold", **act}, wall_s=30) for act in acts]
 
     some, more = greedy(lab, work, target="keeps_children:agent", limits=limits)
     assert some.value == [0] * 4, "more than its own limit, and not more than the zygote's"
     # Whom the kernel kills is its choice: one of the four, or the zygote.
-    assert more.value != [0] * 4, more
+    assert more.ending is Ending.LOST or -signal.SIGKILL in more.value, more
 
 
 def test_a_zygote_that_puts_others_into_a_childs_group_is_lost(
