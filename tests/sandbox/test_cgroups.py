@@ -111,7 +111,7 @@ def test_memory_is_bounded_in_sum(lab: Any, place: Place) -> None:
         assert 80 * MIB < report.peak_memory_bytes <= 96 * MIB
         assert report.wall_s < 20
     assert (within.ending, within.value) == (Ending.RETURNED, [0, 0]), within
-    assert 60 * MIB < within.peak_memory_bytes < 96 * MIB
+    assert 30 * MIB < within.peak_memory_bytes < 96 * MIB, "at least the part of one"
 
 
 def test_processes_are_bounded_in_number(lab: Any, place: Place) -> None:
