@@ -21,7 +21,7 @@ from sandbox.probe import Probe
 
 AGENTS = Path(__file__).parent / "agents"
 MIB = 2**20
-LIMITS = Limits(total_memory_bytes=96 * MIB, total_cpu_s=1, processes=32)
+LIMITS = Limits(total_memory_bytes=96 * MIB, total_cpu_s=1)
 Eventually = Callable[..., None]
 
 
@@ -118,7 +118,7 @@ def test_processes_are_bounded_in_number(lab: Any, place: Place) -> None:
     async def work(zygote: Any) -> list[ChildReport]:
         return [await zygote.run({"do": "fork"}, wall_s=30) for _ in range(2)]
 
-    for report in greedy(lab, work):
+    for report in greedy(lab, work, limits=Limits(processes=32)):
         assert (report.ending, report.value) == (Ending.RETURNED, "EAGAIN")
         assert report.num_killed <= 32
         if lab.tier == "process":  # in the other one, rlimits count the init, too
