@@ -14,7 +14,7 @@ from .errors import SandboxError
 from .layers.environ import allowed
 from .probe import probe
 from .report import ChildReport, Ending
-from .spec import TIERS, Limits, SandboxSpec
+from .spec import CGROUPS, TIERS, Limits, SandboxSpec
 from .wire import write_all
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         spec = SandboxSpec(
             tier=args.tier,
+            cgroups=args.cgroups,
             env=allowed(os.environ),
             limits=limits,
             readable=tuple(os.path.abspath(path) for path in args.ro),
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parser("doctor", help="show which layers this machine gives, and what to do")
     run = actions.add_parser("run", help="run a command in a fresh child")
     run.add_argument("--tier", choices=TIERS, default="auto")
+    run.add_argument("--cgroups", choices=CGROUPS, default="auto", help="have the kernel bound it")
     run.add_argument(
         "--net",
         type=_network,

@@ -12,6 +12,7 @@ bounded and checked, and concerns that child alone.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import signal
@@ -66,7 +67,7 @@ def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn
         signal.set_wakeup_fd(-1)  # the keeper's
         kernel.map_user("self", INSIDE_ID, INSIDE_ID, INSIDE_ID)
         own = {fds.control, fds.request, fds.stdout, fds.stderr, fds.result, to_zygote.fileno()}
-        kernel.close_all_descriptors_but({0, 1, 2} | own)
+        kernel.close_all_descriptors_but({0, 1, 2, *own, *fds.group})
         context = Context()
         try:
             apply(made.cell, context)
@@ -86,7 +87,7 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None
     exited, tell_exit = os.pipe()
     failures, tell_failure = os.pipe()
     doors = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES]
-    for_agent = [tell_failure, fds.request, fds.stdout, fds.stderr, fds.result]
+    for_agent = [tell_failure, fds.request, fds.stdout, fds.stderr, fds.result, *fds.group]
     handed = [*doors, tell_exit, *for_agent]
     socket.send_fds(to_zygote, [b"fork"], handed)
     to_zygote.close()
@@ -121,11 +122,15 @@ _ORDERED = "ordered"
 
 
 def _until_over(control: int, exited: int, limits: Mapping[str, float]) -> str:
-    """ "": the agent's process ended. Else why it has to: `_ORDERED`, or the limit it is over."""
+    """ "": the agent's process ended. Else why it has to: `_ORDERED`, or the limit it is over.
+
+    Without `limits` (the child has a group) nobody looks.
+    """
     watch = reaper.Watch(control, exited)
-    look_at = time.monotonic() + polled_limits.INTERVAL_S
+    look_at = time.monotonic() + polled_limits.INTERVAL_S if limits else math.inf
     while True:
-        ready = watch.wait_any(max(0.0, look_at - time.monotonic()))
+        wait_s = max(0.0, look_at - time.monotonic()) if limits else None
+        ready = watch.wait_any(wait_s)
         for _ in reaper.reap():
             pass
         if exited in ready:

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from . import plan as plans
+from .cgroups import REMOVE_TIMEOUT_S, Group, Groups, NoGroups, find, remove_all
 from .egress_handle import EgressHandle, Leash
-from .errors import SpecError, ZygoteFailed
+from .errors import PlanError, SpecError, StepFailed, ZygoteFailed
 from .folders import remove_tree
 from .launch import Launched, launch, memory_file
 from .probe import Probe
@@ -35,6 +36,9 @@ from .run import KILL_TIMEOUT_S, READY_TIMEOUT_S, OutputSink, Pipe, Run, settle
 from .spec import SandboxSpec, check_env
 from .wire import MAX_READY_BYTES, one_line, text
 
+RETIRE_INTERVAL_S = 0.05
+"""Between two attempts to remove a child's group that the last process has not quite left."""
+
 ListenerTaker = Callable[[int], Awaitable[None]]
 
 
@@ -42,13 +46,19 @@ class Zygote:
     """One agent, imported and warm. Make it with `await Zygote.start(...)`."""
 
     def __init__(
-        self, launched: Launched, spec: SandboxSpec, made: plans.Plan, folder: Path
+        self,
+        launched: Launched,
+        spec: SandboxSpec,
+        made: plans.Plan,
+        folder: Path,
+        groups: Groups | None,
     ) -> None:
         self.spec = spec
         self.plan = made
         self.notes: list[str] = []
         """What the warm-up could not do, and whether the agent's import started threads."""
         self._folder = folder
+        self._groups = groups
         self._guardian = launched.guardian
         self._channel = launched.channel
         self._lifeline = launched.lifeline
@@ -100,12 +110,26 @@ class Zygote:
         _make_folders(folder, home)
         label = target or "pickled"
         try:
+            groups = _make_groups(made)
+        except PlanError:
+            _remove(folder)
+            raise
+        settings["groups"] = folders = groups.folders if groups is not None else []
+        enter: list[int] = []
+        try:
+            enter = groups.zygote.enter() if groups is not None else []
             based = dataclasses.replace(spec, env=plans.environment(spec))
-            launched = launch(based, settings, python=python, folder=str(home), label=label)
+            launched = launch(
+                based, settings, python=python, folder=str(home), label=label, group=enter
+            )
         except OSError as error:
             _remove(folder)
+            remove_all(folders)
             raise ZygoteFailed(f"cannot start {python!r}: {error}") from None
-        zygote = cls(launched, spec, made, folder)
+        finally:
+            for fd in enter:
+                os.close(fd)
+        zygote = cls(launched, spec, made, folder, groups)
         try:
             async with asyncio.timeout(timeout_s):
                 if made.allow:
@@ -195,7 +219,11 @@ class Zygote:
         except RecursionError:
             raise ValueError("the data is nested too deeply") from None
         request_fd = memory_file("request", encoded)
-        run = self._from_reserve() or await self._new_run()
+        try:
+            run = self._from_reserve() or await self._new_run()
+        except StepFailed as failure:
+            os.close(request_fd)
+            return ChildReport(Ending.SETUP_FAILED, error=str(failure))
         leash: Leash | None = None
         try:
             await run.ready()
@@ -242,16 +270,27 @@ class Zygote:
 
     async def _fill_reserve(self) -> None:
         while self.is_alive and len(self._reserve) < self._num_reserve:
-            run = await self._new_run()
+            try:
+                run = await self._new_run()
+            except StepFailed:
+                return  # likewise
             self._reserve.append(run)
             await run.ready()
             if not run.is_usable:  # what is wrong with it shows where one is needed
                 return
 
     async def _new_run(self) -> Run:
-        """A child that was ordered, and is being sealed."""
+        """A child that was ordered, and is being sealed. Raises `StepFailed`."""
         self._num_runs += 1
-        run = Run(self.spec.limits, self._folder / str(self._num_runs), self._on_disobeyed)
+        folder = self._folder / str(self._num_runs)
+        group, enter = None, []
+        if self._groups is not None:
+            try:
+                group = self._groups.new()
+                enter = group.enter()
+            except OSError as error:
+                raise StepFailed("cgroups", f"no group can be made: {error}") from None
+        run = Run(self.spec.limits, folder, self._on_disobeyed, group, enter)
         self._runs.add(run)
         await self._order(run)
         return run
@@ -259,6 +298,18 @@ class Zygote:
     def _release(self, run: Run) -> None:
         self._runs.discard(run)
         run.release()
+        if run.group is not None:  # not now: nobody waits for it, but somebody for the report
+            deadline = self._loop.time() + REMOVE_TIMEOUT_S
+            self._loop.call_soon(self._retire, run.group, deadline)
+
+    def _retire(self, group: Group, deadline: float) -> None:
+        """Remove the group of a child whose processes are gone, or will be with the zygote."""
+        if group.remove() or not self.is_alive:
+            return
+        if self._loop.time() > deadline:  # it is not the child's: the zygote has put it there
+            self._cut_lifeline()
+        else:
+            self._loop.call_later(RETIRE_INTERVAL_S, self._retire, group, deadline)
 
     async def close(self, timeout_s: float = 10.0) -> None:
         """End everything: children, zygote, guardian. Never raises; idempotent."""
@@ -314,7 +365,7 @@ class Zygote:
         """Send the order for a child. A zygote that is gone ends the run as LOST."""
         order = json.dumps({"folder": str(run.folder)}).encode()
         try:
-            fds = [run.far_control.fileno(), run.far_request.fileno(), *run.far_pipes]
+            fds = [run.far_control.fileno(), run.far_request.fileno(), *run.far_fds]
             async with self._sending:
                 while self.is_alive:
                     try:
@@ -368,12 +419,28 @@ class Zygote:
         for run in self._runs:  # an init that outlived its guardian still obeys this
             run.stop(Ending.LOST)
         # In a thread: what children left may be large, and the other zygotes go on.
-        removal = self._loop.run_in_executor(None, _remove, self._folder)
+        removal = self._loop.run_in_executor(None, self._remove_all)
         removal.add_done_callback(lambda _: self._on_removed())
+
+    def _remove_all(self) -> None:
+        _remove(self._folder)
+        if self._groups is not None:  # the guardian has done it, unless it was killed
+            remove_all(self._groups.folders)
 
     def _on_removed(self) -> None:
         settle(self._gone)
         self._channel.close()
+
+
+def _make_groups(made: plans.Plan) -> Groups | None:
+    """Where the plan has groups. Raises `PlanError` where they are not to be had any more."""
+    zygote, child = made.group("zygote"), made.group("child")
+    if zygote is None or child is None:
+        return None
+    try:
+        return Groups(find(), zygote=zygote, child=child)
+    except (NoGroups, OSError) as error:
+        raise PlanError(f"cgroups: no group can be made: {error}") from None
 
 
 def _closed_to_others(python_path: Sequence[str]) -> str:

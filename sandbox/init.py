@@ -30,7 +30,7 @@ def run_init(target: Any, made: Plan, folder: str, fds: Descriptors) -> NoReturn
     try:
         signal.set_wakeup_fd(-1)  # the zygote's
         own = {fds.control, fds.request, fds.stdout, fds.stderr, fds.result}
-        kernel.close_all_descriptors_but({0, 1, 2} | own)
+        kernel.close_all_descriptors_but({0, 1, 2, *own, *fds.group})
         os.setsid()
         kernel.become_subreaper()
         kernel.set_name("sandbox-init")
@@ -63,10 +63,11 @@ def _run_and_clear(
             stderr=fds.stderr,
             result=fds.result,
             request=fds.request,
+            group=list(fds.group),
         )
         run_agent(target, made.child, context, failure_writer)
     # Only the agent's processes hold these now: their end-of-file is the agent's.
-    for fd in (fds.stdout, fds.stderr, fds.result, fds.request, failure_writer):
+    for fd in (fds.stdout, fds.stderr, fds.result, fds.request, failure_writer, *fds.group):
         os.close(fd)
     with contextlib.suppress(OSError):
         control.send(CHILD_READY)

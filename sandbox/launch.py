@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +61,11 @@ def launch(
     python: str,
     folder: str,
     label: str,
+    group: Sequence[int] = (),
 ) -> Launched:
     """`folder` is the zygote's working directory and HOME, and must exist. Raises `OSError`.
 
+    `group`: descriptors that lead into the zygote's group; the caller closes them.
     `label` only shows in the list of processes.
     """
     env = {**_SINGLE_THREADED, **spec.env, "HOME": folder, "TMPDIR": folder}
@@ -73,7 +75,7 @@ def launch(
     # A file and not a pipe: a pickled agent may be larger than any pipe, and nobody waits here.
     stdin = memory_file("zygote-settings", json.dumps(settings).encode())
     package = os.path.dirname(os.path.abspath(__file__))
-    passed = (far_channel.fileno(), far_lifeline.fileno())
+    passed = (far_channel.fileno(), far_lifeline.fileno(), *group)
     try:
         guardian = subprocess.Popen(
             [python, "-I", "-X", "utf8", "-c", _BOOT, f"sandbox:{label}", package, "guardian"]

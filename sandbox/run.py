@@ -12,10 +12,12 @@ import contextlib
 import functools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .report import ChildReport, Ending, conclude
+from .cgroups import Group, Usage
+from .layers.polled_limits import INTERVAL_S
+from .report import ChildReport, Ending, conclude, exceeded
 from .spec import Limits
 from .wire import CHILD_READY, MAX_LISTENERS, MAX_STATUS_BYTES, Status, clean, decode_status
 
@@ -36,7 +38,16 @@ OutputSink = Callable[[int, bytes], None]
 class Run:
     """One child as seen from here."""
 
-    def __init__(self, limits: Limits, folder: Path, on_disobeyed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        folder: Path,
+        on_disobeyed: Callable[[], None],
+        group: Group | None,
+        enter: Sequence[int],
+    ) -> None:
+        self.group = group
+        """Its own; `enter` leads there, and is this run's to close. None: it has none."""
         self.folder = folder
         """The child's own, in tiers where it is on disk."""
         self._loop = asyncio.get_running_loop()
@@ -61,12 +72,13 @@ class Run:
             os.pipe(),
             os.pipe(),
         )
-        self.far_pipes = [far_stdout, far_stderr, far_result]
+        self.far_fds = [far_stdout, far_stderr, far_result, *enter]
         self._stdout = Pipe(stdout, limits.output_bytes, self._on_output)
         self._stderr = Pipe(stderr, limits.output_bytes, self._on_output)
         self._result = Pipe(result, limits.result_bytes, self._on_result, keep_all=True)
         self._loop.add_reader(self._control, self._on_control)
         self._timer = self._loop.call_later(READY_TIMEOUT_S, self.stop, Ending.LOST)
+        self._looking: asyncio.TimerHandle | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -87,15 +99,17 @@ class Run:
         self._started_at = self._loop.time()
         if self.is_usable:
             self._timer = self._loop.call_later(limit_s, self.stop, Ending.TIMEOUT)
+            if self.group is not None:
+                self._looking = self._loop.call_later(INTERVAL_S, self._look)
         with contextlib.suppress(OSError):  # it is gone: the control connection says so, too
             socket.send_fds(self._request, [b"run"], [request_fd])
 
     def close_far_ends(self) -> None:
         self.far_control.close()
         self.far_request.close()
-        for fd in self.far_pipes:
+        for fd in self.far_fds:
             os.close(fd)
-        self.far_pipes = []
+        self.far_fds = []
 
     async def ended(self) -> ChildReport:
         try:
@@ -118,6 +132,7 @@ class Run:
             result=self._result.content(),
             limits=self._limits,
             wall_s=self._limit_s,
+            used=(used := self._used()),
         )
         status = self._status or Status()
         return ChildReport(
@@ -130,9 +145,11 @@ class Run:
             exit_code=status.exit_code,
             signal=status.signal,
             wall_s=self._wall_s,
-            cpu_s=status.cpu_s,
+            cpu_s=used.cpu_s if used else status.cpu_s,
             max_rss_bytes=status.max_rss_bytes,
             num_killed=status.num_killed,
+            peak_memory_bytes=used.peak_memory_bytes if used else 0,
+            measured_by="cgroup" if used else "processes",
         )
 
     def stop(self, why: Ending) -> None:
@@ -148,6 +165,7 @@ class Run:
     def release(self) -> None:
         """Close everything. The child is gone, or its zygote was given up."""
         self._timer.cancel()
+        self._stop_looking()
         self.close_far_ends()
         self._loop.remove_reader(self._control)
         self._control.close()
@@ -157,6 +175,27 @@ class Run:
         self.listeners = []
         for pipe in (self._stdout, self._stderr, self._result):
             pipe.close()
+
+    def _look(self) -> None:
+        """Memory the kernel bounds, though not all of the child's processes need notice; CPU time
+        it only counts."""
+        used = self._used()
+        if used is None:
+            return
+        if (over := exceeded(used, self._limits)) is not None:
+            self.stop(over)
+        else:
+            self._looking = self._loop.call_later(INTERVAL_S, self._look)
+
+    def _stop_looking(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _used(self) -> Usage | None:
+        """None: it has no group, or the guardian has removed it with the zygote's."""
+        with contextlib.suppress(OSError):
+            return self.group.usage() if self.group is not None else None
+        return None
 
     @property
     def _output_bytes(self) -> int:
@@ -203,6 +242,7 @@ class Run:
     def _end(self) -> None:
         self._loop.remove_reader(self._control)
         self._timer.cancel()
+        self._stop_looking()
         settle(self._ended)
 
 

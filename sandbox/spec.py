@@ -17,6 +17,7 @@ from .allowlist import parse_entry
 from .errors import SpecError
 
 TIERS = ("auto", "namespaces", "process")
+CGROUPS = ("auto", "off", "require")
 
 # Variables that make a loader or an interpreter run other code. They never enter the environment
 # that a zygote is started with.
@@ -42,11 +43,12 @@ class Limits:
     result_bytes: int = 2**20
     """The result message; more ends the child."""
     total_memory_bytes: int = 8 * 2**30
-    """Of all its processes together, measured twice a second. Tier `namespaces` only."""
+    """Of all its processes together. By its cgroup; without one measured twice a second, in the
+    tier `namespaces` only."""
     total_cpu_s: int = 3600
-    """Of all its processes together, measured twice a second. Tier `namespaces` only."""
+    """Of all its processes together, as above."""
     processes: int = 256
-    """Processes and threads together. Tier `namespaces` only."""
+    """Processes and threads together. Tier `namespaces`, or where there are cgroups."""
     scratch_bytes: int = 2**29
     """All files together, in memory. Tier `namespaces` only."""
     scratch_files: int = 2**16
@@ -84,10 +86,15 @@ class SandboxSpec:
     """What can be reached beside that, through an egress proxy: "host:port" each, a name, an IP
     address or "*.example.com" for the names below it. Tier `namespaces` only. A name never leads
     to an address that is not public, unless that address is listed, too."""
+    cgroups: str = "auto"
+    """Memory, processes and CPU of a child by a group that the kernel bounds: where this machine
+    gives one (`auto`), never (`off`), or else not at all (`require`)."""
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise SpecError(f"unknown sandbox tier {self.tier!r}; there are: {', '.join(TIERS)}")
+        if self.cgroups not in CGROUPS:
+            raise SpecError(f"cgroups: {self.cgroups!r} is none of: {', '.join(CGROUPS)}")
         check_env(self.env)
         for name in ("readable", "hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))

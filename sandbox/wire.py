@@ -12,10 +12,11 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .cgroups import MAX_FOLDERS
 from .errors import ResultError
 
 MAX_TEXT_CHARS = 16 * 1024
@@ -44,6 +45,16 @@ class Descriptors:
     stdout: int
     stderr: int
     result: int
+    group: tuple[int, ...] = ()
+    """What leads into the child's group, see `cgroups`; none where it has none."""
+
+    @classmethod
+    def of(cls, received: Sequence[int]) -> Descriptors:
+        control, request, stdout, stderr, result, *group = received
+        return cls(control, request, stdout, stderr, result, tuple(group))
+
+
+MAX_DESCRIPTORS = 5 + MAX_FOLDERS
 
 
 @dataclass(frozen=True)

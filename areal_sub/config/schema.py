@@ -54,6 +54,9 @@ class SandboxConfig(Section):
 
     tier: Literal["auto", "namespaces", "process"] = "auto"
     """Which layers: see `docs/security.md`. `auto`: the strongest tier that this machine gives."""
+    cgroups: Literal["auto", "off", "require"] = "auto"
+    """Memory, processes and CPU of a child by a cgroup of its own: where this machine gives one
+    (`auto`), never (`off`), or else no run at all (`require`)."""
     readable: list[str] = []
     """Folders and files that children can read, beside the system's, the interpreter's and those on
     their import path."""
@@ -64,14 +67,15 @@ class SandboxConfig(Section):
     """stdout and stderr together; more ends the child with `output_limit`."""
     max_result_bytes: Positive = 1 * 2**20
     max_memory_bytes: Positive = 8 * 2**30
-    """Address space of each process of the child; in the tier `namespaces`, also what all of them
-    use together (looked at twice a second)."""
+    """Address space of each process of the child; with cgroups also what all of them use together.
+    Without, that is looked at twice a second, in the tier `namespaces` only."""
     max_file_bytes: Positive = 1 * 2**30
     max_open_files: Positive = 1024
     max_cpu_s: Positive = 3600
-    """CPU seconds of each process of the child; in the tier `namespaces`, also of all together."""
+    """CPU seconds of each process of the child; with cgroups, or in the tier `namespaces`, also of
+    all together."""
     max_processes: Positive = 256
-    """Processes and threads of a child. Tier `namespaces` only."""
+    """Processes and threads of a child. With cgroups, or in the tier `namespaces`."""
     max_scratch_bytes: Positive = 512 * 2**20
     """All files of a child together; they lie in memory. Tier `namespaces` only."""
     max_scratch_files: Positive = 65_536

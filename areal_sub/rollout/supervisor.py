@@ -78,6 +78,7 @@ def make_spec(
     """The sandbox's spec from the fields of `SandboxConfig`."""
     return SandboxSpec(
         tier=sandbox["tier"],
+        cgroups=sandbox["cgroups"],
         env=env,
         readable=tuple(str(Path(path).resolve()) for path in sandbox["readable"]),
         hidden=tuple(hidden),

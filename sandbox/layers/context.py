@@ -14,6 +14,8 @@ class Context:
     stderr: int = -1
     result: int = -1
     request: int = -1
+    group: list[int] = field(default_factory=list)
+    """What leads into the group of this process, see `cgroups`; closed once it is in."""
     keep: list[int] = field(default_factory=list)
     """More descriptors that must stay open."""
     ports: list[int] = field(default_factory=list)

@@ -6,6 +6,7 @@ too. Titles and reasons are what `docs/security.md` shows (`write_table.py`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,6 +34,11 @@ class Attack:
     limits: Mapping[str, int] = field(default_factory=dict)
     """Of the children, where they differ from the stage's."""
     wall_s: float | None = None
+    grouped: Mapping[str, End] = field(default_factory=dict)
+    """Tier → its end where this machine gives cgroups, for those where that is another one."""
+
+    def end(self, tier: str, *, cgroups: bool) -> End:
+        return self.grouped.get(tier, self.ends[tier]) if cgroups else self.ends[tier]
 
     @property
     def function(self) -> str:
@@ -58,7 +64,15 @@ def row(number: str, title: str, namespaces: End, process: End | None = None) ->
 
 
 def limited(attack: Attack, wall_s: float | None = None, **limits: int) -> Attack:
-    return Attack(attack.number, attack.title, attack.ends, limits, wall_s)
+    return dataclasses.replace(attack, limits=limits, wall_s=wall_s)
+
+
+def grouped(attack: Attack, namespaces: End | None, process: End | None = None) -> Attack:
+    """The ends where there are cgroups; None: the same as without."""
+    ends = {"namespaces": namespaces, "process": process}
+    return dataclasses.replace(
+        attack, grouped={tier: end for tier, end in ends.items() if end is not None}
+    )
 
 
 def _seccomp(reasons: str = "EPERM ENOSYS") -> End:
@@ -155,11 +169,15 @@ PROCESSES = (
         open_("/proc is the host's: names, command lines and numbers of open files can be seen."),
     ),
     row("20", "a daemon that ignores every signal", stopped("killed when the run ends")),
-    row(
-        "21",
-        "a fork bomb",
-        stopped("limit of processes", "EAGAIN"),
-        open_("Processes are not limited in number; all are killed when the run ends."),
+    grouped(
+        row(
+            "21",
+            "a fork bomb",
+            stopped("limit of processes", "EAGAIN"),
+            open_("Processes are not limited in number; all are killed when the run ends."),
+        ),
+        namespaces=None,
+        process=stopped("limit of processes", "EAGAIN"),
     ),
     row("22", "a user namespace by unshare, clone, clone3", _seccomp()),
     row(
@@ -297,34 +315,32 @@ NETWORK = (
 )
 
 _TOTAL = 150 * MIB
+_MEMORY = stopped("limit of their sum", "MEMORY_LIMIT")
+_CPU = stopped("limit of their sum, looked at twice a second", "CPU_LIMIT")
 RESOURCES = (
     row("50", "one allocation of 5 GB", stopped("limit of the address space", "ENOMEM")),
-    limited(
-        row(
-            "51a",
-            "processes that are each below the limit: private memory",
-            stopped("limit of their sum, polled twice a second", "MEMORY_LIMIT"),
-            open_(f"{_NO_TOTALS}."),
-        ),
-        total_memory_bytes=_TOTAL,
-    ),
-    limited(
-        row(
-            "51b",
-            "the same in shared memory that is not mapped at the moment",
-            open_("It counts for no process; bounded by address space times processes."),
-            open_(f"{_NO_TOTALS}."),
-        ),
-        total_memory_bytes=_TOTAL,
-    ),
-    limited(
-        row(
-            "51c",
-            "the same in the buffers of sockets",
-            open_("They count for no process; bounded by open files times processes."),
-            open_(f"{_NO_TOTALS}."),
-        ),
-        total_memory_bytes=_TOTAL,
+    *(
+        limited(grouped(attack, _MEMORY, _MEMORY), total_memory_bytes=_TOTAL)
+        for attack in (
+            row(
+                "51a",
+                "processes that are each below the limit: private memory",
+                stopped("limit of their sum, polled twice a second", "MEMORY_LIMIT"),
+                open_(f"{_NO_TOTALS}."),
+            ),
+            row(
+                "51b",
+                "the same in shared memory that is not mapped at the moment",
+                open_("It counts for no process; bounded by address space times processes."),
+                open_(f"{_NO_TOTALS}."),
+            ),
+            row(
+                "51c",
+                "the same in the buffers of sockets",
+                open_("They count for no process; bounded by open files times processes."),
+                open_(f"{_NO_TOTALS}."),
+            ),
+        )
     ),
     row(
         "52",
@@ -335,17 +351,27 @@ RESOURCES = (
     *(
         limited(attack, cpu_s=1, total_cpu_s=1)
         for attack in (
-            row(
-                "53a",
-                "serial forks, each below the CPU limit",
-                stopped("limit of their sum, polled twice a second", "CPU_LIMIT"),
-                open_(f"{_NO_TOTALS}; the wall clock ends it."),
+            grouped(
+                row(
+                    "53a",
+                    "serial forks, each below the CPU limit",
+                    stopped("limit of their sum, polled twice a second", "CPU_LIMIT"),
+                    open_(f"{_NO_TOTALS}; the wall clock ends it."),
+                ),
+                _CPU,
+                _CPU,
             ),
-            row(
-                "53b",
-                "the same, with SIGCHLD ignored",
-                open_("Time of children that nobody waits for is lost; the wall clock ends it."),
-                open_(f"{_NO_TOTALS}; the wall clock ends it."),
+            grouped(
+                row(
+                    "53b",
+                    "the same, with SIGCHLD ignored",
+                    open_(
+                        "Time of children that nobody waits for is lost; the wall clock ends it."
+                    ),
+                    open_(f"{_NO_TOTALS}; the wall clock ends it."),
+                ),
+                _CPU,
+                _CPU,
             ),
             row(
                 "53c",

@@ -179,6 +179,7 @@ class Stage:
         shutil.copytree(HERE / "agents", self.code, ignore=shutil.ignore_patterns("__pycache__"))
         self.folder = folder
         self._probed = probed
+        self.has_groups = not probed.layers["cgroups"]
         self._python = python
         self._runner = asyncio.Runner()
         self._zygotes: dict[str, Zygote] = {}

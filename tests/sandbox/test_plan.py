@@ -30,11 +30,13 @@ def test_a_spec_goes_to_json_and_back() -> None:
         hidden=("/srv/keys",),
         port=8080,
         allow=("api.example.com:443", "*.example.com:80", "[::1]:8080"),
+        cgroups="off",
     )
     assert SandboxSpec.from_json(spec.to_json()) == spec
     assert SandboxSpec.from_json("{}") == SandboxSpec()
     default = SandboxSpec()
     assert (default.tier, default.readable, default.hidden, default.port) == ("auto", (), (), None)
+    assert default.cgroups == "auto"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ def test_a_spec_goes_to_json_and_back() -> None:
         ('{"readable": [1]}', "readable: 1 is not an absolute path"),
         ('{"hidden": ["/a\\u0000b"]}', "hidden: .* is not an absolute path"),
         ('{"port": 0}', "port: 0 is not a TCP port"),
+        ('{"cgroups": "on"}', "cgroups: 'on' is none of: auto, off, require"),
         ('{"port": 65536}', "port: 65536 is not a TCP port"),
         ('{"port": true}', "port: True is not a TCP port"),
         ('{"limits": {"scratch_bytes": -1}}', "limits.scratch_bytes"),
@@ -89,6 +92,8 @@ RLIMITS = {
     "RLIMIT_CORE": [0, 0],
 }
 IMPORT_RLIMITS = {name: RLIMITS[name] for name in ("RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_CORE")}
+ZYGOTE_GROUP = Step("cgroups", {"memory_bytes": 6000, "processes": 7 + 4096})
+CHILD_GROUP = Step("cgroups", {"memory_bytes": 5000, "processes": 7, "cpu_s": 50})
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 
 
@@ -114,6 +119,7 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
             Step("loopback", {"ports": []}),
         ),
         zygote=(
+            ZYGOTE_GROUP,
             Step("capabilities", {"keep": [21]}),  # CAP_SYS_ADMIN
             Step("no_new_privs", {}),
             Step(
@@ -133,9 +139,9 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
             Step("namespaces", {}),
             Step("scratch", {**scratch, "proc": True}),
             Step("loopback", {"ports": [8080]}),
-            Step("polled_limits", {"memory_bytes": 5000, "cpu_s": 50}),
         ),
         child=(
+            CHILD_GROUP,
             Step("session", {"umask": 0o077}),
             Step("descriptors", {}),
             Step("environ", {"env": {"A": "b"}}),
@@ -164,6 +170,7 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
         tier="process",
         root=(),
         zygote=(
+            ZYGOTE_GROUP,
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
             landlocked,
@@ -172,6 +179,7 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
         ),
         cell=(),
         child=(
+            CHILD_GROUP,
             Step("session", {"umask": 0o077}),
             Step("descriptors", {}),
             Step("environ", {"env": {"A": "b"}}),
@@ -182,7 +190,6 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
         ),
         weaknesses=(
             "other processes and the paths of files can be listed, though not read",
-            "the number of processes of a child is not limited, nor what they use together",
             "the proxy's port number can be connected to on any host",
             "the metadata (mode, times) of this user's own files can be changed",
         ),
@@ -229,12 +236,48 @@ def test_an_allowlist_adds_a_listener_a_sealed_proxy_and_where_it_is() -> None:
 def test_what_an_older_landlock_does_not_do_is_said(abi: int, more: list[str]) -> None:
     made = plan(SandboxSpec(tier="process"), Probe(ALL.layers, landlock_abi=abi))
     assert [note for note in made.weaknesses if note.startswith(tuple(more))] == list(
-        made.weaknesses[4:]
+        made.weaknesses[3:]
     )
-    assert len(made.weaknesses) == 4 + len(more)
+    assert len(made.weaknesses) == 3 + len(more)
     assert (
         plan(SandboxSpec(tier="namespaces"), Probe(ALL.layers, landlock_abi=abi)).weaknesses == ()
     )
+
+
+NO_GROUPS = Probe({**ALL.layers, "cgroups": "not in this container"}, ALL.landlock_abi)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "probed", "reason"),
+    [("off", ALL, "cgroups are off"), ("auto", NO_GROUPS, "no cgroups: the doctor says why")],
+)
+def test_without_groups_limits_are_polled_and_the_plan_says_so(
+    wanted: str, probed: Probe, reason: str
+) -> None:
+    with_groups, without = (
+        plan(dataclasses.replace(spec_of("namespaces"), cgroups=name), ALL)
+        for name in ("require", "off")
+    )
+    made = plan(dataclasses.replace(spec_of("namespaces"), cgroups=wanted), probed)
+    assert made.zygote == tuple(step for step in with_groups.zygote if step != ZYGOTE_GROUP)
+    assert made.child == tuple(step for step in with_groups.child if step != CHILD_GROUP)
+    polled = Step("polled_limits", {"memory_bytes": 5000, "cpu_s": 50})
+    assert made.cell == without.cell == (*with_groups.cell, polled)
+    assert made.weaknesses == (
+        "memory and CPU of all processes of a child together are looked at twice a second "
+        f"({reason})",
+    )
+    weaker = plan(dataclasses.replace(spec_of("process"), cgroups=wanted), probed)
+    assert (
+        "the number of processes of a child is not limited, nor what they use together "
+        f"({reason})" in weaker.weaknesses
+    )
+
+
+def test_groups_that_are_required_and_not_to_be_had_are_an_error() -> None:
+    for tier in ("namespaces", "process", "auto"):
+        with pytest.raises(PlanError, match="cgroups: not in this container"):
+            plan(SandboxSpec(tier=tier, cgroups="require"), NO_GROUPS)
 
 
 def test_auto_is_the_strongest_tier_there_is() -> None:
@@ -292,7 +335,9 @@ def test_the_probe_tries_in_a_child_and_survives_what_happens_there() -> None:
     assert "no such layer" in found["raises"]
     assert found["dies"] == "the process that tried it died"
     assert Path.cwd() == here
-    assert set(probe().layers.values()) == {""}
+    layers = dict(probe().layers)
+    layers.pop("cgroups")  # few machines give them to everybody
+    assert set(layers.values()) == {""}
 
 
 BROKEN = Step("rlimits", {"RLIMIT_UNHEARD_OF": [1, 1]})  # a limit that no kernel knows
