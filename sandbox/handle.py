@@ -33,6 +33,7 @@ from .report import ChildReport, Ending
 from .run import KILL_TIMEOUT_S, READY_TIMEOUT_S, OutputSink, Pipe, Run, settle
 from .spec import SandboxSpec, check_env
 from .wire import MAX_READY_BYTES, one_line, text
+from .workspace import Templates
 
 ListenerTaker = Callable[[int], Awaitable[None]]
 
@@ -53,6 +54,7 @@ class Zygote:
         self._lifeline = launched.lifeline
         self._loop = asyncio.get_running_loop()
         self._output = Pipe(launched.output, spec.limits.output_bytes, self._on_output)
+        self._templates = Templates(spec.limits)
         self._sending = asyncio.Lock()
         self._runs: set[Run] = set()
         self._reserve: collections.deque[Run] = collections.deque()
@@ -139,17 +141,19 @@ class Zygote:
         kwargs: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
+        workspace: str | os.PathLike[str] | None = None,
         on_listener: ListenerTaker | None = None,
     ) -> ChildReport:
         """Run the agent once, in a fresh child, with `data` (JSON types).
 
+        `workspace` is a folder whose content the child finds in its working directory, as its own.
         `on_listener` is awaited before the agent runs, with the descriptor of the listener in the
         child's own network, in tiers where it has one; it is closed afterwards. Returns when all
         its processes are gone. Cancelling kills the child first. Raises `SpecError` for an invalid
-        `env`, `TypeError` or `ValueError` for data that is not JSON.
+        `env` or `workspace`, `TypeError` or `ValueError` for data that is not JSON.
         """
         request = {"data": data, "kwargs": dict(kwargs or {})}
-        return await self._run(request, env, wall_s, on_listener, None)
+        return await self._run(request, env, wall_s, workspace, on_listener, None)
 
     async def execute(
         self,
@@ -157,23 +161,26 @@ class Zygote:
         *,
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
+        workspace: str | os.PathLike[str] | None = None,
         on_listener: ListenerTaker | None = None,
         on_output: OutputSink | None = None,
     ) -> ChildReport:
         """Execute a program in a fresh child, where the zygote was started without a target.
 
         Its end is EXITED, with its code. `on_output` gets what it writes as it comes: 1 or 2, and
-        the bytes. Raises `SpecError` for an invalid `argv` or `env`.
+        the bytes. Raises `SpecError` for an invalid `argv`, `env` or `workspace`.
         """
         if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
             raise SpecError(f"argv must be one or more strings without NUL, not {argv!r}")
-        return await self._run({"argv": list(argv)}, env, wall_s, on_listener, on_output)
+        request = {"argv": list(argv)}
+        return await self._run(request, env, wall_s, workspace, on_listener, on_output)
 
     async def _run(
         self,
         request: dict[str, Any],
         env: Mapping[str, str] | None,
         wall_s: float | None,
+        workspace: str | os.PathLike[str] | None,
         on_listener: ListenerTaker | None,
         on_output: OutputSink | None,
     ) -> ChildReport:
@@ -183,13 +190,17 @@ class Zygote:
             encoded = json.dumps({**request, "env": dict(env or {})}).encode()
         except RecursionError:
             raise ValueError("the data is nested too deeply") from None
+        template = None
+        if workspace is not None:
+            template = await asyncio.to_thread(self._templates.packed, os.fspath(workspace))
         request_fd = memory_file("request", encoded)
         run = self._from_reserve() or await self._new_run()
         try:
             await run.ready()
             if run.listener is not None and on_listener is not None:
                 await on_listener(run.listener)
-            run.begin(request_fd, limit_s, on_output)
+            request_fds = [request_fd] if template is None else [request_fd, template.fd]
+            run.begin(request_fds, limit_s, on_output)
             self._refill()
             report = await run.ended()
             if run.is_over and run.folder.exists():  # its init was killed before it came to that

@@ -68,6 +68,8 @@ def conclude(
         return Ending.LOST, None, "the zygote died under the child", ""
     if status.failed_step:
         error = f"sandbox step {status.failed_step!r} failed: {status.error}"
+        if status.failed_step == "workspace":
+            error += _limit_of_files(status.error, limits)
         return Ending.SETUP_FAILED, None, error, ""
     if status.limit == "memory":
         error = f"its processes used more than {limits.total_memory_bytes} bytes of memory together"
@@ -91,6 +93,18 @@ def conclude(
     if status.exit_code != 0:
         return Ending.EXITED, None, f"exited with code {status.exit_code} after its result", ""
     return Ending.RETURNED, message.value, "", ""
+
+
+def _limit_of_files(error: str, limits: Limits) -> str:
+    """Which limit an error while files are written speaks of; "" where it is none."""
+    if error.startswith("ENOSPC"):
+        return (
+            f"; the child's files may have {limits.scratch_bytes} bytes together "
+            f"(limits.scratch_bytes) and be {limits.scratch_files} (limits.scratch_files)"
+        )
+    if error.startswith("EFBIG"):
+        return f"; a file may have {limits.file_bytes} bytes (limits.file_bytes)"
+    return ""
 
 
 def _stop_error(stopped: Ending, limits: Limits, wall_s: float) -> str:

@@ -77,8 +77,8 @@ class Run:
         """Returns once it is sealed and waits for its request, or has ended."""
         await asyncio.wait({self._ready, self._ended}, return_when=asyncio.FIRST_COMPLETED)
 
-    def begin(self, request_fd: int, limit_s: float, on_output: OutputSink | None) -> None:
-        """Send the child its request, a file's descriptor; from here on its time counts."""
+    def begin(self, request_fds: list[int], limit_s: float, on_output: OutputSink | None) -> None:
+        """Send the child its request, descriptors of files; from here on its time counts."""
         if on_output is not None:
             self._stdout.sink = functools.partial(on_output, 1)
             self._stderr.sink = functools.partial(on_output, 2)
@@ -88,7 +88,7 @@ class Run:
         if self.is_usable:
             self._timer = self._loop.call_later(limit_s, self.stop, Ending.TIMEOUT)
         with contextlib.suppress(OSError):  # it is gone: the control connection says so, too
-            socket.send_fds(self._request, [b"run"], [request_fd])
+            socket.send_fds(self._request, [b"run"], request_fds)
 
     def close_far_ends(self) -> None:
         self.far_control.close()

@@ -50,6 +50,10 @@ class Limits:
     """All files together, in memory. Tier `namespaces` only."""
     scratch_files: int = 2**16
     """Files and folders together. Tier `namespaces` only."""
+    workspace_bytes: int = 2**28
+    """All files of a workspace's template together."""
+    workspace_files: int = 2**15
+    """Files and folders of a workspace's template."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

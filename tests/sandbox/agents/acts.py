@@ -178,6 +178,11 @@ def do_write(data: dict[str, Any]) -> dict[str, str]:
     return {path: outcome(lambda path=path: open(path, "a").close()) for path in data["paths"]}
 
 
+def do_read_file(data: dict[str, Any]) -> str:
+    with open(data["path"]) as file:
+        return file.read()
+
+
 def do_sockets(data: dict[str, Any]) -> dict[str, str]:
     """What comes of making a socket of each kind, and of connecting to each of `ports`."""
     kinds: dict[str, tuple[int, ...]] = {
