@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import stat
 from typing import Any
 
 from .wire import write_all
@@ -69,10 +68,12 @@ class Writer:
 
 
 def read_index(fd: int) -> Any:
-    """Raises `OSError`, and `ValueError` where there is none."""
-    info = os.fstat(fd)
-    end = info.st_size - _LENGTH_BYTES
-    if not stat.S_ISREG(info.st_mode) or end < 0:
+    """Only what is sealed is an archive: it neither changes nor keeps a reader waiting.
+
+    Raises `OSError`, and `ValueError` where it is none.
+    """
+    end = os.fstat(fd).st_size - _LENGTH_BYTES
+    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) != _SEALS or end < 0:
         raise ValueError("it is not an archive")
     length = int.from_bytes(os.pread(fd, _LENGTH_BYTES, end), "big")
     if length > end:

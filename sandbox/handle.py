@@ -28,6 +28,7 @@ from . import plan as plans
 from .errors import SpecError, ZygoteFailed
 from .folders import remove_tree
 from .launch import Launched, launch, memory_file
+from .outputs import make_order
 from .probe import Probe
 from .report import ChildReport, Ending
 from .run import KILL_TIMEOUT_S, READY_TIMEOUT_S, OutputSink, Pipe, Run, settle
@@ -142,18 +143,21 @@ class Zygote:
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
         workspace: str | os.PathLike[str] | None = None,
+        outputs: Sequence[str] = (),
         on_listener: ListenerTaker | None = None,
     ) -> ChildReport:
         """Run the agent once, in a fresh child, with `data` (JSON types).
 
         `workspace` is a folder whose content the child finds in its working directory, as its own.
+        `outputs` are paths in there, of files or folders, with `*`, `?` and `[...]` in their parts:
+        what of it is there at the child's end, however it comes, is in the report.
         `on_listener` is awaited before the agent runs, with the descriptor of the listener in the
         child's own network, in tiers where it has one; it is closed afterwards. Returns when all
         its processes are gone. Cancelling kills the child first. Raises `SpecError` for an invalid
-        `env` or `workspace`, `TypeError` or `ValueError` for data that is not JSON.
+        `env`, `workspace` or `outputs`, `TypeError` or `ValueError` for data that is not JSON.
         """
         request = {"data": data, "kwargs": dict(kwargs or {})}
-        return await self._run(request, env, wall_s, workspace, on_listener, None)
+        return await self._run(request, env, wall_s, workspace, outputs, on_listener, None)
 
     async def execute(
         self,
@@ -162,18 +166,20 @@ class Zygote:
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
         workspace: str | os.PathLike[str] | None = None,
+        outputs: Sequence[str] = (),
         on_listener: ListenerTaker | None = None,
         on_output: OutputSink | None = None,
     ) -> ChildReport:
         """Execute a program in a fresh child, where the zygote was started without a target.
 
         Its end is EXITED, with its code. `on_output` gets what it writes as it comes: 1 or 2, and
-        the bytes. Raises `SpecError` for an invalid `argv`, `env` or `workspace`.
+        the bytes. Raises `SpecError` for an invalid `argv`, `env`, `workspace`
+        or `outputs`.
         """
         if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
             raise SpecError(f"argv must be one or more strings without NUL, not {argv!r}")
         request = {"argv": list(argv)}
-        return await self._run(request, env, wall_s, workspace, on_listener, on_output)
+        return await self._run(request, env, wall_s, workspace, outputs, on_listener, on_output)
 
     async def _run(
         self,
@@ -181,15 +187,20 @@ class Zygote:
         env: Mapping[str, str] | None,
         wall_s: float | None,
         workspace: str | os.PathLike[str] | None,
+        outputs: Sequence[str],
         on_listener: ListenerTaker | None,
         on_output: OutputSink | None,
     ) -> ChildReport:
         check_env(env or {})
-        limit_s = self.spec.limits.wall_s if wall_s is None else wall_s
+        limits = self.spec.limits
+        limit_s = limits.wall_s if wall_s is None else wall_s
         try:
             encoded = json.dumps({**request, "env": dict(env or {})}).encode()
         except RecursionError:
             raise ValueError("the data is nested too deeply") from None
+        order = None
+        if outputs:
+            order = make_order(outputs, limits.outputs_bytes, limits.outputs_files)
         template = None
         if workspace is not None:
             template = await asyncio.to_thread(self._templates.packed, os.fspath(workspace))
@@ -200,15 +211,16 @@ class Zygote:
             if run.listener is not None and on_listener is not None:
                 await on_listener(run.listener)
             request_fds = [request_fd] if template is None else [request_fd, template.fd]
-            run.begin(request_fds, limit_s, on_output)
+            here = self.plan.tier == "process"  # where an init is the agent's zygote's fork
+            run.begin(request_fds, limit_s, on_output, order, collect_here=here)
             self._refill()
-            report = await run.ended()
-            if run.is_over and run.folder.exists():  # its init was killed before it came to that
-                await asyncio.to_thread(_remove, run.folder)
-            return report
+            return await run.ended()
         finally:
             os.close(request_fd)
             self._release(run)
+            # It was kept for its outputs, or its init was killed before it came to that.
+            if run.is_over and run.folder.exists():
+                await asyncio.to_thread(_remove, run.folder)
 
     def _from_reserve(self) -> Run | None:
         while self._reserve:

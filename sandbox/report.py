@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import enum
 import signal
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import ResultError
@@ -53,6 +54,14 @@ class ChildReport:
     """Of its largest process."""
     num_killed: int = 0
     """Processes that it left behind."""
+    written_bytes: int = 0
+    """What its files took at its end, those of its workspace among them."""
+    outputs: Mapping[str, bytes] = field(default_factory=dict)
+    """The content of each declared output, by its path in the working directory."""
+    outputs_refused: tuple[tuple[str, str], ...] = ()
+    """(path, why) of what was declared, or lay in a declared folder, and was not taken."""
+    outputs_missing: tuple[str, ...] = ()
+    """Declared, and not there."""
 
 
 def conclude(

@@ -54,6 +54,10 @@ class Limits:
     """All files of a workspace's template together."""
     workspace_files: int = 2**15
     """Files and folders of a workspace's template."""
+    outputs_bytes: int = 2**24
+    """All outputs together."""
+    outputs_files: int = 2**12
+    """Files and folders that are looked at for outputs."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from sandbox import BlockingSandbox, Ending, Limits, SandboxSpec, SpecError
+from sandbox.outputs import collect, make_order, read
 from sandbox.workspace import Templates, pack
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -160,3 +163,190 @@ def test_no_descriptor_of_the_template_is_left_in_the_child(
     report = sh(box, "ls -l /proc/self/fd", workspace=template)
     assert "pipe:" in report.stdout_tail
     assert "memfd" not in report.stdout_tail
+
+
+def test_declared_outputs_come_out(box: BlockingSandbox) -> None:
+    script = (
+        "mkdir -p d/e; echo a > a.txt; echo b > b.txt; echo c > d/c; : > d/e/empty; echo n > no; "
+        "printf '\\0\\377' > raw; chmod 000 raw 2>/dev/null; chmod 600 raw"
+    )
+    outputs = ["*.txt", "d", "d/c", "raw", "missing", "d/*/nothing", "a.txt/inside"]
+    report = sh(box, script, outputs=outputs)
+    assert dict(report.outputs) == {
+        "a.txt": b"a\n",
+        "b.txt": b"b\n",
+        "d/c": b"c\n",
+        "d/e/empty": b"",
+        "raw": b"\0\xff",
+    }
+    assert report.outputs_missing == ("missing", "d/*/nothing", "a.txt/inside")
+    assert report.outputs_refused == ()
+    everything = sh(box, script, outputs=["."])
+    assert set(everything.outputs) == {*report.outputs, "no"}
+
+
+def test_outputs_come_out_however_the_child_ends(lab: Any) -> None:
+    async def go(**data: Any) -> Any:
+        zygote = await lab.zygote()
+        wall_s = data.pop("wall_s", 20)
+        return await zygote.run({"do": "leave_file", **data}, wall_s=wall_s, outputs=["left"])
+
+    ends = {"return": "returned", "raise": "raised", "exit": "exited", "kill": "signaled"}
+    for end, ending in ends.items():
+        report = lab.run(go(end=end))
+        assert (report.ending.value, dict(report.outputs)) == (ending, {"left": b"here"}), report
+    report = lab.run(go(end="hang", wall_s=1.0))
+    assert (report.ending, dict(report.outputs)) == (Ending.TIMEOUT, {"left": b"here"})
+    assert report.written_bytes >= 4096
+
+
+def test_what_hurts_is_refused_by_name(box: BlockingSandbox, bare_python: str) -> None:
+    script = """
+import os
+os.mkdir("out"); os.chdir("out")
+open("good", "w").write("good")
+os.symlink("/etc/hostname", "link"); os.symlink(".", "folder link")
+open("one", "w").write("x"); os.link("one", "two")
+os.mkfifo("pipe")
+for name in (b"new\\nline", b"\\xff\\xfe", b"\\x1b[31mred", b"bidi\\xe2\\x80\\xaetxt"):
+    open(name, "w").close()
+with open("sparse", "wb") as file:
+    file.truncate(2**20)
+for _ in range(150):
+    os.mkdir("deep"); os.chdir("deep")
+"""
+    spec = box.zygote.spec
+    report = box.execute([bare_python, "-I", "-c", script], outputs=["out", "out/folder link/good"])
+    assert report.exit_code == 0, report
+    assert dict(report.outputs).keys() == {"out/good", "out/sparse"}
+    assert spec.limits.outputs_bytes > 2**20
+    refused = dict(report.outputs_refused)
+    deep = "/".join(["out", *["deep"] * 64])
+    assert refused == {
+        "out/link": "it is a symbolic link",
+        "out/folder link": "it is a symbolic link",
+        "out/folder link/good": "it lies behind a symbolic link",
+        "out/one": "it is a hard link: a file of 2 names",
+        "out/two": "it is a hard link: a file of 2 names",
+        "out/pipe": "it is a pipe",
+        r"out/new\nline": "its name is too long, or cannot be printed",
+        r"out/\udcff\udcfe": "its name is too long, or cannot be printed",
+        r"out/\x1b[31mred": "its name is too long, or cannot be printed",
+        r"out/bidi\u202etxt": "its name is too long, or cannot be printed",
+        deep: "it lies deeper than 64 folders",
+    }
+
+
+def test_outputs_are_bounded(lab: Any) -> None:
+    async def go() -> tuple[Any, ...]:
+        limits = Limits(outputs_bytes=1000, outputs_files=50)
+        zygote = await lab.start("acts:act", limits=limits)
+        try:
+            few, many, pipes = [
+                await zygote.run({"do": "leave_many", **data}, outputs=["."], wall_s=20)
+                for data in (
+                    {"count": 4, "size": 300},
+                    {"count": 80, "size": 1},
+                    {"count": 40, "size": -1},
+                )
+            ]
+        finally:
+            await zygote.close()
+        return few, many, pipes
+
+    few, many, pipes = lab.run(go())
+    assert sorted(few.outputs) == ["0", "1", "2"]
+    assert few.outputs_refused == (("3", "with it the outputs are larger than 1000 bytes"),)
+    assert len(many.outputs) == 49, "the folder itself counts, too"
+    assert many.outputs_refused == ((".", "it holds more than is looked at; the rest is left out"),)
+    assert len(pipes.outputs_refused) == 40
+
+
+def test_refusals_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    for n in range(130):
+        os.mkfifo(tmp_path / "work" / f"{n}")
+    found = read(collect(str(tmp_path), "work", make_order(["."], 1000, 1000)))
+    assert len(found.refused) == 101
+    assert found.refused[-1] == ("", "30 more")
+
+
+def test_a_replaced_working_directory_is_not_followed(lab: Any) -> None:
+    async def go() -> Any:
+        zygote = await lab.zygote()
+        act = {"do": "replace_work", "by": "/etc"}
+        return await zygote.run(act, wall_s=20, outputs=["."])
+
+    report = lab.run(go())
+    assert (report.value, dict(report.outputs)) == ("replaced", {})
+    ((path, why),) = report.outputs_refused
+    assert path == "."
+    assert "cannot be collected" in why or "openat2" in why
+    assert list(lab.folder.glob("zygote-*/[0-9]*")) == []
+
+
+SWAPPER = """
+import os, sys
+while True:
+    os.rename("out", "kept")
+    os.symlink(sys.argv[1], "out")
+    os.unlink("out")
+    os.rename("kept", "out")
+    os.rename("out/file", "out/kept")
+    os.symlink(sys.argv[1] + "/file", "out/file")
+    os.unlink("out/file")
+    os.rename("out/kept", "out/file")
+"""
+
+
+def test_collecting_holds_against_one_who_still_writes(tmp_path: Path) -> None:
+    """In the tier process, a hostile import may have left somebody who does."""
+    canary = tmp_path / "canary"
+    canary.mkdir()
+    (canary / "file").write_text("CANARY")
+    work = tmp_path / "child" / "work"
+    (work / "out").mkdir(parents=True)
+    (work / "out" / "file").write_text("own")
+    with subprocess.Popen([sys.executable, "-I", "-c", SWAPPER, canary], cwd=work) as swapper:
+        found = set()
+        for _ in range(300):
+            outputs = read(collect(str(tmp_path), "child/work", make_order(["."], 1000, 100)))
+            found |= set(outputs.files.values())
+        assert swapper.poll() is None
+        swapper.kill()
+    assert found == {b"own"}
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/etc/passwd", "relative"),
+        ("../up", "relative"),
+        ("a/../b", "relative"),
+        ("a//b", "relative"),
+        ("a/", "relative"),
+        ("", "relative"),
+        ("a\0b", "printed"),
+        ("a\nb", "printed"),
+        ("x" * 2000, "too long"),
+        ("a/**/b", r"\*\*"),
+    ],
+)
+def test_what_cannot_be_declared(path: str, why: str) -> None:
+    with pytest.raises(SpecError, match=f"outputs: .*{why}"):
+        make_order([path], 1, 1)
+
+
+def test_a_list_of_outputs_is_checked_before_a_child_is_spent(box: BlockingSandbox) -> None:
+    with pytest.raises(SpecError, match="relative"):
+        sh(box, "true", outputs=["/etc"])
+    with pytest.raises(SpecError, match="a list of paths"):
+        sh(box, "true", outputs="etc")
+    with pytest.raises(SpecError, match="too many"):
+        sh(box, "true", outputs=[f"{n}{'x' * 1000}" for n in range(100)])
+
+
+def test_bytes_written_are_counted(box: BlockingSandbox) -> None:
+    empty = sh(box, "true").written_bytes
+    some = sh(box, "head -c 500000 /dev/zero > zeros; echo x > ~/more").written_bytes
+    assert 500_000 <= some - empty <= 550_000
