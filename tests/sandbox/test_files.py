@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import BlockingSandbox, Ending, Limits, SandboxSpec, SpecError
+from sandbox import BlockingSandbox, Ending, Limits, SandboxSpec, SpecError, ZygoteFailed
 from sandbox.outputs import collect, make_order, read
 from sandbox.workspace import Templates, pack
 
@@ -350,3 +350,41 @@ def test_bytes_written_are_counted(box: BlockingSandbox) -> None:
     empty = sh(box, "true").written_bytes
     some = sh(box, "head -c 500000 /dev/zero > zeros; echo x > ~/more").written_bytes
     assert 500_000 <= some - empty <= 550_000
+
+
+def test_mounts_are_more_to_read_at_paths_of_their_own(code: Path, bare_python: str) -> None:
+    (code / "data").mkdir()
+    (code / "data" / "file").write_text("shown\n")
+    (code / "data" / "keys").mkdir()
+    (code / "data" / "keys" / "key").write_text("hidden\n")
+    (code / "alone").write_text("one file\n")
+    spec = SandboxSpec(
+        tier="namespaces",
+        env=ENV,
+        mounts={"/data/set": str(code / "data"), "/alone": str(code / "alone")},
+        hidden=(str(code / "data" / "keys"),),
+    )
+    with BlockingSandbox(spec, python=bare_python) as opened:
+        report = sh(opened, "cat /data/set/file /alone; ls /data/set /data/set/keys")
+        assert report.stdout_tail == "shown\none file\n/data/set:\nfile\nkeys\n\n/data/set/keys:\n"
+        report = sh(opened, f"echo x > /data/set/file; echo x > /data/new; ls {code}")
+        assert report.stderr_tail.count("Read-only file system") == 2
+        assert "No such file" in report.stderr_tail
+
+
+@pytest.mark.parametrize(
+    ("mounts", "why"),
+    [
+        ({"/usr/more": "/srv"}, "/usr is shown there"),
+        ({"/data": "/no/such/folder"}, "there is no /no/such/folder"),
+    ],
+)
+def test_a_mount_that_cannot_be_made_is_named(
+    mounts: dict[str, str], why: str, bare_python: str
+) -> None:
+    spec = SandboxSpec(tier="namespaces", env=ENV, mounts=mounts)
+    with (
+        pytest.raises(ZygoteFailed, match=f"mounts: .*{why}"),
+        BlockingSandbox(spec, python=bare_python),
+    ):
+        pass
