@@ -118,3 +118,12 @@ def leaves_daemon(data: dict[str, Any]) -> float:
     if data.get("hang"):
         time.sleep(60)
     return 1.0
+
+
+def answers_in_a_file(data: dict[str, Any]) -> float:
+    with open("question") as question, open("answer", "w") as answer:
+        left, right = question.read().split(" * ")
+        answer.write(str(int(left) * int(right)))
+    os.remove("question")
+    os.symlink("answer", "link")
+    return 1.0
