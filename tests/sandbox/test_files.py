@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sandbox import BlockingSandbox, Ending, Limits, SandboxSpec, SpecError, ZygoteFailed
-from sandbox.outputs import collect, make_order, read
+from sandbox import BlockingSandbox, Ending, Limits, SandboxSpec, SpecError, ZygoteFailed, outputs
+from sandbox.outputs import Order, collect, make_order, read
 from sandbox.workspace import Templates, pack
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -170,8 +170,8 @@ def test_declared_outputs_come_out(box: BlockingSandbox) -> None:
         "mkdir -p d/e; echo a > a.txt; echo b > b.txt; echo c > d/c; : > d/e/empty; echo n > no; "
         "printf '\\0\\377' > raw; chmod 000 raw 2>/dev/null; chmod 600 raw"
     )
-    outputs = ["*.txt", "d", "d/c", "raw", "missing", "d/*/nothing", "a.txt/inside"]
-    report = sh(box, script, outputs=outputs)
+    declared = ["*.txt", "d", "d/c", "raw", "missing", "d/*/nothing", "a.txt/inside"]
+    report = sh(box, script, outputs=declared)
     assert dict(report.outputs) == {
         "a.txt": b"a\n",
         "b.txt": b"b\n",
@@ -310,8 +310,8 @@ def test_collecting_holds_against_one_who_still_writes(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-I", "-c", SWAPPER, canary], cwd=work) as swapper:
         found = set()
         for _ in range(300):
-            outputs = read(collect(str(tmp_path), "child/work", make_order(["."], 1000, 100)))
-            found |= set(outputs.files.values())
+            got = read(collect(str(tmp_path), "child/work", make_order(["."], 1000, 100)))
+            found |= set(got.files.values())
         assert swapper.poll() is None
         swapper.kill()
     assert found == {b"own"}
@@ -388,3 +388,21 @@ def test_a_mount_that_cannot_be_made_is_named(
         BlockingSandbox(spec, python=bare_python),
     ):
         pass
+
+
+def test_a_collection_that_fails_costs_the_outputs_and_not_the_report(
+    box: BlockingSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the init, or this process in the tier `process`, cannot make sense of."""
+    monkeypatch.setattr(Order, "encode", lambda order: b"[]")
+    monkeypatch.setattr(outputs, "collect", lambda *_: fail_collecting())
+    report = sh(box, "echo said; echo x > left; exit 3", outputs=["left", "other"])
+    assert (report.ending, report.exit_code, report.stdout_tail) == (Ending.EXITED, 3, "said\n")
+    assert report.written_bytes > 0
+    assert dict(report.outputs) == {}
+    assert [path for path, _ in report.outputs_refused] == ["left", "other"]
+    assert all(why for _, why in report.outputs_refused)
+
+
+def fail_collecting() -> None:
+    raise OSError("not here")
