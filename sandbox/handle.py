@@ -30,11 +30,13 @@ from .egress_handle import EgressHandle, Leash
 from .errors import PlanError, SpecError, StepFailed, ZygoteFailed
 from .folders import remove_tree
 from .launch import Launched, launch, memory_file
+from .outputs import make_order
 from .probe import Probe
 from .report import ChildReport, Ending
 from .run import KILL_TIMEOUT_S, READY_TIMEOUT_S, OutputSink, Pipe, Run, settle
 from .spec import SandboxSpec, check_env
 from .wire import MAX_READY_BYTES, one_line, text
+from .workspace import Templates
 
 RETIRE_INTERVAL_S = 0.05
 """Between two attempts to remove a child's group that the last process has not quite left."""
@@ -64,6 +66,7 @@ class Zygote:
         self._lifeline = launched.lifeline
         self._loop = asyncio.get_running_loop()
         self._output = Pipe(launched.output, spec.limits.output_bytes, self._on_output)
+        self._templates = Templates(spec.limits)
         self._sending = asyncio.Lock()
         self._runs: set[Run] = set()
         self._reserve: collections.deque[Run] = collections.deque()
@@ -174,17 +177,22 @@ class Zygote:
         kwargs: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+        outputs: Sequence[str] = (),
         on_listener: ListenerTaker | None = None,
     ) -> ChildReport:
         """Run the agent once, in a fresh child, with `data` (JSON types).
 
+        `workspace` is a folder whose content the child finds in its working directory, as its own.
+        `outputs` are paths in there, of files or folders, with `*`, `?` and `[...]` in their parts:
+        what of it is there at the child's end, however it comes, is in the report.
         `on_listener` is awaited before the agent runs, with the descriptor of the listener in the
         child's own network, in tiers where it has one; it is closed afterwards. Returns when all
         its processes are gone. Cancelling kills the child first. Raises `SpecError` for an invalid
-        `env`, `TypeError` or `ValueError` for data that is not JSON.
+        `env`, `workspace` or `outputs`, `TypeError` or `ValueError` for data that is not JSON.
         """
         request = {"data": data, "kwargs": dict(kwargs or {})}
-        return await self._run(request, env, wall_s, on_listener, None)
+        return await self._run(request, env, wall_s, workspace, outputs, on_listener, None)
 
     async def execute(
         self,
@@ -192,32 +200,45 @@ class Zygote:
         *,
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+        outputs: Sequence[str] = (),
         on_listener: ListenerTaker | None = None,
         on_output: OutputSink | None = None,
     ) -> ChildReport:
         """Execute a program in a fresh child, where the zygote was started without a target.
 
         Its end is EXITED, with its code. `on_output` gets what it writes as it comes: 1 or 2, and
-        the bytes. Raises `SpecError` for an invalid `argv` or `env`.
+        the bytes. Raises `SpecError` for an invalid `argv`, `env`, `workspace`
+        or `outputs`.
         """
         if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
             raise SpecError(f"argv must be one or more strings without NUL, not {argv!r}")
-        return await self._run({"argv": list(argv)}, env, wall_s, on_listener, on_output)
+        request = {"argv": list(argv)}
+        return await self._run(request, env, wall_s, workspace, outputs, on_listener, on_output)
 
     async def _run(
         self,
         request: dict[str, Any],
         env: Mapping[str, str] | None,
         wall_s: float | None,
+        workspace: str | os.PathLike[str] | None,
+        outputs: Sequence[str],
         on_listener: ListenerTaker | None,
         on_output: OutputSink | None,
     ) -> ChildReport:
         check_env(env or {})
-        limit_s = self.spec.limits.wall_s if wall_s is None else wall_s
+        limits = self.spec.limits
+        limit_s = limits.wall_s if wall_s is None else wall_s
         try:
             encoded = json.dumps({**request, "env": dict(env or {})}).encode()
         except RecursionError:
             raise ValueError("the data is nested too deeply") from None
+        order = None
+        if outputs:
+            order = make_order(outputs, limits.outputs_bytes, limits.outputs_files)
+        template = None
+        if workspace is not None:
+            template = await asyncio.to_thread(self._templates.packed, os.fspath(workspace))
         request_fd = memory_file("request", encoded)
         try:
             run = self._from_reserve() or await self._new_run()
@@ -232,19 +253,22 @@ class Zygote:
                     await on_listener(run.listeners[0])
                 if self._egress is not None:
                     leash = await self._hand_over(run)
-            run.begin(request_fd, limit_s, on_output)
+            request_fds = [request_fd] if template is None else [request_fd, template.fd]
+            here = self.plan.tier == "process"  # where an init is the agent's zygote's fork
+            run.begin(request_fds, limit_s, on_output, order, collect_here=here)
             self._refill()
             report = await run.ended()
             if leash is not None:
                 report = dataclasses.replace(report, egress_refused=await leash.end())
-            if run.is_over and run.folder.exists():  # its init was killed before it came to that
-                await asyncio.to_thread(_remove, run.folder)
             return report
         finally:
             if leash is not None:
                 leash.close()
             os.close(request_fd)
             self._release(run)
+            # It was kept for its outputs, or its init was killed before it came to that.
+            if run.is_over and run.folder.exists():
+                await asyncio.to_thread(_remove, run.folder)
 
     async def _hand_over(self, run: Run) -> Leash | None:
         """A child never runs without the way out that it was promised: None ends it."""

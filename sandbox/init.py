@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 
 from . import kernel, reaper
 from .child import run_agent
-from .folders import make_private, remove_tree
+from .folders import bytes_of, make_private, remove_tree
 from .layers import Context
+from .outputs import MAX_ORDER_BYTES
 from .plan import Plan
 from .wire import CHILD_READY, Descriptors, Status, encode_status
 
@@ -37,12 +38,13 @@ def run_init(target: Any, made: Plan, folder: str, fds: Descriptors) -> NoReturn
         control = socket.socket(fileno=fds.control)
         try:
             make_private(folder)
-            status = _run_and_clear(target, made, folder, fds, control)
+            status, order = _run_and_clear(target, made, folder, fds, control)
         except OSError as error:
-            status = Status(failed_step="init", error=str(error))
+            status, order = Status(failed_step="init", error=str(error)), b""
         with contextlib.suppress(OSError):  # whoever wanted to know may be gone
             control.send(encode_status(status))
-        remove_tree(folder)
+        if not order:  # else its outputs are collected by whoever ordered them, who removes it
+            remove_tree(folder)
         code = 0
     except BaseException:
         traceback.print_exc()  # to the zygote's own stderr
@@ -52,7 +54,8 @@ def run_init(target: Any, made: Plan, folder: str, fds: Descriptors) -> NoReturn
 
 def _run_and_clear(
     target: Any, made: Plan, folder: str, fds: Descriptors, control: socket.socket
-) -> Status:
+) -> tuple[Status, bytes]:
+    """The status, and the order for outputs; b"" where none came."""
     watch = reaper.Watch(fds.control)
     failures, failure_writer = os.pipe()
     agent = os.fork()
@@ -72,9 +75,13 @@ def _run_and_clear(
     with contextlib.suppress(OSError):
         control.send(CHILD_READY)
 
+    order = b""
     ended: int | None = None
     while ended is None:
-        stop = watch.wait()
+        stop = False
+        if watch.wait():
+            message = _receive(control)
+            order, stop = message or order, not message
         for pid, wait_status in reaper.reap():
             if pid == agent:
                 ended = wait_status
@@ -91,12 +98,22 @@ def _run_and_clear(
     failed_step, _, reason = os.read(failures, 4096).decode(errors="replace").partition("\n")
     exit_code, signal_number = reaper.exit_of(ended)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Status(
+    status = Status(
         exit_code=exit_code,
         signal=signal_number,
         cpu_s=usage.ru_utime + usage.ru_stime,
         max_rss_bytes=usage.ru_maxrss * 1024,
         num_killed=num_killed,
+        written_bytes=bytes_of(folder),
         failed_step=failed_step,
         error=reason or error,
     )
+    return status, order
+
+
+def _receive(control: socket.socket) -> bytes:
+    """The order for outputs, or b"" where the connection has ended: the child has to, too."""
+    try:
+        return control.recv(MAX_ORDER_BYTES)
+    except OSError:
+        return b""

@@ -79,6 +79,11 @@ class Plan:
 def plan(spec: SandboxSpec, probe: Probe) -> Plan:
     """Raises `PlanError` naming every layer of the tier that this machine does not give."""
     tier = strongest(probe) if spec.tier == "auto" else spec.tier
+    if tier == "process" and spec.mounts:
+        raise PlanError(
+            "mounts need a root of the child's own, which the tier 'process' does not make: take "
+            "the tier 'namespaces', or name the folders as readable, at the paths that they have"
+        )
     made = {"namespaces": _namespaces, "process": _process}[tier](spec, probe)
     missing = [f"{layer}: {reason}" for layer, reason in _missing(made, probe).items()]
     if missing:
@@ -145,7 +150,14 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
         tier="namespaces",
         root=(
             Step("namespaces", {}),
-            Step("root", {"readable": list(spec.readable), "hidden": list(spec.hidden)}),
+            Step(
+                "root",
+                {
+                    "readable": list(spec.readable),
+                    "hidden": list(spec.hidden),
+                    "mounts": dict(spec.mounts),
+                },
+            ),
             Step("scratch", {**scratch, "proc": False}),
             Step("loopback", {"ports": []}),
         ),

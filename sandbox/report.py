@@ -63,6 +63,14 @@ class ChildReport:
     measured_by: str = "processes"
     """ "cgroup": `cpu_s` is the kernel's account of all its processes, and `peak_memory_bytes` is
     there; "processes": added up from those that were waited for."""
+    written_bytes: int = 0
+    """What its files took at its end, those of its workspace among them."""
+    outputs: Mapping[str, bytes] = field(default_factory=dict)
+    """The content of each declared output, by its path in the working directory."""
+    outputs_refused: tuple[tuple[str, str], ...] = ()
+    """(path, why) of what was declared, or lay in a declared folder, and was not taken."""
+    outputs_missing: tuple[str, ...] = ()
+    """Declared, and not there."""
 
 
 def conclude(
@@ -86,6 +94,8 @@ def conclude(
         return Ending.LOST, None, "the zygote died under the child", ""
     if status.failed_step:
         error = f"sandbox step {status.failed_step!r} failed: {status.error}"
+        if status.failed_step == "workspace":
+            error += _limit_of_files(status.error, limits)
         return Ending.SETUP_FAILED, None, error, ""
     over = {"memory": Ending.MEMORY_LIMIT, "cpu": Ending.CPU_LIMIT}.get(status.limit)
     over = over or (exceeded(used, limits) if used is not None else None)
@@ -114,6 +124,18 @@ def exceeded(used: Usage, limits: Limits) -> Ending | None:
     if used.num_oom_kills:
         return Ending.MEMORY_LIMIT
     return Ending.CPU_LIMIT if used.cpu_s > limits.total_cpu_s else None
+
+
+def _limit_of_files(error: str, limits: Limits) -> str:
+    """Which limit an error while files are written speaks of; "" where it is none."""
+    if error.startswith("ENOSPC"):
+        return (
+            f"; the child's files may have {limits.scratch_bytes} bytes together "
+            f"(limits.scratch_bytes) and be {limits.scratch_files} (limits.scratch_files)"
+        )
+    if error.startswith("EFBIG"):
+        return f"; a file may have {limits.file_bytes} bytes (limits.file_bytes)"
+    return ""
 
 
 def _stop_error(stopped: Ending, limits: Limits, wall_s: float) -> str:

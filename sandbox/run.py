@@ -15,8 +15,11 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from . import outputs
+from .archive import Archive
 from .cgroups import Group, Usage
 from .layers.polled_limits import INTERVAL_S
+from .outputs import Outputs
 from .report import ChildReport, Ending, conclude, exceeded
 from .spec import Limits
 from .wire import CHILD_READY, MAX_LISTENERS, MAX_STATUS_BYTES, Status, clean, decode_status
@@ -64,6 +67,10 @@ class Run:
         """Descriptors of the child's listeners, as the plan orders them, where it has any."""
         self._started_at = self._loop.time()
         self._wall_s = 0.0
+        self._order: outputs.Order | None = None
+        self._collect_here = False
+        self._collected: Archive | str = "the child's end was not seen"
+        """Or why there is none."""
         self._control, self.far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         self._request, self.far_request = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -89,8 +96,21 @@ class Run:
         """Returns once it is sealed and waits for its request, or has ended."""
         await asyncio.wait({self._ready, self._ended}, return_when=asyncio.FIRST_COMPLETED)
 
-    def begin(self, request_fd: int, limit_s: float, on_output: OutputSink | None) -> None:
-        """Send the child its request, a file's descriptor; from here on its time counts."""
+    def begin(
+        self,
+        request_fds: list[int],
+        limit_s: float,
+        on_output: OutputSink | None,
+        order: outputs.Order | None,
+        *,
+        collect_here: bool,
+    ) -> None:
+        """Send the child its request, descriptors of files; from here on its time counts.
+
+        `collect_here`: not its init collects its outputs, but this process, from its folder.
+        """
+        self._order = order
+        self._collect_here = collect_here
         if on_output is not None:
             self._stdout.sink = functools.partial(on_output, 1)
             self._stderr.sink = functools.partial(on_output, 2)
@@ -102,7 +122,9 @@ class Run:
             if self.group is not None:
                 self._looking = self._loop.call_later(INTERVAL_S, self._look)
         with contextlib.suppress(OSError):  # it is gone: the control connection says so, too
-            socket.send_fds(self._request, [b"run"], [request_fd])
+            if order is not None:  # first, so that it is there whenever the child ends
+                self._control.send(order.encode())
+            socket.send_fds(self._request, [b"run"], request_fds)
 
     def close_far_ends(self) -> None:
         self.far_control.close()
@@ -135,6 +157,7 @@ class Run:
             used=(used := self._used()),
         )
         status = self._status or Status()
+        collected = await self._outputs()
         return ChildReport(
             ending=ending,
             value=value,
@@ -150,7 +173,27 @@ class Run:
             num_killed=status.num_killed,
             peak_memory_bytes=used.peak_memory_bytes if used else 0,
             measured_by="cgroup" if used else "processes",
+            written_bytes=status.written_bytes,
+            outputs=collected.files,
+            outputs_refused=collected.refused,
+            outputs_missing=collected.missing,
         )
+
+    async def _outputs(self) -> Outputs:
+        if self._order is None:
+            return Outputs()
+        try:
+            if self._collect_here and self._status is not None:
+                where = self.folder
+                self._collected = await asyncio.to_thread(
+                    outputs.collect, str(where.parent), f"{where.name}/work", self._order
+                )
+            if isinstance(self._collected, Archive):
+                return await asyncio.to_thread(outputs.read, self._collected)
+            reason = self._collected
+        except (OSError, ValueError) as error:
+            reason = f"they cannot be collected: {clean(str(error))}"
+        return Outputs(refused=tuple((path, reason) for path in self._order.paths))
 
     def stop(self, why: Ending) -> None:
         """Order the child's init to kill it; the first reason is the one that counts."""
@@ -221,6 +264,9 @@ class Run:
             self.listeners, fds = fds, []
             self._timer.cancel()
             self._ready.set_result(None)
+        if raw.startswith(outputs.COLLECTED) and not self._collect_here:
+            self._collected = outputs.collected(raw, fds)
+            return
         for fd in fds:
             os.close(fd)
         if raw == CHILD_READY:

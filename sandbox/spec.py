@@ -23,6 +23,9 @@ CGROUPS = ("auto", "off", "require")
 # that a zygote is started with.
 LOADER_PREFIXES = ("LD_", "PYTHON", "DYLD_", "GCONV_")
 
+RESERVED_FOLDERS = frozenset({"box", "dev", "etc", "proc", "run", "sys", "tmp"})
+"""Top folders of a child's root that nothing can be mounted in."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -53,6 +56,14 @@ class Limits:
     """All files together, in memory. Tier `namespaces` only."""
     scratch_files: int = 2**16
     """Files and folders together. Tier `namespaces` only."""
+    workspace_bytes: int = 2**28
+    """All files of a workspace's template together."""
+    workspace_files: int = 2**15
+    """Files and folders of a workspace's template."""
+    outputs_bytes: int = 2**24
+    """All outputs together."""
+    outputs_files: int = 2**12
+    """Files and folders that are looked at for outputs."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -78,6 +89,9 @@ class SandboxSpec:
     """Absolute paths that can be read, beside the system's and the interpreter's own."""
     hidden: tuple[str, ...] = ()
     """Absolute paths of folders within those that cannot."""
+    mounts: Mapping[str, str] = field(default_factory=dict)
+    """Where it is inside → what it is outside, both absolute: more to read, at paths of their own.
+    Tier `namespaces` only."""
     port: int | None = None
     """The one TCP port that can be connected to. In the tier `namespaces` it is of 127.0.0.1 in
     the child's own network, with a listener that the caller gets; in the tier `process` a rule for
@@ -99,8 +113,8 @@ class SandboxSpec:
         for name in ("readable", "hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             for path in getattr(self, name):
-                if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
-                    raise SpecError(f"{name}: {path!r} is not an absolute path")
+                _check_absolute(name, path)
+        _check_mounts(self.mounts)
         if self.port is not None and not (type(self.port) is int and 0 < self.port < 2**16):
             raise SpecError(f"port: {self.port!r} is not a TCP port")
         object.__setattr__(self, "allow", _checked_allowlist(self.allow))
@@ -147,6 +161,26 @@ def _checked_allowlist(entries: object) -> tuple[str, ...]:
         if not checked[-1]:
             raise SpecError(f"allow: {entry!r} is not host:port")
     return tuple(dict.fromkeys(checked))
+
+
+def _check_absolute(name: str, path: object) -> None:
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        raise SpecError(f"{name}: {path!r} is not an absolute path")
+
+
+def _check_mounts(mounts: object) -> None:
+    if not isinstance(mounts, Mapping):
+        raise SpecError(f"mounts must map paths to paths, not be {type(mounts).__name__}")
+    for inside, outside in mounts.items():
+        _check_absolute("mounts", inside)
+        _check_absolute("mounts", outside)
+        parts = inside.split("/")[1:]
+        if any(part in ("", ".", "..") for part in parts):
+            raise SpecError(f"mounts: {inside!r} must be a plain path below /")
+        if parts[0] in RESERVED_FOLDERS:
+            raise SpecError(f"mounts: {inside!r} lies in /{parts[0]}, which is the sandbox's own")
+        if any(inside.startswith(f"{other}/") for other in mounts):
+            raise SpecError(f"mounts: {inside!r} lies in another mount")
 
 
 def _known_fields(cls: type[Any], data: object, where: str) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Status:
     cpu_s: float = 0.0
     max_rss_bytes: int = 0
     num_killed: int = 0
+    written_bytes: int = 0
     limit: str = ""
     """ "memory" or "cpu": what all its processes together used too much of."""
     failed_step: str = ""
@@ -179,6 +180,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "cpu_s": (float, int),
     "max_rss_bytes": (int,),
     "num_killed": (int,),
+    "written_bytes": (int,),
     "limit": (str,),
     "failed_step": (str,),
     "error": (str,),

@@ -7,9 +7,10 @@ Pure data (pydantic, strict, frozen): no file access, no defaults that depend on
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+import string
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -60,6 +61,16 @@ class SandboxConfig(Section):
     readable: list[str] = []
     """Folders and files that children can read, beside the system's, the interpreter's and those on
     their import path."""
+    workspace: str | None = None
+    """A folder whose content each child finds in its working directory, as its own; relative to the
+    trainer's. `{field}` stands for that field of the task, which has to be a plain name:
+    `tasks/{id}/repo`. What is around all of them (`tasks`) is hidden from agents."""
+    outputs: list[str] = []
+    """Files and folders in the child's working directory that come out of it at its end; `*`, `?`
+    and `[...]` may stand in their parts."""
+    mounts: dict[str, str] = {}
+    """More that children can read, at other paths: path inside → path outside. Tier `namespaces`
+    only."""
     reserve: NotNegative = 8
     """Sealed children that stand ready, so that a rollout need not wait for one."""
     network: NetworkConfig = NetworkConfig()
@@ -80,6 +91,22 @@ class SandboxConfig(Section):
     """All files of a child together; they lie in memory. Tier `namespaces` only."""
     max_scratch_files: Positive = 65_536
     """Files and folders of a child. Tier `namespaces` only."""
+    max_workspace_bytes: Positive = 256 * 2**20
+    """All files of one workspace together."""
+    max_outputs_bytes: Annotated[int, Field(gt=0, le=128 * 2**20)] = 16 * 2**20
+    """All outputs of one child together."""
+
+    @field_validator("workspace")
+    @classmethod
+    def _fields_are_plain(cls, value: str | None) -> str | None:
+        try:
+            parsed = list(string.Formatter().parse(value or ""))
+        except ValueError as error:
+            raise ValueError(f"{value}: {error}; a plain brace is written twice") from None
+        for _, field, spec, conversion in parsed:
+            if field is not None and (not field.isidentifier() or spec or conversion):
+                raise ValueError(f"{value}: {{{field}}} is not the name of a field of the task")
+        return value
 
 
 class OpenAIConfig(Section):
@@ -108,6 +135,12 @@ class OpenAIConfig(Section):
     num_children: Positive | None = None
     """Children alive at once; default: `rollout.max_concurrent_rollouts`."""
     sandbox: SandboxConfig = SandboxConfig()
+
+    @model_validator(mode="after")
+    def _files_need_children(self) -> Self:
+        if self.mode == "inline" and (self.sandbox.workspace or self.sandbox.outputs):
+            raise ValueError("sandbox.workspace and sandbox.outputs need mode=subproc")
+        return self
 
 
 class RolloutConfig(Section):

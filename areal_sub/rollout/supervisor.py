@@ -82,6 +82,7 @@ def make_spec(
         env=env,
         readable=tuple(str(Path(path).resolve()) for path in sandbox["readable"]),
         hidden=tuple(hidden),
+        mounts={inside: str(Path(path).resolve()) for inside, path in sandbox["mounts"].items()},
         limits=Limits(
             cpu_s=sandbox["max_cpu_s"],
             memory_bytes=sandbox["max_memory_bytes"],
@@ -94,6 +95,8 @@ def make_spec(
             processes=sandbox["max_processes"],
             scratch_bytes=sandbox["max_scratch_bytes"],
             scratch_files=sandbox["max_scratch_files"],
+            workspace_bytes=sandbox["max_workspace_bytes"],
+            outputs_bytes=sandbox["max_outputs_bytes"],
         ),
     )
 
@@ -114,6 +117,10 @@ def make_report(rollout_id: str, child: ChildReport) -> RunReport:
         max_rss_bytes=child.max_rss_bytes,
         num_killed=child.num_killed,
         egress_refused=dict(child.egress_refused),
+        written_bytes=child.written_bytes,
+        outputs=dict(child.outputs),
+        outputs_refused=[list(each) for each in child.outputs_refused],
+        outputs_missing=list(child.outputs_missing),
     )
 
 
@@ -231,6 +238,8 @@ class Supervisor:
                 kwargs=request.workflow_kwargs,
                 env=request.env,
                 wall_s=request.timeout_s,
+                workspace=request.workspace or None,
+                outputs=request.outputs,
                 on_listener=partial(self._hand_over, request.rollout_id),
             )
         except ZygoteFailed as error:

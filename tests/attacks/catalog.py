@@ -82,6 +82,7 @@ def _seccomp(reasons: str = "EPERM ENOSYS") -> End:
 MIB = 2**20
 _ABSENT = "absent from the child's view"
 _NO_EGRESS = stopped("an allowlist is refused in this tier")
+_REFUSED = "never followed nor opened: refused by name"
 _NO_TOTALS = "Limits are per process here, and processes are not limited in number"
 
 FILES = (
@@ -133,9 +134,15 @@ FILES = (
         stopped("a small file system of its own", "ENOSPC"),
         open_("The number of files is not limited."),
     ),
-    row("13", "leave links to files and folders outside", stopped("not followed")),
-    row("14", "leave a folder that becomes a link and back", stopped("killed before it is read")),
-    row("15", "leave FIFOs, holes, deep trees, odd names", stopped("removed, within bounds")),
+    row("13a", "outputs that are links to files and folders outside", stopped(_REFUSED)),
+    row("13b", "a link outside in place of the working directory", stopped(_REFUSED)),
+    row("13c", "outputs that are hard links", stopped(_REFUSED)),
+    row("14", "an output that becomes a link and back", stopped("collected after the kill")),
+    row("15a", "outputs that are pipes, sockets, devices, sealed folders", stopped(_REFUSED)),
+    row("15b", "outputs that are holes, of a terabyte, many", stopped("refused over the limit")),
+    row("15c", "a tree of outputs of up to 10,000 levels", stopped("refused below 64 levels")),
+    row("15d", "names of outputs with newlines, escapes, no UTF-8", stopped(_REFUSED)),
+    row("15e", "more outputs than anybody looks at", stopped("refused over the limit")),
     row(
         "16a",
         "stat, chmod, utime, setxattr outside",
@@ -459,7 +466,7 @@ ATTACKS = (*FILES, *PROCESSES, *KERNEL, *NETWORK, *RESOURCES, *HOUSE)
 
 ELSEWHERE: Mapping[str, str] = {
     "59-68": "the proxy: see tests/proxy",
-    "73": "the grader runs outside: it gets texts and numbers that are bounded and cleaned, and no "
-    "files leave a child",
+    "73": "the grader runs outside: it gets texts, numbers and the content of declared files, all "
+    "of it bounded, under names that can be printed",
 }
 """Lines that are not the sandbox's to stop."""

@@ -104,17 +104,54 @@ def observes(number: str) -> Callable[[Observe], Observe]:
     return register
 
 
-@observes("13")
+@observes("13a")
+@observes("13b")
+@observes("13c")
 @observes("14")
-@observes("15")
+@observes("15a")
+@observes("15b")
+@observes("15c")
+@observes("15d")
+@observes("15e")
 async def _leftovers(stage: Any, zygote: Any, attack: Attack) -> str:
     siblings = stage.children_folders()
-    said = await _run(stage, zygote, attack)
-    assert said.startswith("left"), said
+    started = time.monotonic()
+    outputs = ["good", ".", "out", "out/credentials", "folder/.aws/credentials", "*"]
+    report = await stage.attack(zygote, attack.function, outputs=outputs)
+    assert str(report.value).startswith("left"), report
+    if len(report.outputs_refused) > 101 or time.monotonic() - started > 15:
+        return f"SUCCEEDED: not bounded: {len(report.outputs_refused)}"
+    if any(_CONTROL.search(name) or "\n" in name for name, _ in report.outputs_refused):
+        return f"SUCCEEDED: {report.outputs_refused}"
+    if any("CANARY" in str(content) for content in report.outputs.values()):
+        return f"SUCCEEDED: {report.outputs}"
+    names = {name for name in report.outputs if len(name) < 200 and not name.isdigit()}
+    refused = {name for name, _ in report.outputs_refused}
+    most, must = _EXPECTED[attack.number]
+    assert names <= {"good", *most}, names
+    assert must <= refused, report.outputs_refused
+    assert ("good" in names) == (attack.number not in ("13b", "13c")), report
     left = set(stage.children_folders()).difference(siblings)
     if left or not stage.world.is_intact():
         return f"SUCCEEDED: {left}"
-    return "stopped: removed, and what they lead to is untouched"
+    return "stopped: and what they lead to is untouched"
+
+
+# What else may come out of it, and what has to be refused by its name.
+_EXPECTED: dict[str, tuple[set[str], set[str]]] = {
+    "13a": (set(), {"out", "result.json", "folder", "inner/folder", "inner/file", "root", "magic"}),
+    "13b": (set(), {".", "good", "out"}),
+    "13c": (set(), {"good", "again", "linked"}),
+    "14": ({"out/credentials", "kept/credentials"}, set()),
+    "15a": ({"sealed/file"}, {"fifo"}),
+    "15b": ({"sparse", *(f"sparse-{n}" for n in range(8))}, {"sparse-7"}),
+    "15c": (set(), {"/".join(["deep"] * 65)}),
+    "15d": (
+        {" ", "-rf", "$(id)", "..."},
+        {r"new\nline", r"\udcff\udcfe", r"\x1b[31mred", r"\u202etxt", r"\t", r"\x0d"},
+    ),
+    "15e": (set(), {"."}),
+}
 
 
 @observes("20")

@@ -28,6 +28,7 @@ def test_a_spec_goes_to_json_and_back() -> None:
         limits=Limits(wall_s=1.5, open_files=64, processes=3),
         readable=("/opt/model", "/srv"),
         hidden=("/srv/keys",),
+        mounts={"/data": "/srv/data"},
         port=8080,
         allow=("api.example.com:443", "*.example.com:80", "[::1]:8080"),
         cgroups="off",
@@ -57,6 +58,14 @@ def test_a_spec_goes_to_json_and_back() -> None:
         ('{"readable": ["data"]}', "readable: 'data' is not an absolute path"),
         ('{"readable": [1]}', "readable: 1 is not an absolute path"),
         ('{"hidden": ["/a\\u0000b"]}', "hidden: .* is not an absolute path"),
+        ('{"mounts": []}', "mounts must map"),
+        ('{"mounts": {"data": "/srv"}}', "mounts: 'data' is not an absolute path"),
+        ('{"mounts": {"/data": "srv"}}', "mounts: 'srv' is not an absolute path"),
+        ('{"mounts": {"/": "/srv"}}', "mounts: '/' must be a plain path"),
+        ('{"mounts": {"/a/../b": "/srv"}}', "must be a plain path"),
+        ('{"mounts": {"/etc/x": "/srv"}}', "lies in /etc"),
+        ('{"mounts": {"/box/own": "/srv"}}', "lies in /box"),
+        ('{"mounts": {"/a": "/srv", "/a/b": "/srv"}}', "lies in another mount"),
         ('{"port": 0}', "port: 0 is not a TCP port"),
         ('{"cgroups": "on"}', "cgroups: 'on' is none of: auto, off, require"),
         ('{"port": 65536}', "port: 65536 is not a TCP port"),
@@ -104,6 +113,7 @@ def spec_of(tier: str) -> SandboxSpec:
         limits=LIMITS,
         readable=("/srv",),
         hidden=("/srv/keys",),
+        mounts={"/data": "/srv/d"} if tier == "namespaces" else {},
         port=8080,
     )
 
@@ -114,7 +124,10 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
         tier="namespaces",
         root=(
             Step("namespaces", {}),
-            Step("root", {"readable": ["/srv"], "hidden": ["/srv/keys"]}),
+            Step(
+                "root",
+                {"readable": ["/srv"], "hidden": ["/srv/keys"], "mounts": {"/data": "/srv/d"}},
+            ),
             Step("scratch", {**scratch, "proc": False}),
             Step("loopback", {"ports": []}),
         ),
@@ -218,9 +231,18 @@ def test_an_allowlist_adds_a_listener_a_sealed_proxy_and_where_it_is() -> None:
 
     taken = plan(dataclasses.replace(spec, port=3128), ALL)
     assert Step("loopback", {"ports": [3128, 3129]}) in taken.cell
-    assert "http://127.0.0.1:3129" in str(dict(taken.child[2].args["env"]))
+    assert "http://127.0.0.1:3129" in str(taken.child)
     for tier, probed in (("process", ALL), ("auto", Probe({**ALL.layers, "namespaces": "no"}))):
         with pytest.raises(PlanError, match=r"api\.example\.com:443.* takes the tier 'namespaces'"):
+            plan(dataclasses.replace(spec, tier=tier, mounts={}), probed)
+
+
+def test_mounts_need_a_root_of_their_own() -> None:
+    spec = SandboxSpec(mounts={"/data": "/srv"})
+    assert plan(spec, ALL).tier == "namespaces"
+    no_namespaces = Probe({**ALL.layers, "namespaces": "refused"}, landlock_abi=7)
+    for tier, probed in (("process", ALL), ("auto", no_namespaces)):
+        with pytest.raises(PlanError, match="mounts need a root"):
             plan(dataclasses.replace(spec, tier=tier), probed)
 
 
