@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from . import kernel, reaper
 from .child import run_agent
 from .folders import bytes_of, make_private, remove_tree
+from .interpreter import interpreter_paths
 from .layers import Context
 from .outputs import MAX_ORDER_BYTES
 from .plan import Plan
@@ -66,6 +67,7 @@ def _run_and_clear(
             stderr=fds.stderr,
             result=fds.result,
             request=fds.request,
+            readable=interpreter_paths(),
             group=list(fds.group),
         )
         run_agent(target, made.child, context, failure_writer)

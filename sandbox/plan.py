@@ -287,8 +287,7 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("randomness", {}),
             Step("rlimits", _rlimits(spec.limits)),
             Step("no_new_privs", {}),
-            # What may be read is the zygote's matter, whose rules bind its children, too.
-            Step("landlock", {**common, "readable": ["/"], "hidden": []}),
+            Step("landlock", common),
         ),
         weaknesses=_process_weaknesses(spec, probe),
     )
