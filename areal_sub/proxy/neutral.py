@@ -6,6 +6,7 @@ stream of `Delta`s; everything between knows only this file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,6 +55,22 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()  # assistant
     tool_call_id: str = ""  # tool
     name: str = ""
+    reasoning: str = ""  # assistant: what it thought before it spoke
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """`names`: the only tools that may be called; none: all of them."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    kind: Literal["text", "json_object", "json_schema"] = "text"
+    schema: dict[str, Any] | None = None  # of "json_schema"
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +81,10 @@ class Call:
     model: str
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()  # in OpenAI's form: {"type": "function", "function": …}
-    parse_tool_calls: bool = False
+    strict_tools: frozenset[str] = frozenset()  # names of those whose schema is to be kept to
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
+    output_format: OutputFormat = OutputFormat()
     num_choices: int = 1
     max_new_tokens: int | None = None
     temperature: float | None = None
@@ -75,6 +95,13 @@ class Call:
     include_usage: bool = False  # in a stream: a last chunk with the token counts
     logprobs: bool = False
     num_bytes: int = 0  # of the request's body
+    # What a later call goes on from by naming this one's answer; None: it cannot.
+    conversation: tuple[Message, ...] | None = None
+    echo: Mapping[str, Any] = field(default_factory=dict)  # the dialect's own, for its answers
+
+    @property
+    def parses_tool_calls(self) -> bool:
+        return bool(self.tools) and self.tool_choice.mode != "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,32 +112,34 @@ class TokenLogprob:
 
 
 @dataclass(slots=True)
-class Delta:
-    """A piece of one choice. All but the last have `finish_reason` None."""
-
-    text: str = ""
-    tool_calls: list[ToolCall] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)  # of all tokens since the last piece
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(slots=True)
 class Choice:
-    """One whole answer."""
+    """One whole answer, or what there is of it."""
 
+    reasoning: str = ""
     text: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    stop_sequence: str | None = None  # the stop string that ended it
 
     def add(self, delta: Delta) -> None:
+        """Go on with `delta`."""
+        self.reasoning += delta.reasoning
         self.text += delta.text
         self.tool_calls += delta.tool_calls
         self.logprobs += delta.logprobs
         self.finish_reason = delta.finish_reason
+        self.stop_sequence = delta.stop_sequence
+
+    def message(self) -> Message:
+        """As a later call should hold it."""
+        return Message("assistant", self.text, tuple(self.tool_calls), reasoning=self.reasoning)
+
+
+Delta = Choice  # a piece of a choice; its `logprobs` are those of all tokens since the last piece
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     num_prompt_tokens: int
-    num_sampled_tokens: int  # of all choices
+    num_sampled_tokens: int = 0  # of all choices

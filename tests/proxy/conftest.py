@@ -326,6 +326,7 @@ def proxy_settings(folder: Path, engine_path: Path, model: Path, **changes: Any)
         "tokenizer_path": str(model),
         "chat_template": None,
         "tool_call_parser": "hermes",
+        "reasoning_parser": "none",
         "request_timeout_s": 20.0,
     } | changes
 

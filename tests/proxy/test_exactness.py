@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from areal_sub.proxy.dialects import chat
+from areal_sub.proxy.dialects import Asked, chat
 from areal_sub.proxy.neutral import Choice
 from areal_sub.proxy.refusals import Refusal
 from areal_sub.proxy.sessions import Sampling, Session
@@ -91,13 +91,13 @@ def test_records_are_what_the_engine_saw_and_sampled(
             messages, tools = change(messages, tools, move, text)
             engine.says(reply + end or "x")
             body = {"messages": messages, "tools": tools, "stream": stream, "stop": stop, "n": n}
-            call = chat.parse(orjson.dumps(body))
-            prepared = await turns.prepare(session, call)
+            call = chat.parse(Asked(orjson.dumps(body)))
+            prepared = await turns.prepare(session, call, f"id-{len(session.turn_ids)}")
             choices = [Choice() for _ in range(n)]
             async for index, delta in turns.run(prepared):
                 choices[index].add(delta)
             usage = chat.Usage(prepared.prompt.num_tokens, prepared.num_sampled_tokens)
-            answer = orjson.loads(chat.answer(prepared.completion_id, call, choices, usage))
+            answer = orjson.loads(chat.answer(prepared.answer_id, call, choices, usage))
             messages = [*messages, answer["choices"][-1]["message"]]
         journal.close()
         check(folder / "journal", engine)
@@ -111,6 +111,7 @@ def make_turns(engine: Any, renderer: Any, parser: Any, journal: Journal) -> Tur
         engine=DirectEngine(engine),  # type: ignore[arg-type]
         renderer=renderer,
         parser=parser,
+        reasoning_parser=None,
         journal=journal,
         max_model_len=100_000,
         request_timeout_s=10,
@@ -130,8 +131,8 @@ def test_a_call_that_is_ended_before_it_began_is_refused(
         journal = Journal(tmp_path / "journal")
         turns = make_turns(new_stub(renderer.vocabulary), renderer, parser, journal)
         session = make_session()
-        call = chat.parse(b'{"messages": [{"role": "user", "content": "x"}]}')
-        deltas = turns.run(await turns.prepare(session, call))
+        call = chat.parse(Asked(b'{"messages": [{"role": "user", "content": "x"}]}'))
+        deltas = turns.run(await turns.prepare(session, call, f"id-{len(session.turn_ids)}"))
         reading = asyncio.ensure_future(anext(deltas))
         await asyncio.sleep(0)  # the choice's task exists now, and has not run yet
         assert len(session.running) == 1
@@ -151,8 +152,8 @@ def test_a_journal_that_fails_is_an_answer_not_a_hang(
         renderer, parser = renderers["plain"]
         journal = Journal(tmp_path / "journal")
         turns = make_turns(new_stub(renderer.vocabulary), renderer, parser, journal)
-        call = chat.parse(b'{"messages": [{"role": "user", "content": "x"}]}')
-        prepared = await turns.prepare(make_session(), call)
+        call = chat.parse(Asked(b'{"messages": [{"role": "user", "content": "x"}]}'))
+        prepared = await turns.prepare(make_session(), call, "id")
         journal.close()
         with pytest.raises(Refusal, match="the proxy failed"):
             await anext(turns.run(prepared))

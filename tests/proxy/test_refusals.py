@@ -10,8 +10,9 @@ from typing import Any
 import openai
 import pytest
 
-from areal_sub.proxy.dialects import chat
+from areal_sub.proxy.dialects import Asked, chat
 from areal_sub.proxy.refusals import Refusal
+from areal_sub.proxy.turns import refuse_constrained
 
 MESSAGES = [{"role": "user", "content": "?"}]
 
@@ -94,13 +95,15 @@ def test_keys(proxied: Any) -> None:
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"top_logprobs": 5}, "top_logprobs"),
     ],
 )
 def test_invalid_requests_name_the_field(change: dict[str, Any], param: str) -> None:
     with pytest.raises(Refusal) as caught:
-        chat.parse(json.dumps({"model": "m", "messages": MESSAGES} | change).encode())
+        body = json.dumps({"model": "m", "messages": MESSAGES} | change).encode()
+        refuse_constrained(chat.parse(Asked(body)))
     assert (caught.value.status, caught.value.param) == (400, param)
     assert json.loads(chat.error_body(caught.value))["error"]["type"] == "invalid_request_error"
 
@@ -109,12 +112,12 @@ def test_nulls_and_unknown_fields_are_taken() -> None:
     known = "tools tool_choice n stop max_tokens stream stream_options temperature model logprobs"
     body: dict[str, Any] = dict.fromkeys(known.split())
     body |= {"messages": [{"role": "developer", "content": None, "name": None}], "store": False}
-    call = chat.parse(json.dumps(body).encode())
+    call = chat.parse(Asked(json.dumps(body).encode()))
     assert (call.messages[0].role, call.messages[0].content) == ("system", "")
     assert (call.num_choices, call.stop, call.max_new_tokens) == (1, (), None)
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body["messages"] = [{"role": "user", "content": parts}]
-    assert chat.parse(json.dumps(body).encode()).messages[0].content == "ab"
+    assert chat.parse(Asked(json.dumps(body).encode())).messages[0].content == "ab"
 
 
 def test_hostile_bodies(proxied: Any) -> None:
