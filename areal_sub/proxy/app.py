@@ -134,5 +134,7 @@ async def read_body(request: Request) -> bytes:
 def _refused(refusal: Refusal, dialect: Dialect) -> Response:
     # The causes do not go away by asking again; SDKs heed this header.
     headers = {"x-should-retry": "false", **request_headers(dialect)}
+    if refusal.reason is Reason.UPGRADE_REQUIRED:
+        headers["connection"] = "close"  # what follows is no HTTP to the parser
     status = dialect.error_status(refusal)
     return Response(dialect.error_body(refusal), status, headers, media_type=JSON)

@@ -16,6 +16,7 @@ from areal_sub.proxy.neutral import (
     Delta,
     FinishReason,
     Message,
+    Thought,
     TokenLogprob,
     ToolCall,
 )
@@ -92,20 +93,23 @@ class Sampled:
     def _has_ended(self) -> bool:
         return self._is_cut or self._stops.found is not None
 
+    def _has_the_one_call(self, delta: Delta) -> bool:
+        return self._one_call and bool(self._answer.tool_calls or delta.tool_calls)
+
     def _feed(self, text: str, delta: Delta) -> None:
         self._feed_visible(self._stops.feed(text), delta)
 
     def _feed_visible(self, text: str, delta: Delta) -> None:
         if self._reasoning_parser is not None and text:
             reasoning, text = self._reasoning_parser.feed(text)
-            delta.reasoning += reasoning
+            delta.append(Thought(reasoning))
         self._feed_content(text, delta)
 
     def _feed_content(self, text: str, delta: Delta) -> None:
-        if self._one_call and (self._answer.tool_calls or delta.tool_calls):
+        if self._has_the_one_call(delta):
             self._is_cut = self._is_cut or bool(text.strip())
         elif self._parser is None:
-            delta.text += text
+            delta.append(text)
         elif text:
             self._add(self._parser.feed(text), delta)
 
@@ -117,7 +121,7 @@ class Sampled:
         self._feed_visible(self._stops.finish(), delta)
         if self._reasoning_parser is not None:
             reasoning, text = self._reasoning_parser.finish()
-            delta.reasoning += reasoning
+            delta.append(Thought(reasoning))
             self._feed_content(text, delta)
         if self._parser is not None:
             self._add(self._parser.finish(), delta)
@@ -128,14 +132,14 @@ class Sampled:
 
     def _add(self, pieces: Iterable[Piece], delta: Delta) -> None:
         for piece in pieces:
-            if self._one_call and (self._answer.tool_calls or delta.tool_calls):
+            if self._has_the_one_call(delta):
                 self._is_cut = True
                 return
             if isinstance(piece, ParsedCall):
                 call_id = f"call_{secrets.token_hex(12)}"
-                delta.tool_calls.append(ToolCall(call_id, piece.name, piece.arguments))
+                delta.append(ToolCall(call_id, piece.name, piece.arguments))
             else:
-                delta.text += piece
+                delta.append(piece)
 
     def _logprobs(self, ids: list[int], logprobs: list[float]) -> list[TokenLogprob]:
         out = []

@@ -150,6 +150,28 @@ class History:
                     break
         return known
 
+    def raw_prompt(self, token_ids: Int32Array) -> Prompt:
+        """The prompt that is given as tokens, on top of the turn that it begins with."""
+        parent, num_before = None, 0
+        for turn in (turn for turns in self._answers.values() for turn in turns):
+            num = turn.num_at_start_of(token_ids)
+            if num is not None and num > num_before:
+                parent, num_before = turn, num
+        name = _digest(b"raw" + token_ids.tobytes())
+        fork = Fork.NONE if parent else Fork.NEW_CONVERSATION if self._prompts else Fork.ROOT
+        prompt = Prompt(
+            parent=parent,
+            fork=fork,
+            context=token_ids[num_before:],
+            num_tokens=len(token_ids),
+            tools=b"",
+            chain=name,
+            exact=name,
+            bare=name,
+        )
+        key = (b"", name, parent.turn_id if parent else "")
+        return self._prompts.setdefault(key, prompt)
+
     def add_turn(
         self, turn_id: str, prompt: Prompt, token_ids: Int32Array, answer: Message
     ) -> Turn:

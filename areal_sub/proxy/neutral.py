@@ -80,6 +80,7 @@ class Call:
     dialect: str
     model: str
     messages: tuple[Message, ...]
+    raw_prompt: str | tuple[int, ...] | None = None  # text or token ids, instead of messages
     tools: tuple[dict[str, Any], ...] = ()  # in OpenAI's form: {"type": "function", "function": …}
     strict_tools: frozenset[str] = frozenset()  # names of those whose schema is to be kept to
     tool_choice: ToolChoice = ToolChoice()
@@ -111,25 +112,52 @@ class TokenLogprob:
     raw: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Thought:
+    text: str
+
+
+Part = Thought | str | ToolCall
+
+
 @dataclass(slots=True)
 class Choice:
-    """One whole answer, or what there is of it."""
+    """One whole answer, or what there is of it. Neighbouring parts are of different kinds, except
+    calls."""
 
-    reasoning: str = ""
-    text: str = ""
-    tool_calls: list[ToolCall] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_sequence: str | None = None  # the stop string that ended it
 
+    def append(self, part: Part) -> None:
+        last = self.parts[-1] if self.parts else None
+        if isinstance(part, str) and isinstance(last, str):
+            self.parts[-1] = last + part
+        elif isinstance(part, Thought) and isinstance(last, Thought):
+            self.parts[-1] = Thought(last.text + part.text)
+        elif isinstance(part, ToolCall) or part not in ("", Thought("")):
+            self.parts.append(part)
+
     def add(self, delta: Delta) -> None:
         """Go on with `delta`."""
-        self.reasoning += delta.reasoning
-        self.text += delta.text
-        self.tool_calls += delta.tool_calls
+        for part in delta.parts:
+            self.append(part)
         self.logprobs += delta.logprobs
         self.finish_reason = delta.finish_reason
         self.stop_sequence = delta.stop_sequence
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Thought))
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return [part for part in self.parts if isinstance(part, ToolCall)]
 
     def message(self) -> Message:
         """As a later call should hold it."""

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from areal_sub.proxy.answering import answer_call
-from areal_sub.proxy.dialects import JSON, Asked, Dialect, chat
+from areal_sub.proxy.dialects import JSON, Asked, Dialect, chat, completions, responses
+from areal_sub.proxy.refusals import Reason, Refusal, invalid
 from areal_sub.proxy.sessions import Session
 from areal_sub.proxy.turns import Turns
 
@@ -46,9 +47,39 @@ def make_routes(turns: Turns) -> list[Route]:
 
     return [
         asking("/chat/completions", chat),
+        asking("/responses", responses),
+        Route("GET", "/responses", responses, no_websocket),
+        Route("GET", "/responses/{name}", responses, kept_response),
+        Route("DELETE", "/responses/{name}", responses, forget_response),
+        asking("/completions", completions),
+        Route("POST", "/embeddings", chat, no_embeddings),
         Route("GET", "/models", chat, models),
         Route("GET", "/models/{name:path}", chat, model),
     ]
+
+
+async def no_websocket(request: Request, session: Session, asked: Asked) -> Response:
+    what = f"{request.method} {request.url.path}"
+    if "upgrade" in request.headers:
+        raise Refusal(Reason.UPGRADE_REQUIRED, f"{what}: no WebSockets here; use POST and events.")
+    raise Refusal(Reason.WRONG_METHOD, f"Not allowed: {what}")
+
+
+async def kept_response(request: Request, session: Session, asked: Asked) -> Response:
+    return Response(responses.kept_answer(asked), media_type=JSON)
+
+
+async def forget_response(request: Request, session: Session, asked: Asked) -> Response:
+    if not session.kept.remove(asked.path["name"]):
+        raise responses.unknown(asked)
+    return _json({"id": asked.path["name"], "object": "response", "deleted": True})
+
+
+async def no_embeddings(request: Request, session: Session, asked: Asked) -> Response:
+    raise invalid(
+        "The policy has no embeddings. Point the agent's embedding model at another endpoint, or "
+        "compute them in the agent."
+    )
 
 
 async def models(request: Request, session: Session, asked: Asked) -> Response:

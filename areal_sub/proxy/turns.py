@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -151,6 +151,8 @@ class Turns:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _prompt(self, session: Session, call: Call) -> Prompt:
+        if call.raw_prompt is not None:
+            return session.history.raw_prompt(int32(await self._raw_ids(call)))
         num_chars = sum(len(message.content) for message in call.messages)
         self._check_length(num_chars // self._renderer.vocabulary.max_token_chars)
         keys = Keys.of(call.messages, call.tools)
@@ -163,6 +165,23 @@ class Turns:
             prompt = self._build(call, keys, matched)
         self._check_length(prompt.num_tokens + 1)
         return session.history.add_prompt(call.messages, keys, prompt, matched)
+
+    async def _raw_ids(self, call: Call) -> Sequence[int]:
+        vocabulary, raw = self._renderer.vocabulary, call.raw_prompt
+        assert raw is not None
+        if isinstance(raw, str):
+            self._check_length(len(raw) // vocabulary.max_token_chars)
+            large = call.num_bytes > LARGE_BYTES
+            ids: Sequence[int] = (
+                await asyncio.to_thread(vocabulary.encode, raw) if large else vocabulary.encode(raw)
+            )
+        else:
+            ids = raw
+            unknown = next((i for i in ids if not 0 <= i < vocabulary.size), None)
+            if unknown is not None:
+                raise invalid(f"prompt: {unknown} is no token of the model.", "prompt")
+        self._check_length(len(ids) + 1)
+        return ids
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self._max_model_len:
@@ -226,7 +245,7 @@ class Turns:
 
     def _sampled(self, prepared: Prepared) -> Sampled:
         vocabulary, thinking = self._renderer.vocabulary, None
-        if self._reasoning_parser is not None:
+        if self._reasoning_parser is not None and prepared.call.raw_prompt is None:
             # Some templates begin the reasoning themselves.
             end = prepared.request.prompt_token_ids[-NUM_END_TOKENS:].tolist()
             thinking = self._reasoning_parser(vocabulary.decode(end))

@@ -146,7 +146,7 @@ def test_hostile_bodies(proxied: Any) -> None:
         body = json.dumps({"messages": [*MESSAGES, {"role": "assistant", "tool_calls": [call]}]})
         status, error = await post(proxy, path, body.encode(), key)
         assert (status, error["param"]) == (400, "messages[1].tool_calls[0].function.arguments")
-        assert (await post(proxy, "/v1/responses", b"{}", key))[0] == 404
+        assert (await post(proxy, "/v1/nothing", b"{}", key))[0] == 404
         assert (await post(proxy, "/docs", b"", key, "GET"))[0] == 404
         assert (await post(proxy, "/control/open_rollout", b"{}", key))[0] == 404
         assert (await post(proxy, path, b"", key, "GET"))[0] == 405

@@ -182,15 +182,16 @@ def answer(answer_id: str, call: Call, choices: Sequence[Choice], usage: Usage) 
 
 
 def _choice(call: Call, index: int, choice: Choice) -> dict[str, Any]:
+    calls = choice.tool_calls
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": choice.text or (None if choice.tool_calls else ""),
+        "content": choice.text or (None if calls else ""),
         "refusal": None,
     }
-    if choice.reasoning:
-        message["reasoning_content"] = choice.reasoning
-    if choice.tool_calls:
-        message["tool_calls"] = [_call_body(tool_call) for tool_call in choice.tool_calls]
+    if reasoning := choice.reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = [_call_body(call) for call in calls]
     return {
         "index": index,
         "message": message,
@@ -224,16 +225,15 @@ class Stream:
         if index not in self._begun:
             self._begun.add(index)
             body = {"role": "assistant", "content": "", "refusal": None}
-        if delta.reasoning:
-            body["reasoning_content"] = delta.reasoning
-        if delta.text:
-            body["content"] = delta.text
-        if delta.tool_calls:
+        if reasoning := delta.reasoning:
+            body["reasoning_content"] = reasoning
+        if text := delta.text:
+            body["content"] = text
+        if calls := delta.tool_calls:
             start = self._num_calls[index]
-            self._num_calls[index] += len(delta.tool_calls)
+            self._num_calls[index] += len(calls)
             body["tool_calls"] = [
-                {"index": start + i, **_call_body(tool_call)}
-                for i, tool_call in enumerate(delta.tool_calls)
+                {"index": start + i, **_call_body(call)} for i, call in enumerate(calls)
             ]
         if body or delta.logprobs:
             yield self._chunk(index, body, None, delta.logprobs)
