@@ -6,6 +6,7 @@ API key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from areal_sub.proxy.answering import answer_call
-from areal_sub.proxy.dialects import JSON, Asked, Dialect, chat, completions, responses
+from areal_sub.proxy.dialects import JSON, Asked, Dialect, chat, completions, messages, responses
 from areal_sub.proxy.refusals import Reason, Refusal, invalid
 from areal_sub.proxy.sessions import Session
 from areal_sub.proxy.turns import Turns
@@ -35,7 +36,7 @@ class Route:
 
 def dialect_of(path: str) -> Dialect:
     """Whose error body a request for `path`, which no route takes, is answered with."""
-    return chat
+    return messages if re.match(r"(/k/[^/]*)?(/v1)?/messages\b", path) else chat
 
 
 def make_routes(turns: Turns) -> list[Route]:
@@ -45,9 +46,14 @@ def make_routes(turns: Turns) -> list[Route]:
 
         return Route("POST", path, dialect, endpoint)
 
+    async def count_tokens(request: Request, session: Session, asked: Asked) -> Response:
+        return _json(messages.counted(await turns.count(session, messages.parse(asked))))
+
     return [
         asking("/chat/completions", chat),
         asking("/responses", responses),
+        asking("/messages", messages),
+        Route("POST", "/messages/count_tokens", messages, count_tokens),
         Route("GET", "/responses", responses, no_websocket),
         Route("GET", "/responses/{name}", responses, kept_response),
         Route("DELETE", "/responses/{name}", responses, forget_response),
@@ -83,7 +89,8 @@ async def no_embeddings(request: Request, session: Session, asked: Asked) -> Res
 
 
 async def models(request: Request, session: Session, asked: Asked) -> Response:
-    return _json({"object": "list", "data": [_model("policy")]})
+    ends = {"has_more": False, "first_id": "policy", "last_id": "policy"}
+    return _json({"object": "list", "data": [_model("policy")], **ends})
 
 
 async def model(request: Request, session: Session, asked: Asked) -> Response:
@@ -91,7 +98,9 @@ async def model(request: Request, session: Session, asked: Asked) -> Response:
 
 
 def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "areal-sub"}
+    """For OpenAI's SDKs and for Anthropic's, which ask at the same path."""
+    ours = {"id": name, "object": "model", "created": 0, "owned_by": "areal-sub"}
+    return {**ours, "type": "model", "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
 
 
 def _json(body: Any) -> Response:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -283,6 +284,10 @@ class Rollout:
     def client(self, **changes: Any) -> openai.AsyncOpenAI:
         settings = {"base_url": self.base_url, "api_key": self.key, "max_retries": 0, "timeout": 20}
         return openai.AsyncOpenAI(**{**settings, **changes})
+
+    def anthropic(self, **changes: Any) -> anthropic.AsyncAnthropic:
+        settings = {"base_url": self.proxy.url, "api_key": self.key, "max_retries": 0}
+        return anthropic.AsyncAnthropic(**{**settings, "timeout": 20, **changes})
 
     async def end(self, **changes: Any) -> dict[str, Any]:
         params = {
