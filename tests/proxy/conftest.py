@@ -15,6 +15,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from google import genai
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from areal_sub.proxy.parsers.hermes import HermesParser
@@ -288,6 +289,10 @@ class Rollout:
     def anthropic(self, **changes: Any) -> anthropic.AsyncAnthropic:
         settings = {"base_url": self.proxy.url, "api_key": self.key, "max_retries": 0}
         return anthropic.AsyncAnthropic(**{**settings, "timeout": 20, **changes})
+
+    def gemini(self, api_key: str | None = None, **options: Any) -> genai.client.AsyncClient:
+        options = {"base_url": self.proxy.url, "timeout": 20_000, **options}
+        return genai.Client(api_key=api_key or self.key, http_options=options).aio
 
     async def end(self, **changes: Any) -> dict[str, Any]:
         params = {
