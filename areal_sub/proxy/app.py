@@ -40,13 +40,13 @@ def make_app(sessions: Sessions, turns: Turns) -> FastAPI:
     async def alive(request: Request) -> Response:
         return Response()  # SDKs look whether somebody is there, without a key
 
-    for route in make_routes(turns):
+    routes = make_routes(turns)
+    for route in routes:
         endpoint = _guarded(sessions, route.dialect, route.endpoint)
         app.add_route(route.path, endpoint, methods=[route.method])
-        if route.method == "POST":
-            app.add_route(route.path, alive, methods=["HEAD"])
-    for base in (*BASES, *BETA_BASES):
-        app.add_route(base or "/", alive, methods=["HEAD"])
+    probed = [base or "/" for base in (*BASES, *BETA_BASES)]
+    for path in [*probed, *(route.path for route in routes if route.method == "POST")]:
+        app.add_route(path, alive, methods=["HEAD"])
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

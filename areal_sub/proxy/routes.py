@@ -30,7 +30,7 @@ from areal_sub.proxy.refusals import Reason, Refusal, invalid
 from areal_sub.proxy.sessions import Session
 from areal_sub.proxy.turns import Turns
 
-BASES = ("", "/v1", "/k/{key}", "/k/{key}/v1")
+BASES = ("/v1", "", "/k/{key}/v1", "/k/{key}")
 BETA_BASES = ("/v1beta", "/k/{key}/v1beta")
 _KEY = r"(/k/[^/]*)?"
 

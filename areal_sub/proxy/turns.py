@@ -361,6 +361,14 @@ def refuse_constrained(call: Call) -> None:
             "tool_choice: the policy cannot be forced to call a tool; it may be 'none' or 'auto'.",
             "tool_choice",
         )
+    allowed = call.tool_choice.names
+    left_out = {tool["function"]["name"] for tool in call.tools}.difference(allowed)
+    if call.tool_choice.mode == "auto" and allowed and left_out:
+        raise invalid(
+            "tool_choice: the policy cannot be kept from some of its tools; give only those that "
+            "it may call.",
+            "tool_choice",
+        )
     if call.output_format.kind != "text":
         raise invalid(
             "The output format may only be text: the policy's output cannot be constrained to "

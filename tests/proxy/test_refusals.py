@@ -96,6 +96,16 @@ def test_keys(proxied: Any) -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": n}} for n in "fg"],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [{"function": {"name": "f"}}]},
+                },
+            },
+            "tool_choice",
+        ),
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"top_logprobs": 5}, "top_logprobs"),
     ],
