@@ -146,6 +146,18 @@ def test_hostile_bodies(proxied: Any) -> None:
         ):
             status, error = await post(proxy, path, body, key)
             assert (status, error["type"]) == (400, "invalid_request_error")
+        for path, kind, value in (
+            ("/v1/responses", "type", "invalid_request_error"),
+            ("/v1/completions", "type", "invalid_request_error"),
+            ("/v1/messages", "type", "invalid_request_error"),
+            ("/v1/messages/count_tokens", "type", "invalid_request_error"),
+            ("/v1beta/models/m:generateContent", "status", "INVALID_ARGUMENT"),
+            ("/v1beta/models/m:countTokens", "status", "INVALID_ARGUMENT"),
+        ):
+            for body in (b"", b"[]", b"\xff", b'{"x":' + b"[" * 100_000, b"{}"):
+                status, error = await post(proxy, path, body, key)
+                assert (status, error[kind]) == (400, value)
+        path = "/v1/chat/completions"
         async with rollout.client() as client:
             with pytest.raises(openai.APIStatusError) as caught:
                 large: Any = [{"role": "user", "content": "x" * 2**24}]
