@@ -48,6 +48,20 @@ class Prompt:
             turn = turn.prompt.parent
         return int32(np.concatenate(parts[::-1]))
 
+    def starts(self, token_ids: Int32Array) -> bool:
+        """Whether `token_ids` begin with the full prompt. Most others differ at its end."""
+        position, prompt, turn = self.num_tokens, self, self.parent
+        while True:
+            start = position - len(prompt.context)
+            if not np.array_equal(token_ids[start:position], prompt.context):
+                return False
+            if turn is None:
+                return True
+            position = start - len(turn.token_ids)
+            if not np.array_equal(token_ids[position:start], turn.token_ids):
+                return False
+            prompt, turn = turn.prompt, turn.prompt.parent
+
 
 @dataclass(slots=True, eq=False)
 class Turn:
@@ -60,17 +74,11 @@ class Turn:
 
     def num_at_start_of(self, token_ids: Int32Array) -> int | None:
         """The length of its full sequence, where `token_ids` begin with that; else None."""
-        end = self.prompt.num_tokens + len(self.token_ids)
-        position = end
-        turn: Turn | None = self
-        while turn is not None:
-            for part in (turn.token_ids, turn.prompt.context):
-                start = position - len(part)
-                if not np.array_equal(token_ids[start:position], part):
-                    return None
-                position = start
-            turn = turn.prompt.parent
-        return end
+        start = self.prompt.num_tokens
+        end = start + len(self.token_ids)
+        if np.array_equal(token_ids[start:end], self.token_ids) and self.prompt.starts(token_ids):
+            return end
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +161,20 @@ class History:
     def raw_prompt(self, token_ids: Int32Array) -> Prompt:
         """The prompt that is given as tokens, on top of the turn that it begins with."""
         parent, num_before = None, 0
+        num_edited = 0  # where the answer to an earlier prompt stood, and something else stands now
         for turn in (turn for turns in self._answers.values() for turn in turns):
             num = turn.num_at_start_of(token_ids)
             if num is not None and num > num_before:
                 parent, num_before = turn, num
+            elif len(token_ids) > turn.prompt.num_tokens and turn.prompt.starts(token_ids):
+                num_edited = max(num_edited, turn.prompt.num_tokens)
+        if num_edited > num_before:
+            fork = Fork.ASSISTANT_EDITED  # or tokenized otherwise than it was sampled
+        elif parent is not None:
+            fork = Fork.NONE
+        else:
+            fork = Fork.NEW_CONVERSATION if self._prompts else Fork.ROOT
         name = _digest(b"raw" + token_ids.tobytes())
-        fork = Fork.NONE if parent else Fork.NEW_CONVERSATION if self._prompts else Fork.ROOT
         prompt = Prompt(
             parent=parent,
             fork=fork,

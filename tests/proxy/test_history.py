@@ -177,5 +177,9 @@ def test_prompts_of_tokens_continue_the_longest_turn_that_they_begin_with() -> N
     third = history.raw_prompt(int32([1, 2, 3, 4, 5, 6]))
     assert (third.parent, third.context.tolist(), third.num_tokens) == (last, [], 6)
     assert third.token_ids().tolist() == [1, 2, 3, 4, 5, 6]
-    other = history.raw_prompt(int32([1, 2, 4, 3, 4, 5, 6]))
+    other = history.raw_prompt(int32([2, 1, 3, 4]))
     assert (other.fork, other.parent) == (Fork.NEW_CONVERSATION, None)
+    edited = history.raw_prompt(int32([1, 2, 3, 4, 7]))
+    assert (edited.fork, edited.parent) == (Fork.ASSISTANT_EDITED, turn)
+    edited = history.raw_prompt(int32([1, 2, 9, 4]))
+    assert (edited.fork, edited.parent) == (Fork.ASSISTANT_EDITED, None)

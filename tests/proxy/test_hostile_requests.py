@@ -188,7 +188,7 @@ def test_these_are_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(BODIES))
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_almost_right_requests(name: str, data: st.DataObject) -> None:
     dialect, body = BODIES[name]
