@@ -15,7 +15,7 @@ INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
 ALL_EXTRAS := train data gguf dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-smollm2 test test-attacks lint format bench bench-spawn docs constraints clean
+.PHONY: help train train-smollm2 test test-attacks lint format bench bench-spawn soak docs constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ test-attacks:  ## Attempt every attack of docs/security.md, in each tier, as thi
 bench-spawn:  ## Compare ways of starting a child: time to its end, and to its first model call
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.spawn $(ARGS)
+
+soak:  ## 10,000 children in sequence, 500 at once, a killed caller: does anything grow or stay?
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 bench:  ## Compare ways of running agents: wall time and CPU of 256 rollouts
 	$(INSTALL) $(ALL_EXTRAS)

@@ -195,6 +195,9 @@ class EndRecord(_Record):
     num_turns: int
     num_rejected_calls: int  # calls with this rollout's key that were refused
     ended_at: float
+    egress_refused: dict[str, int] = field(default_factory=dict)
+    """ "host:port" that the sandbox's allowlist refused → how often; bounded."""
+    written_bytes: int = 0  # what the child's files took at its end
 
 
 TrajectoryRecord = OpenRecord | TurnRecord | EndRecord
@@ -287,6 +290,8 @@ class RunRequest(_Record):
     data: dict[str, Any]  # the task
     env: dict[str, str]  # added to the child's scrubbed environment
     timeout_s: float
+    workspace: str = ""  # absolute folder whose content the child starts in, or "" for none
+    outputs: list[str] = field(default_factory=list)  # paths in there to bring back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,3 +313,9 @@ class RunReport(_Record):
     cpu_s: float
     max_rss_bytes: int
     num_killed: int = 0  # processes that the agent left behind
+    egress_refused: dict[str, int] = field(default_factory=dict)
+    """ "host:port" that the sandbox's allowlist refused → how often; bounded."""
+    written_bytes: int = 0  # what its files took at its end
+    outputs: dict[str, bytes] = field(default_factory=dict)  # path → content
+    outputs_refused: list[list[str]] = field(default_factory=list)  # [path, why] of what was not
+    outputs_missing: list[str] = field(default_factory=list)  # declared, and not there

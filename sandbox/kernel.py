@@ -33,6 +33,7 @@ ALL_NAMESPACES = (
 # The numbers of system calls since 5.0 are the same on every architecture.
 SYS_OPEN_TREE = 428
 SYS_MOVE_MOUNT = 429
+SYS_OPENAT2 = 437
 SYS_MOUNT_SETATTR = 442
 SYS_LANDLOCK_CREATE_RULESET = 444
 SYS_LANDLOCK_ADD_RULE = 445
@@ -48,6 +49,7 @@ _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 1, 2, 4, 8
 
 _MADV_COLLAPSE = 25
 _HUGE_PAGE_BYTES = 2 * 2**20
@@ -137,12 +139,11 @@ class _BpfProgram(ctypes.Structure):
 def keep_capabilities(keep: int) -> None:
     """Give up every capability that is not in the bit set `keep`, for good."""
     _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    for capability in range(_NUM_CAPABILITIES):
-        if not keep >> capability & 1:
-            try:
-                _prctl(PR_CAPBSET_DROP, capability)
-            except OSError:  # beyond this kernel's last one, or no right to: `capset` counts
-                break
+    drop, zero = ctypes.c_int(PR_CAPBSET_DROP), ctypes.c_ulong(0)
+    for number in range(_NUM_CAPABILITIES):
+        wanted = keep >> number & 1
+        if not wanted and _libc.prctl(drop, ctypes.c_ulong(number), zero, zero, zero) < 0:
+            break  # beyond this kernel's last one, or no right to: `capset` counts
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     low, high = keep & 0xFFFFFFFF, keep >> 32
     # Two of struct __user_cap_data_struct: effective, permitted, inheritable.
@@ -287,6 +288,14 @@ def collapse_private_memory() -> None:
 
 
 # Descriptors.
+
+
+def open_beneath(folder: int, path: str, flags: int) -> int:
+    """`os.open(path)` below the descriptor `folder`: through no link, and on the same mount."""
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve)  # struct open_how
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    return syscall(f"openat2 {path}", SYS_OPENAT2, folder, os.fsencode(path), how, size)
 
 
 def close_all_descriptors_but(keep: set[int]) -> None:

@@ -24,6 +24,7 @@ from areal_sub.records import EngineInfo
 from areal_sub.rollout.attempt import AgentRunner, RolloutRunner
 from areal_sub.rollout.inline import InlineRunner
 from areal_sub.rollout.pool import SubprocPool
+from areal_sub.rollout.workspace import fixed_part
 from areal_sub.rpc import Client
 from areal_sub.schedulers.local import Component
 from areal_sub.trainer.scratch import scratch_folder
@@ -234,6 +235,9 @@ def _supervisor_settings(
     """Raises `ConfigError` where agents would see the whole home folder."""
     openai = config.rollout.openai
     python_path = _python_path(openai.python_path)
+    hidden = [_hidden(Path(config.cluster.fileroot).resolve(), run_folder, python_path)]
+    if openai.sandbox.workspace is not None:
+        hidden.append(_around_workspaces(openai.sandbox.workspace, python_path))
     return {
         "socket_path": str(socket),
         "work_dir": str(folder / "children"),
@@ -242,7 +246,7 @@ def _supervisor_settings(
         "env_passthrough": openai.env_passthrough,
         "max_children": openai.num_children or config.rollout.max_concurrent_rollouts,
         "sandbox": openai.sandbox.model_dump(),
-        "hidden": [_hidden(Path(config.cluster.fileroot).resolve(), run_folder, python_path)],
+        "hidden": hidden,
     }
 
 
@@ -265,6 +269,22 @@ def _hidden(fileroot: Path, run_folder: Path, python_path: list[str]) -> str:
     """Checkpoints and journals of this run and of others: agents have no business there."""
     holds_agents = any(Path(folder).is_relative_to(fileroot) for folder in python_path)
     return str(run_folder.resolve() if holds_agents else fileroot)
+
+
+def _around_workspaces(template: str, python_path: list[str]) -> str:
+    """Agents find a copy of their own; the templates, graders among them maybe, are not theirs.
+
+    Raises `ConfigError` where that would hide the agents' code.
+    """
+    folder = fixed_part(template, Path.cwd())
+    for path in python_path:
+        if Path(path).is_relative_to(folder):
+            raise ConfigError(
+                f"rollout.openai.sandbox.workspace={template}: the folder around all workspaces is "
+                f"hidden from agents, and {folder} holds {path}, which they are imported from: put "
+                "workspaces into a folder of their own"
+            )
+    return str(folder)
 
 
 def _supervisor_env(config: Config) -> dict[str, str]:

@@ -3,6 +3,7 @@
     NAME            what steps and errors call it
     probe()         "" where this machine gives the layer, else why not; called in a throwaway child
     apply(args, context)   do it, to the calling process; raises on any failure
+    prepare(args)   optional: what many processes would compute alike, before they are forked
 
 `args` is the step's JSON, made by `plan`; `context` is what differs from process to process.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 from . import (
     capabilities,
+    cgroups,
     descriptors,
     environ,
     landlock,
@@ -30,7 +32,7 @@ from . import (
 )
 from .context import Context
 
-__all__ = ["APPLY", "PROBE", "Context"]
+__all__ = ["APPLY", "PREPARE", "PROBE", "Context"]
 
 _LAYERS = (
     session,
@@ -46,6 +48,7 @@ _LAYERS = (
     scratch,
     loopback,
     polled_limits,
+    cgroups,
     capabilities,
 )
 
@@ -53,3 +56,4 @@ APPLY: Mapping[str, Callable[[Mapping[str, Any], Context], None]] = {
     layer.NAME: layer.apply for layer in _LAYERS
 }
 PROBE: Mapping[str, Callable[[], str]] = {layer.NAME: layer.probe for layer in _LAYERS}
+PREPARE: Mapping[str, Callable[[Mapping[str, Any]], None]] = {seccomp.NAME: seccomp.prepare}

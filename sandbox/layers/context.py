@@ -14,6 +14,8 @@ class Context:
     stderr: int = -1
     result: int = -1
     request: int = -1
+    group: list[int] = field(default_factory=list)
+    """What leads into the group of this process, see `cgroups`; closed once it is in."""
     keep: list[int] = field(default_factory=list)
     """More descriptors that must stay open."""
     ports: list[int] = field(default_factory=list)
@@ -22,7 +24,7 @@ class Context:
     """More paths that can be read: the interpreter's own."""
     polled: dict[str, float] = field(default_factory=dict)
     """Out: the limits of all processes together, see `polled_limits`."""
-    listener: int = -1
+    listeners: list[int] = field(default_factory=list)
     """Out: what `loopback` bound."""
 
 

@@ -307,6 +307,8 @@ class Rollout:
             "wall_s": 1.0,
             "cpu_s": 0.5,
             "max_rss_bytes": 1000,
+            "egress_refused": {},
+            "written_bytes": 4096,
         } | changes
         ended: dict[str, Any] = await self.proxy.control.call("end_rollout", params, timeout_s=10)
         return ended
