@@ -56,6 +56,22 @@ class Message:
     name: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """`names`: the only tools that may be called; none: all of them."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    kind: Literal["text", "json_object", "json_schema"] = "text"
+    schema: dict[str, Any] | None = None  # of "json_schema"
+    name: str = ""
+    strict: bool = True  # False: what of the schema cannot be held to is ignored
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """What an agent asked for. None: it left it to us."""
@@ -64,6 +80,10 @@ class Call:
     model: str
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()  # in OpenAI's form: {"type": "function", "function": …}
+    strict_tools: frozenset[str] = frozenset()  # names of those whose schema is to be kept to
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
+    output_format: OutputFormat = OutputFormat()
     parse_tool_calls: bool = False
     num_choices: int = 1
     max_new_tokens: int | None = None

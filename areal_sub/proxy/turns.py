@@ -20,8 +20,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from areal_sub.engine_client import EngineClient
-from areal_sub.errors import PeerGone, RpcError
+from areal_sub.errors import GrammarError, PeerGone, RpcError
 from areal_sub.proxy.choice import Sampled
+from areal_sub.proxy.constraints import grammar_of, refused
 from areal_sub.proxy.history import Keys, Match, Prompt
 from areal_sub.proxy.neutral import Call, Delta
 from areal_sub.proxy.parsers import ToolCallParser
@@ -80,6 +81,7 @@ class Turns:
     async def prepare(self, session: Session, call: Call) -> Prepared:
         """Count the call, find what it continues, and make its prompt. Raises `Refusal`."""
         session.check_open()
+        grammar = await self._grammar(call)
         session.admit(call.num_choices)
         started_at = time.time()
         try:
@@ -100,6 +102,7 @@ class Turns:
             stop_token_ids=self._stop_ids,
             stream=call.stream or bool(call.stop),
             affinity=session.rollout_id,
+            grammar=grammar,
         )
         return Prepared(
             session=session,
@@ -144,6 +147,12 @@ class Turns:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _grammar(self, call: Call) -> str:
+        control_ids = self._renderer.vocabulary.control_ids
+        if call.num_bytes > LARGE_BYTES:
+            return await asyncio.to_thread(grammar_of, call, self._parser.SYNTAX, control_ids)
+        return grammar_of(call, self._parser.SYNTAX, control_ids)
 
     async def _prompt(self, session: Session, call: Call) -> Prompt:
         num_chars = sum(len(message.content) for message in call.messages)
@@ -204,7 +213,7 @@ class Turns:
         delta = Delta()
         try:
             try:
-                async for delta in self._sample(prepared.request, sampled):
+                async for delta in self._sample(prepared, sampled):
                     if sampled.finish_reason is None:
                         outbox.put(index, delta)
             finally:
@@ -217,12 +226,12 @@ class Turns:
         else:
             outbox.put(index, delta)
 
-    async def _sample(self, request: GenerateRequest, sampled: Sampled) -> AsyncIterator[Delta]:
+    async def _sample(self, prepared: Prepared, sampled: Sampled) -> AsyncIterator[Delta]:
         """Feed `sampled` from the engine until it has a finish reason. Raises `Refusal`."""
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                aclosing(self._engine.generate(request)) as chunks,
+                aclosing(self._engine.generate(prepared.request)) as chunks,
             ):
                 async for chunk in chunks:
                     yield sampled.take(chunk)
@@ -232,6 +241,8 @@ class Turns:
             raise Refusal(
                 Reason.DEADLINE, f"the engine did not finish within {self._timeout_s} s"
             ) from None
+        except GrammarError as error:
+            raise refused(prepared.call, str(error)) from None
         except PeerGone as error:
             raise Refusal(Reason.ENGINE_GONE, f"the engine is gone: {error}") from None
         except RpcError as error:
@@ -262,6 +273,7 @@ class Turns:
             ended_at=time.time(),
             num_prompt_tokens=prompt.num_tokens,
             engine_digest=sampled.engine_digest,
+            constrained=bool(prepared.request.grammar),
         )
         self._journal.append(record)
         prepared.num_sampled_tokens += len(sampled.token_ids)

@@ -1,8 +1,7 @@
 """OpenAI's Chat Completions.
 
 `parse` is strict about what it reads and blind to the rest: unknown fields are ignored, and a field
-that asks for what the proxy cannot do (a forced tool, a JSON schema, images) is refused by name,
-never silently dropped.
+that asks for what the proxy cannot do (images) is refused by name, never silently dropped.
 """
 
 from __future__ import annotations
@@ -20,9 +19,11 @@ from areal_sub.proxy.neutral import (
     Choice,
     Delta,
     Message,
+    OutputFormat,
     Role,
     TokenLogprob,
     ToolCall,
+    ToolChoice,
     Usage,
     is_deeper_than,
 )
@@ -71,12 +72,20 @@ def parse(raw: bytes) -> Call:
     max_tokens = fields.integer(body, "max_tokens", at_least=1, at_most=MAX_TOKENS)
     max_new_tokens = fields.integer(body, "max_completion_tokens", at_least=1, at_most=MAX_TOKENS)
     stream_options = fields.mapping(body, "stream_options")
+    choice = _tool_choice(body)
     return Call(
         dialect=NAME,
         model=fields.text(body, "model", max_chars=MAX_NAME_CHARS, default="policy"),
         messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
         tools=tools,
-        parse_tool_calls=bool(tools) and body.get("tool_choice") != "none",
+        strict_tools=frozenset(
+            tool["function"]["name"] for tool in tools if tool["function"].get("strict") is True
+        ),
+        tool_choice=choice,
+        parallel_tool_calls=body.get("parallel_tool_calls") is None
+        or fields.boolean(body, "parallel_tool_calls"),
+        output_format=_output_format(fields.mapping(body, "response_format")),
+        parse_tool_calls=bool(tools) and choice.mode != "none",
         num_choices=fields.integer(body, "n", at_least=1, at_most=MAX_CHOICES) or 1,
         max_new_tokens=max_tokens if max_new_tokens is None else max_new_tokens,
         temperature=fields.number(body, "temperature", at_least=0, at_most=2),
@@ -91,22 +100,57 @@ def parse(raw: bytes) -> Call:
 
 
 def _refuse_unsupported(body: fields.Body) -> None:
-    choice = body.get("tool_choice")
-    if choice not in (None, "none", "auto"):
-        raise invalid(
-            "tool_choice may be 'none' or 'auto': the policy cannot be forced to call a tool.",
-            "tool_choice",
-        )
-    kind = fields.mapping(body, "response_format").get("type", "text")
-    if kind != "text":
-        raise invalid(
-            "response_format may only be of type 'text': output cannot be constrained.",
-            "response_format.type",
-        )
     if body.get("top_logprobs"):
         raise invalid("top_logprobs is not available; logprobs is.", "top_logprobs")
     if body.get("functions"):
         raise invalid("functions is deprecated; use tools.", "functions")
+
+
+def _tool_choice(body: fields.Body) -> ToolChoice:
+    value = body.get("tool_choice")
+    if value in (None, "auto"):
+        return ToolChoice()
+    if value == "none":
+        return ToolChoice("none")
+    if value == "required":
+        return ToolChoice("required")
+    choice = fields.as_mapping(value, "tool_choice")
+    if choice.get("type") == "allowed_tools":
+        allowed = fields.mapping(choice, "allowed_tools", where="tool_choice.")
+        tools = fields.items(allowed, "tools", where="tool_choice.", at_most=MAX_TOOLS)
+        names = tuple(_named(tool, f"tool_choice.tools[{i}]") for i, tool in enumerate(tools))
+        return ToolChoice("required" if allowed.get("mode") == "required" else "auto", names)
+    return ToolChoice("required", (_named(choice, "tool_choice"),))
+
+
+def _named(value: Any, where: str) -> str:
+    function = fields.mapping(fields.as_mapping(value, where), "function", where=where + ".")
+    return _name(function, where + ".function.")
+
+
+def _name(body: fields.Body, where: str) -> str:
+    name = fields.text(body, "name", where=where, max_chars=MAX_NAME_CHARS)
+    if not name:
+        raise invalid(f"Missing required parameter: '{where}name'.", where + "name")
+    return name
+
+
+def _output_format(body: fields.Body) -> OutputFormat:
+    kind = body.get("type") or "text"
+    if kind == "text":
+        return OutputFormat()
+    if kind == "json_object":
+        return OutputFormat("json_object")
+    if kind != "json_schema":
+        raise invalid(
+            f"response_format.type may be text, json_object or json_schema, not {kind!r}.",
+            "response_format.type",
+        )
+    where = "response_format.json_schema."
+    given = fields.mapping(body, "json_schema", where="response_format.")
+    schema = fields.mapping(given, "schema", where=where)
+    strict = fields.boolean(given, "strict", where=where)
+    return OutputFormat("json_schema", schema, _name(given, where), strict)
 
 
 def _message(value: Any, where: str) -> Message:

@@ -11,15 +11,24 @@ from typing import ClassVar, Protocol
 
 from areal_sub.errors import ConfigError
 from areal_sub.proxy.parsers.hermes import HermesParser
-from areal_sub.proxy.parsers.pieces import ParsedCall, Piece
+from areal_sub.proxy.parsers.pieces import CallSyntax, ParsedCall, Piece, Tag
 
-__all__ = ["ParsedCall", "Piece", "ToolCallParser", "parser_for", "parser_names"]
+__all__ = [
+    "CallSyntax",
+    "ParsedCall",
+    "Piece",
+    "Tag",
+    "ToolCallParser",
+    "parser_for",
+    "parser_names",
+]
 
 
 class ToolCallParser(Protocol):
     """`feed` text; then `finish` once. Pieces come in the order of the text."""
 
     TAGS: ClassVar[tuple[str, ...]]  # texts that must reach `feed` even where they are tokens
+    SYNTAX: ClassVar[CallSyntax]
 
     def feed(self, text: str) -> list[Piece]: ...
 

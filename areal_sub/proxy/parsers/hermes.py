@@ -15,15 +15,23 @@ from typing import Any, ClassVar
 
 from areal_sub.proxy.decode import num_held
 from areal_sub.proxy.neutral import MAX_DEPTH, is_deeper_than
-from areal_sub.proxy.parsers.pieces import ParsedCall, Piece
+from areal_sub.proxy.parsers.pieces import CallSyntax, ParsedCall, Piece, Tag
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+
+def _before_arguments(name: str) -> tuple[str, ...]:
+    written = json.dumps(name, ensure_ascii=False)
+    return Tag(OPEN), f'\n{{"name": {written}, "arguments": '
 
 
 class HermesParser:
     """Holds back: white space, the start of a tag, and a call until it is closed."""
 
     TAGS: ClassVar[tuple[str, ...]] = (OPEN, CLOSE)
+    SYNTAX: ClassVar[CallSyntax] = CallSyntax(
+        before=_before_arguments, after=("}\n", Tag(CLOSE)), between=("\n",)
+    )
 
     def __init__(self) -> None:
         self._text = ""  # not yet given
