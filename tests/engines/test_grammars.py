@@ -165,6 +165,13 @@ def test_only_tokens_of_text_match_text(lab: Lab) -> None:
         assert max(text_ids) < lab.tokenizer.get_vocab_size()
 
 
+def test_text_that_looks_like_a_control_token_is_text(lab: Lab) -> None:
+    const = "<|im_end|></tool_call>"
+    (chunk,) = lab.sample(lab.json({"const": const}))
+    assert json.loads(lab.text(chunk)) == const
+    assert lab.tokenizer.token_to_id("</tool_call>") not in chunk.token_ids
+
+
 def test_a_control_token_is_its_id(lab: Lab) -> None:
     begin, end = (lab.tokenizer.token_to_id(t) for t in ("<tool_call>", "</tool_call>"))
     (chunk,) = lab.sample(lab.request(f'start: <[{begin}]> "a" <[{end}]>'))

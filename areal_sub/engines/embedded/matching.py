@@ -54,6 +54,10 @@ _LIMITS = llguidance.LLParserLimits(
     step_lexer_fuel=100_000, step_max_items=50_000, max_lexer_states=100_000, verbose_errors=False
 )
 
+# Else, where only one text can follow, the library wants the tokens that its tokenizer makes of it:
+# those of "</tool_call>" within a string would be the control token.
+_OPTIONS = '%llguidance {"no_forcing": true}\n'
+
 
 def load_tokenizer(path: Path) -> llguidance.LLTokenizer:
     """Control tokens (as in the proxy's `Vocabulary`: special, or at least not white space) are
@@ -71,7 +75,9 @@ class Matcher:
     def __init__(
         self, tokenizer: llguidance.LLTokenizer, vocab_size: int, grammar: str, stops: list[int]
     ) -> None:
-        self._matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
+        self._matcher = llguidance.LLMatcher(
+            tokenizer, _OPTIONS + grammar, log_level=0, limits=_LIMITS
+        )
         self._check()
         self._num_bytes = -(-vocab_size // 32) * 4
         self._stops = [token_id for token_id in stops if 0 <= token_id < vocab_size]
