@@ -74,6 +74,7 @@ class Fork(StrEnum):
     HISTORY_EDITED = "history_edited"  # a message that we had not sampled differs or is gone
     ASSISTANT_EDITED = "assistant_edited"  # what the agent says we sampled is not what we sampled
     TEMPLATE_REWROTE = "template_rewrote"  # the chat template renders the same history differently
+    REASONING_DROPPED = "reasoning_dropped"  # the agent left out what an answer of ours had thought
 
 
 def extend_digest(digest: int, token_ids: Int32Array) -> int:
@@ -164,7 +165,7 @@ class TurnRecord(_Record):
     rollout_logprobs: Float32Array  # [num_sampled] of the distribution sampled from
     versions: Int32Array  # [num_sampled] policy version of each sampled token
     finish_reason: str  # "stop" | "length" | "tool_calls" | "aborted"
-    dialect: str  # "chat"
+    dialect: str  # "chat" | "completions" | "responses" | "messages" | "gemini"
     model: str  # the model name that the agent asked for
     temperature: float
     top_p: float

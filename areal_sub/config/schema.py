@@ -72,6 +72,9 @@ class OpenAIConfig(Section):
     """Backward: reward[i] += turn_discount * reward[i+1], in order of creation."""
     tool_call_parser: str = "hermes"
     """How tool calls are written by the model: a name in `areal_sub.proxy.parsers`."""
+    reasoning_parser: str = "none"
+    """How reasoning is written by the model: `think` for `<think>…</think>` in front of the answer,
+    which agents then get as the reasoning of their dialect; `none`: it stays in the text."""
     chat_template: str | None = None
     """A Jinja file to use instead of the model folder's own template."""
     max_turns: Positive = 64

@@ -11,6 +11,8 @@ vocabulary which of its tags are tokens. Called by `turns.py`.
     auto, named    text            any text, and calls of the named tools only
     auto, none     text            anything: no grammar
 
+Where a reasoning parser is configured, thinking may come before it.
+
 JSON is what the schema allows, in the schema's order of properties, with one space, or a new line
 and its indentation, wherever JSON may have white space. Of a schema that is strict, a keyword that
 cannot be held to refuses the call; else it is ignored (OpenAI's "best effort"). Tools that the
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from areal_sub.proxy.neutral import Call
@@ -34,8 +37,22 @@ WHITE_SPACE = r"( |\n[ \t]{0,24})"
 ANY_TEXT = r"/(.|\n)*/"
 
 
-def grammar_of(call: Call, syntax: CallSyntax, control_ids: Mapping[str, int]) -> str:
-    """ "" where the answer may be anything. Raises `Refusal` naming the field."""
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """The model may think first, between these tags; what it thinks is not constrained."""
+
+    opened: str
+    closed: str
+    begun: bool  # the prompt ends with `opened`
+
+
+def grammar_of(
+    call: Call,
+    syntax: CallSyntax,
+    control_ids: Mapping[str, int],
+    reasoning: Reasoning | None = None,
+) -> str:
+    """Empty where the answer may be anything. Raises `Refusal` naming the field."""
     choice, wants_json = call.tool_choice, call.output_format.kind != "text"
     tools = {tool["function"]["name"]: tool["function"] for tool in call.tools}
     if choice.mode == "required" and not tools:
@@ -47,11 +64,11 @@ def grammar_of(call: Call, syntax: CallSyntax, control_ids: Mapping[str, int]) -
     callable_tools = [tools[name] for name in choice.names or tools]
     calls = _Calls(call, callable_tools, syntax, control_ids)
     if choice.mode == "required":
-        rules = ["start: calls", *calls.rules()]
+        rules = ["answer: calls", *calls.rules()]
     elif wants_json:
-        rules = ["start: json", f"json: {_json(call)}"]
+        rules = ["answer: json", f"json: {_json(call)}"]
         if tools and choice.mode == "auto":
-            rules = ["start: json | calls", rules[1], *calls.rules()]
+            rules = ["answer: json | calls", rules[1], *calls.rules()]
     elif choice.mode == "auto" and choice.names:
         if not calls.begin_with_token:
             raise invalid(
@@ -59,10 +76,10 @@ def grammar_of(call: Call, syntax: CallSyntax, control_ids: Mapping[str, int]) -
                 "writes calls as text: use 'required', or give only those tools.",
                 "tool_choice",
             )
-        rules = ["start: TEXT (call TEXT)*", f"TEXT: {ANY_TEXT}", *calls.rules()]
+        rules = ["answer: TEXT (call TEXT)*", *calls.rules()]
     else:
         return ""
-    grammar = "\n".join(rules)
+    grammar = "\n".join([*_beginning(reasoning, control_ids), *rules])
     if len(grammar) > MAX_GRAMMAR_CHARS:
         raise invalid(
             f"The schemas that the answer has to keep to are larger than {MAX_GRAMMAR_CHARS} "
@@ -139,6 +156,24 @@ class _Calls:
 def _quoted(text: str) -> str:
     # As JSON, but for one character that grammars cannot hold bare.
     return json.dumps(text).replace("\x7f", "\\u007f")
+
+
+def _beginning(reasoning: Reasoning | None, control_ids: Mapping[str, int]) -> list[str]:
+    rules = [f"TEXT: {ANY_TEXT}", "start: answer"]
+    if reasoning is None:
+        return rules
+    closed = control_ids.get(reasoning.closed)
+    if closed is not None:
+        rules.append(f"thought: TEXT <[{closed}]>")
+    else:
+        rules.append(f"thought[lazy]: TEXT {_quoted(reasoning.closed)}")
+    if reasoning.begun:
+        rules[1] = "start: thought SPACE answer"
+    else:
+        opened = control_ids.get(reasoning.opened)
+        term = _quoted(reasoning.opened) if opened is None else f"<[{opened}]>"
+        rules[1] = f"start: answer | {term} thought SPACE answer"
+    return [*rules, r"SPACE: /[ \n]{0,4}/"]
 
 
 def _json(call: Call) -> str:

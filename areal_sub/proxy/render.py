@@ -153,6 +153,8 @@ class _Shield:
                 }
                 for call in message.tool_calls
             ]
+        if message.reasoning:
+            shown["reasoning_content"] = self._text(message.reasoning, pattern)
         if message.tool_call_id:
             shown["tool_call_id"] = self._any(message.tool_call_id)
         if message.name:

@@ -21,7 +21,7 @@ from areal_sub.proxy.app import make_app
 from areal_sub.proxy.connection import BoundedHttpProtocol
 from areal_sub.proxy.control import Control
 from areal_sub.proxy.listeners import Listeners
-from areal_sub.proxy.parsers import parser_for
+from areal_sub.proxy.parsers import parser_for, reasoning_parser_for
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sessions
 from areal_sub.proxy.turns import Turns
@@ -48,6 +48,7 @@ class Settings:
     tokenizer_path: str
     chat_template: str | None
     tool_call_parser: str
+    reasoning_parser: str
     request_timeout_s: float
 
 
@@ -64,7 +65,9 @@ async def serving(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
     """
     parser = parser_for(settings.tool_call_parser)
     template = Path(settings.chat_template) if settings.chat_template else None
-    renderer = Renderer.load(Path(settings.tokenizer_path), template, parser.TAGS)
+    reasoning_parser = reasoning_parser_for(settings.reasoning_parser)
+    tags = parser.TAGS + (reasoning_parser.TAGS if reasoning_parser else ())
+    renderer = Renderer.load(Path(settings.tokenizer_path), template, tags)
     async with contextlib.AsyncExitStack() as cleanup:
         journal = Journal(Path(settings.journal_path))
         cleanup.callback(journal.close)
@@ -76,6 +79,7 @@ async def serving(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
             engine=engine,
             renderer=renderer,
             parser=parser,
+            reasoning_parser=reasoning_parser,
             journal=journal,
             max_model_len=max_model_len,
             request_timeout_s=settings.request_timeout_s,

@@ -51,6 +51,7 @@ class Vocabulary:
         self.special_texts = frozenset(t["content"] for t in control if t["special"])
         self.stop_ids = _stop_ids(folder, self.full)
         self.stop_texts = tuple(t for t, i in self.control_ids.items() if i in self.stop_ids)
+        self.size: int = self.full.get_vocab_size()
         # No text of n characters has fewer than n / max_token_chars tokens.
         self.max_token_chars = max(map(len, self.full.get_vocab()))
         self._control_set = frozenset(self.control_ids.values())

@@ -226,6 +226,7 @@ def _proxy_settings(
         "tokenizer_path": tokenizer_path,
         "chat_template": config.rollout.openai.chat_template,
         "tool_call_parser": config.rollout.openai.tool_call_parser,
+        "reasoning_parser": config.rollout.openai.reasoning_parser,
         "request_timeout_s": config.rollout.request_timeout_s,
     }
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
+from google import genai
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from areal_sub.proxy.parsers.hermes import HermesParser
@@ -284,6 +286,14 @@ class Rollout:
         settings = {"base_url": self.base_url, "api_key": self.key, "max_retries": 0, "timeout": 20}
         return openai.AsyncOpenAI(**{**settings, **changes})
 
+    def anthropic(self, **changes: Any) -> anthropic.AsyncAnthropic:
+        settings = {"base_url": self.proxy.url, "api_key": self.key, "max_retries": 0}
+        return anthropic.AsyncAnthropic(**{**settings, "timeout": 20, **changes})
+
+    def gemini(self, api_key: str | None = None, **options: Any) -> genai.client.AsyncClient:
+        options = {"base_url": self.proxy.url, "timeout": 20_000, **options}
+        return genai.Client(api_key=api_key or self.key, http_options=options).aio
+
     async def end(self, **changes: Any) -> dict[str, Any]:
         params = {
             "rollout_id": self.rollout_id,
@@ -326,6 +336,7 @@ def proxy_settings(folder: Path, engine_path: Path, model: Path, **changes: Any)
         "tokenizer_path": str(model),
         "chat_template": None,
         "tool_call_parser": "hermes",
+        "reasoning_parser": "none",
         "request_timeout_s": 20.0,
     } | changes
 

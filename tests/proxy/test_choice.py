@@ -10,6 +10,8 @@ from areal_sub.proxy.parsers.hermes import HermesParser
 from areal_sub.proxy.vocabulary import Vocabulary
 from areal_sub.records import GenerateChunk, float32, int32
 
+TOOLS = ({"type": "function", "function": {"name": "f"}},)
+
 
 def sample(
     vocabulary: Vocabulary, text: str, size: int, end: str = "stop", **asked: object
@@ -47,7 +49,7 @@ def test_a_stop_string_ends_at_its_token_wherever_chunks_end(
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_the_answer_does_not_depend_on_the_chunks(vocabulary: Vocabulary, size: int) -> None:
     text = 'Größe 😀\n<tool_call>{"name": "f", "arguments": {}}</tool_call><|im_end|>'
-    sampled, answer = sample(vocabulary, text, size, parse_tool_calls=True, logprobs=True)
+    sampled, answer = sample(vocabulary, text, size, tools=TOOLS, logprobs=True)
     assert (answer.text, answer.finish_reason) == ("Größe 😀", "tool_calls")
     assert [call.name for call in answer.tool_calls] == ["f"]
     assert sampled.answer().content == answer.text
@@ -57,10 +59,10 @@ def test_the_answer_does_not_depend_on_the_chunks(vocabulary: Vocabulary, size: 
 
 def test_a_call_cut_by_the_length_is_content(vocabulary: Vocabulary) -> None:
     text = '<tool_call>{"name": "f"'
-    _, answer = sample(vocabulary, text, 4, end="length", parse_tool_calls=True)
+    _, answer = sample(vocabulary, text, 4, end="length", tools=TOOLS)
     assert (answer.text, answer.finish_reason, answer.tool_calls) == (text, "length", [])
     text = '<tool_call>{"name": "f", "arguments": {}}</tool_call> and'
-    _, answer = sample(vocabulary, text, 4, end="length", parse_tool_calls=True)
+    _, answer = sample(vocabulary, text, 4, end="length", tools=TOOLS)
     assert (answer.text, answer.finish_reason) == ("and", "length")
     assert len(answer.tool_calls) == 1
 

@@ -82,13 +82,15 @@ def test_a_forced_call_is_a_call(with_engine: Any, choice: Any, stream: bool) ->
 
     async def work(proxy: Any) -> None:
         rollout = await proxy.open(max_new_tokens=300)
+        # With parallel calls a random model may go on until it is cut, in mid-call; the SDK's
+        # stream takes that for an error.
+        cases = (False, False) if stream else (False, True)
         async with rollout.client() as client:
             choices = await asyncio.gather(
-                *(one(client, parallel_tool_calls=parallel) for parallel in (False, False, True))
+                *(one(client, parallel_tool_calls=parallel) for parallel in cases)
             )
-        for parallel, given in zip((False, False, True), choices, strict=True):
+        for parallel, given in zip(cases, choices, strict=True):
             calls = given.message.tool_calls
-            # With parallel calls a random model may go on until it is cut, in mid-call.
             if not parallel:
                 assert (given.finish_reason, len(calls), given.message.content or None) == (
                     "tool_calls",
@@ -100,6 +102,65 @@ def test_a_forced_call_is_a_call(with_engine: Any, choice: Any, stream: bool) ->
                 assert call.function.name in names
                 jsonschema.validate(json.loads(call.function.arguments), PARAMETERS)
             assert calls
+
+    with_engine(work)
+
+
+def test_every_dialect_forces_calls(with_engine: Any) -> None:
+    message: Any = {"role": "user", "content": "Hello there"}
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open(max_new_tokens=300)
+        async with rollout.client() as client:
+            response = await client.responses.create(
+                model="m",
+                input="Hello there",
+                tools=[{"type": "function", "strict": True, **TOOLS[0]["function"]}],
+                tool_choice="required",
+                parallel_tool_calls=False,
+            )
+        async with rollout.anthropic() as client:
+            answer = await client.messages.create(
+                model="m",
+                max_tokens=300,
+                messages=[message],
+                tools=[{"name": "calc", "input_schema": PARAMETERS}],
+                tool_choice={"type": "tool", "name": "calc", "disable_parallel_tool_use": True},
+            )
+        (item,) = response.output
+        assert (item.type, item.name) == ("function_call", "calc")
+        jsonschema.validate(json.loads(item.arguments), PARAMETERS)
+        (block,) = answer.content
+        assert (block.type, block.name, answer.stop_reason) == ("tool_use", "calc", "tool_use")
+        jsonschema.validate(block.input, PARAMETERS)
+
+    with_engine(work)
+
+
+def test_every_dialect_gives_json(with_engine: Any) -> None:
+    schema = Plan.model_json_schema()
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open(max_new_tokens=500)
+        async with rollout.client() as client:
+            response = await client.responses.parse(model="m", input="Hello", text_format=Plan)
+        async with rollout.anthropic() as client:
+            strict = {"additionalProperties": False, **schema}
+            answer = await client.messages.create(
+                model="m",
+                max_tokens=500,
+                messages=[{"role": "user", "content": "Hello there"}],
+                output_config={"format": {"type": "json_schema", "schema": strict}},
+            )
+        gemini = await rollout.gemini().models.generate_content(
+            model="m",
+            contents="Hello there",
+            config={"response_mime_type": "application/json", "response_schema": Plan},
+        )
+        assert isinstance(response.output_parsed, Plan)
+        Plan.model_validate_json(answer.content[0].text)
+        assert isinstance(gemini.parsed, Plan)
+        assert all(turn.constrained for turn in rollout.turns())
 
     with_engine(work)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_sub.proxy.constraints import MAX_GRAMMAR_CHARS, described_in, grammar_of
+from areal_sub.proxy.constraints import MAX_GRAMMAR_CHARS, Reasoning, described_in, grammar_of
 from areal_sub.proxy.neutral import Call, Message, OutputFormat, ToolChoice
 from areal_sub.proxy.parsers.hermes import HermesParser
 from areal_sub.proxy.refusals import Refusal
@@ -42,8 +42,9 @@ def takes(vocabulary: Vocabulary) -> Any:
         token["special"] = True
     tokenizer = llguidance.LLTokenizer(json.dumps(data))
 
-    def check(asked: Call, answer: str, tokens: Vocabulary = vocabulary) -> bool:
-        grammar = grammar_of(asked, HermesParser.SYNTAX, tokens.control_ids)
+    def check(asked: Call, answer: str, reasoning: Reasoning | None = None) -> bool:
+        control_ids = vocabulary.control_ids
+        grammar = grammar_of(asked, HermesParser.SYNTAX, control_ids, reasoning)
         matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
         assert not matcher.is_error(), matcher.get_error()
         ids = vocabulary.encode(answer)
@@ -135,6 +136,35 @@ def test_json(takes: Any, asked: Call, answer: str, is_taken: bool) -> None:
 def test_text_with_calls_of_some_tools_only(takes: Any, answer: str, is_taken: bool) -> None:
     asked = required(tool_choice=ToolChoice("auto", ("sub",)))
     assert takes(asked, answer) is is_taken
+
+
+MAY_THINK = Reasoning("<think>", "</think>", False)
+THINKS = Reasoning("<think>", "</think>", True)
+AS_TEXT = [Reasoning("<reason>", "</reason>", begun) for begun in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer", "is_taken"),
+    [
+        (MAY_THINK, '{"a": 1}', True),
+        (MAY_THINK, '<think>\nHm {"a"}.\n</think>\n\n{"a": 1}', True),
+        (MAY_THINK, 'Hm.</think>\n\n{"a": 1}', False),
+        (MAY_THINK, '<think>Hm.</think>Well: {"a": 1}', False),
+        (THINKS, 'Hm.\n</think>\n\n{"a": 1}', True),
+        (THINKS, '{"a": 1}', False),
+        (AS_TEXT[0], '<reason>Hm <b>.</reason>{"a": 1}', True),
+        (AS_TEXT[0], '{"a": 1}', True),
+        (AS_TEXT[1], 'Hm <b>.\n</reason>\n{"a": 1}', True),
+        (AS_TEXT[1], 'Hm.</reason>\n{"b": 1}', False),
+        (None, '<think>Hm.</think>{"a": 1}', False),
+    ],
+)
+def test_thinking_comes_first(
+    takes: Any, reasoning: Reasoning | None, answer: str, is_taken: bool
+) -> None:
+    assert takes(call(output_format=JSON), answer, reasoning) is is_taken
+    forced = answer.replace('{"a": 1}', written("add", '{"a": 1}'))
+    assert takes(required(), forced, reasoning) is is_taken
 
 
 def test_a_tag_that_is_no_token_is_text(takes: Any) -> None:

@@ -39,6 +39,7 @@ class Rollout:
             tools=keys.tools,
             chain=keys.chain[-1],
             exact=keys.exact[-1],
+            bare=keys.bare[-1],
         )
         prompt = self.history.add_prompt(messages, keys, prompt, matched)
         self.num_turns += 1

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from areal_sub.proxy.dialects import chat
+from areal_sub.proxy.dialects import Asked, chat
 from areal_sub.proxy.refusals import Refusal
 
 MESSAGES = [{"role": "user", "content": "?"}]
@@ -101,7 +101,8 @@ def test_keys(proxied: Any) -> None:
 )
 def test_invalid_requests_name_the_field(change: dict[str, Any], param: str) -> None:
     with pytest.raises(Refusal) as caught:
-        chat.parse(json.dumps({"model": "m", "messages": MESSAGES} | change).encode())
+        body = json.dumps({"model": "m", "messages": MESSAGES} | change).encode()
+        chat.parse(Asked(body))
     assert (caught.value.status, caught.value.param) == (400, param)
     assert json.loads(chat.error_body(caught.value))["error"]["type"] == "invalid_request_error"
 
@@ -110,12 +111,12 @@ def test_nulls_and_unknown_fields_are_taken() -> None:
     known = "tools tool_choice n stop max_tokens stream stream_options temperature model logprobs"
     body: dict[str, Any] = dict.fromkeys(known.split())
     body |= {"messages": [{"role": "developer", "content": None, "name": None}], "store": False}
-    call = chat.parse(json.dumps(body).encode())
+    call = chat.parse(Asked(json.dumps(body).encode()))
     assert (call.messages[0].role, call.messages[0].content) == ("system", "")
     assert (call.num_choices, call.stop, call.max_new_tokens) == (1, (), None)
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body["messages"] = [{"role": "user", "content": parts}]
-    assert chat.parse(json.dumps(body).encode()).messages[0].content == "ab"
+    assert chat.parse(Asked(json.dumps(body).encode())).messages[0].content == "ab"
 
 
 def test_hostile_bodies(proxied: Any) -> None:
@@ -144,7 +145,7 @@ def test_hostile_bodies(proxied: Any) -> None:
         body = json.dumps({"messages": [*MESSAGES, {"role": "assistant", "tool_calls": [call]}]})
         status, error = await post(proxy, path, body.encode(), key)
         assert (status, error["param"]) == (400, "messages[1].tool_calls[0].function.arguments")
-        assert (await post(proxy, "/v1/responses", b"{}", key))[0] == 404
+        assert (await post(proxy, "/v1/nothing", b"{}", key))[0] == 404
         assert (await post(proxy, "/docs", b"", key, "GET"))[0] == 404
         assert (await post(proxy, "/control/open_rollout", b"{}", key))[0] == 404
         assert (await post(proxy, path, b"", key, "GET"))[0] == 405
