@@ -15,7 +15,7 @@ INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
 ALL_EXTRAS := train data gguf dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-smollm2 test test-attacks lint format bench bench-spawn docs constraints clean
+.PHONY: help train train-smollm2 test test-attacks lint format bench bench-spawn bench-constrained docs constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ bench-spawn:  ## Compare ways of starting a child: time to its end, and to its f
 bench:  ## Compare ways of running agents: wall time and CPU of 256 rollouts
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.rollouts $(ARGS)
+
+bench-constrained:  ## Tokens per second of the embedded engine with and without a grammar
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.constrained $(ARGS)
 
 docs:  ## Write docs/configuration.md from the schema
 	$(INSTALL) train
