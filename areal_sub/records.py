@@ -173,6 +173,11 @@ class TurnRecord(_Record):
     ended_at: float  # Unix time, s
     num_prompt_tokens: int  # the full prompt's length
     engine_digest: int = 0  # the engine's, at the last token that was kept: see `GenerateChunk`
+    constrained: bool = False
+    """Drawn under a grammar: tokens that it forbids had probability 0, but `rollout_logprobs` are
+    those of softmax(logits / temperature) over the whole vocabulary, without top_p and top_k. That
+    is what the learner computes, so that its ratio is 1 on equal weights; the distribution that was
+    sampled from is not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +249,10 @@ class GenerateRequest(_Record):
     stop_token_ids: list[int] = field(default_factory=list)
     stream: bool = False  # False: one chunk, at the end
     affinity: str = ""  # requests with the same value share a prefix (the rollout id)
+    grammar: str = ""
+    """What the sampled tokens may be, or "": anything. In llguidance's variant of Lark, with
+    `%json {schema}` and `<[token id]>` as terms; where it is complete, `stop_token_ids` may come.
+    `logprobs` stay those of the model's own distribution: see `TurnRecord.constrained`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,7 @@ class OutputFormat:
     kind: Literal["text", "json_object", "json_schema"] = "text"
     schema: dict[str, Any] | None = None  # of "json_schema"
     name: str = ""
+    strict: bool = True  # False: what of the schema cannot be held to is ignored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from areal_sub.engine_client import EngineClient
-from areal_sub.errors import PeerGone, RpcError
+from areal_sub.errors import GrammarError, PeerGone, RpcError
 from areal_sub.proxy.choice import Sampled, may_end_early
+from areal_sub.proxy.constraints import Reasoning, grammar_of, refused
 from areal_sub.proxy.history import Keys, Match, Prompt
 from areal_sub.proxy.neutral import Call, Delta
 from areal_sub.proxy.parsers import ThinkParser, ToolCallParser
@@ -28,7 +29,7 @@ from areal_sub.proxy.refusals import ContextTooLong, Reason, Refusal, invalid
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sampling, Session, finished
 from areal_sub.proxy.template import RenderError
-from areal_sub.records import Fork, GenerateRequest, TurnRecord, float32, int32
+from areal_sub.records import Fork, GenerateRequest, Int32Array, TurnRecord, float32, int32
 from areal_sub.trajectory.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -84,11 +85,12 @@ class Turns:
     async def prepare(self, session: Session, call: Call, answer_id: str) -> Prepared:
         """Count the call, find what it continues, and make its prompt. Raises `Refusal`."""
         session.check_open()
-        refuse_constrained(call)
         session.admit(call.num_choices)
         started_at = time.time()
         try:
             prompt = await self._prompt(session, call)
+            prompt_token_ids = prompt.token_ids()
+            grammar = await self._grammar(call, prompt_token_ids)
             session.check_open()
         except Refusal:
             session.num_admitted -= call.num_choices
@@ -97,7 +99,7 @@ class Turns:
         room = self._max_model_len - prompt.num_tokens
         asked = call.max_new_tokens or room
         request = GenerateRequest(
-            prompt_token_ids=prompt.token_ids(),
+            prompt_token_ids=prompt_token_ids,
             max_new_tokens=min(asked, session.sampling.max_new_tokens, room),
             temperature=temperature,
             top_p=top_p,
@@ -105,6 +107,7 @@ class Turns:
             stop_token_ids=self._stop_ids,
             stream=call.stream or may_end_early(call),
             affinity=session.rollout_id,
+            grammar=grammar,
         )
         return Prepared(
             session=session,
@@ -156,6 +159,17 @@ class Turns:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _grammar(self, call: Call, prompt: Int32Array) -> str:
+        reasoning = None
+        if self._reasoning_parser is not None:
+            opened, closed = self._reasoning_parser.TAGS
+            begun = self._end_of(prompt).rstrip().endswith(opened)
+            reasoning = Reasoning(opened, closed, begun)
+        given = (call, self._parser.SYNTAX, self._renderer.vocabulary.control_ids, reasoning)
+        if call.num_bytes > LARGE_BYTES:
+            return await asyncio.to_thread(grammar_of, *given)
+        return grammar_of(*given)
 
     async def _prompt(self, session: Session, call: Call) -> Prompt:
         if call.raw_prompt is not None:
@@ -239,7 +253,7 @@ class Turns:
         delta = Delta()
         try:
             try:
-                async for delta in self._sample(prepared.request, sampled):
+                async for delta in self._sample(prepared, sampled):
                     if sampled.finish_reason is None:
                         outbox.put(index, delta)
             finally:
@@ -255,17 +269,19 @@ class Turns:
     def _sampled(self, prepared: Prepared) -> Sampled:
         vocabulary, thinking = self._renderer.vocabulary, None
         if self._reasoning_parser is not None and prepared.call.raw_prompt is None:
-            # Some templates begin the reasoning themselves.
-            end = prepared.request.prompt_token_ids[-NUM_END_TOKENS:].tolist()
-            thinking = self._reasoning_parser(vocabulary.decode(end))
+            thinking = self._reasoning_parser(self._end_of(prepared.request.prompt_token_ids))
         return Sampled(prepared.call, vocabulary, self._hidden, self._parser(), thinking)
 
-    async def _sample(self, request: GenerateRequest, sampled: Sampled) -> AsyncIterator[Delta]:
+    def _end_of(self, prompt: Int32Array) -> str:
+        """The prompt's last text: some templates begin the reasoning themselves."""
+        return self._renderer.vocabulary.decode(prompt[-NUM_END_TOKENS:].tolist())
+
+    async def _sample(self, prepared: Prepared, sampled: Sampled) -> AsyncIterator[Delta]:
         """Feed `sampled` from the engine until it has a finish reason. Raises `Refusal`."""
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                aclosing(self._engine.generate(request)) as chunks,
+                aclosing(self._engine.generate(prepared.request)) as chunks,
             ):
                 async for chunk in chunks:
                     yield sampled.take(chunk)
@@ -275,6 +291,8 @@ class Turns:
             raise Refusal(
                 Reason.DEADLINE, f"the engine did not finish within {self._timeout_s} s"
             ) from None
+        except GrammarError as error:
+            raise refused(prepared.call, str(error)) from None
         except PeerGone as error:
             raise Refusal(Reason.ENGINE_GONE, f"the engine is gone: {error}") from None
         except RpcError as error:
@@ -305,6 +323,7 @@ class Turns:
             ended_at=time.time(),
             num_prompt_tokens=prompt.num_tokens,
             engine_digest=sampled.engine_digest,
+            constrained=bool(prepared.request.grammar),
         )
         self._journal.append(record)
         prepared.num_sampled_tokens += len(sampled.token_ids)
@@ -351,30 +370,6 @@ class _Outbox:
 def choice_turn_id(answer_id: str, index: int) -> str:
     """The first choice's turn has the answer's id; those of the others are derived from it."""
     return answer_id if index == 0 else f"{answer_id}-{index}"
-
-
-def refuse_constrained(call: Call) -> None:
-    """Raises `Refusal` where the call asks for an output that only constrained decoding can give,
-    whatever its dialect calls the field."""
-    if call.tool_choice.mode == "required":
-        raise invalid(
-            "tool_choice: the policy cannot be forced to call a tool; it may be 'none' or 'auto'.",
-            "tool_choice",
-        )
-    allowed = call.tool_choice.names
-    left_out = {tool["function"]["name"] for tool in call.tools}.difference(allowed)
-    if call.tool_choice.mode == "auto" and allowed and left_out:
-        raise invalid(
-            "tool_choice: the policy cannot be kept from some of its tools; give only those that "
-            "it may call.",
-            "tool_choice",
-        )
-    if call.output_format.kind != "text":
-        raise invalid(
-            "The output format may only be text: the policy's output cannot be constrained to "
-            "JSON or to a schema.",
-            "response_format",
-        )
 
 
 def sampling_of(call: Call, sampling: Sampling) -> tuple[float, float, int]:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -360,15 +360,50 @@ async def running_proxy(
     folder: Path, model: Path, max_model_len: int = 4096, **changes: Any
 ) -> AsyncIterator[Proxy]:
     """The proxy in this process, on real sockets."""
-    async with AsyncExitStack() as cleanup:
-        engine, server = await cleanup.enter_async_context(running_engine(folder, model))
+    async with running_engine(folder, model) as (engine, server):
         engine.max_model_len = max_model_len
         settings = proxy_settings(folder, folder / "engine.sock", model, **changes)
+        async with running_proxy_of(engine, server, settings) as proxy:
+            yield proxy
+
+
+@asynccontextmanager
+async def running_proxy_of(
+    engine: Any, server: Any, settings: dict[str, Any]
+) -> AsyncIterator[Proxy]:
+    async with AsyncExitStack() as cleanup:
         await cleanup.enter_async_context(serving(Settings(**settings)))
         control = await Client.connect(Path(settings["control_path"]), peer="proxy", timeout_s=10)
         cleanup.push_async_callback(control.close)
         port = (await control.call("info", timeout_s=10))["agent_port"]
         yield Proxy(engine, control, port, Path(settings["journal_path"]), server)
+
+
+@pytest.fixture(scope="module")
+def with_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """`with_engine(work, **changes)`: as `proxied`, before a real embedded engine with a random
+    model (one for the whole module)."""
+    from engine_lab import engine_process
+    from grammar_lab import make_folder
+
+    model = tmp_path_factory.mktemp("random")
+    make_folder(model)
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    with engine_process(model, model_path=str(model), max_running_requests=8) as engine:
+
+        def run(work: Callable[[Proxy], Any], **changes: Any) -> Any:
+            async def main() -> Any:
+                folder = tmp_path_factory.mktemp("proxy")
+                settings = proxy_settings(folder, engine.socket_path, model, **changes)
+                async with (
+                    running_proxy_of(engine, None, settings) as proxy,
+                    asyncio.timeout(60),
+                ):
+                    return await work(proxy)
+
+            return asyncio.run(main())
+
+        yield run
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 
 from areal_sub.proxy.dialects import Asked, messages
 from areal_sub.proxy.refusals import Refusal
-from areal_sub.proxy.turns import refuse_constrained
 from areal_sub.records import Fork
 
 CALC: Any = {"name": "calc", "input_schema": {"type": "object"}, "cache_control": None}
@@ -383,9 +382,7 @@ def test_paths_keys_probes_and_models(proxied: Any) -> None:
         ({"messages": [user([{"type": "tool_result"}])]}, "messages[0].content[0].tool_use_id"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
-        ({"tool_choice": {"type": "tool", "name": "calc"}}, "tool_choice"),
         ({"tool_choice": {"type": "some"}}, "tool_choice.type"),
-        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "response_format"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 1.5}, "temperature"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
@@ -396,7 +393,7 @@ def test_paths_keys_probes_and_models(proxied: Any) -> None:
 def test_invalid_requests_name_the_field(change: dict[str, Any], param: str) -> None:
     with pytest.raises(Refusal) as caught:
         body = json.dumps({"model": "m", "messages": [user("?")]} | change).encode()
-        refuse_constrained(messages.parse(Asked(body)))
+        messages.parse(Asked(body))
     assert (caught.value.status, caught.value.param) == (400, param)
 
 

@@ -46,6 +46,25 @@ def test_content_and_calls(text: str, expected: list[Piece]) -> None:
     assert parse(text) == expected
 
 
+TAGGED = '<tool_call>\n{"name": "f", "arguments": {"x": "\\\\\\"</tool_call>"}}\n</tool_call>'
+TORN = '<tool_call>{"name: 1}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TAGGED, [ParsedCall("f", '{"x": "\\\\\\"</tool_call>"}')]),
+        (f"{TAGGED}\n{GOOD}", [ParsedCall("f", '{"x": "\\\\\\"</tool_call>"}'), CALL]),
+        # Its quote is never closed, so all that follows might be its string's: or it is no call.
+        (f"{TORN}\n{GOOD} then", [TORN, CALL, "then"]),
+        (f"{GOOD} {TORN} {TORN}", [CALL, f"{TORN} {TORN}"]),
+    ],
+)
+def test_a_tag_in_a_string_of_a_call(text: str, expected: list[Piece]) -> None:
+    assert parse(text) == expected
+    assert parse(*text) == expected
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -97,6 +116,9 @@ PARTS = st.sampled_from(
         "<",
         "tool_call>",
         "<tool_call>x",
+        '"',
+        "\\",
+        TAGGED,
     ]
 )
 

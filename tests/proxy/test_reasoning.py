@@ -194,3 +194,27 @@ def test_one_call_at_a_time_is_kept_to(proxied: Any, stream: bool) -> None:
         assert [two.fork, three.fork] == [Fork.NONE, Fork.NONE]
 
     proxied(work)
+
+
+@pytest.mark.parametrize(("opens", "first"), [("", "answer | "), ("<think>\\n", "thought ")])
+def test_a_forced_answer_may_be_thought_about(
+    proxied: Any, model_folder: Any, tmp_path: Any, opens: str, first: str
+) -> None:
+    text = (model_folder / "chat_template.jinja").read_text()
+    template = tmp_path / "opens.jinja"
+    template.write_text(
+        text.replace("assistant\\n' }}\n{%- endif", f"assistant\\n{opens}' }}}}\n{{%- endif")
+    )
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open()
+        proxy.engine.says('</think>\n{"a": 1}<|im_end|>')
+        async with rollout.client() as client:
+            await client.chat.completions.create(
+                model="m", messages=[user("?")], response_format={"type": "json_object"}
+            )
+        grammar = proxy.engine.requests[0].grammar
+        assert f"\nstart: {first}" in grammar
+        assert rollout.turns()[0].constrained
+
+    proxied(work, reasoning_parser="think", chat_template=str(template))

@@ -111,10 +111,11 @@ def _output_format(body: fields.Body) -> OutputFormat:
             f"response_format.type may be text, json_object or json_schema, not {kind!r}.",
             "response_format.type",
         )
-    where = "response_format."
-    given = fields.mapping(body, "json_schema", where=where)
-    schema = fields.mapping(given, "schema", where=where + "json_schema.")
-    return OutputFormat("json_schema", schema, fields.name(given, "name", where=where))
+    where = "response_format.json_schema."
+    given = fields.mapping(body, "json_schema", where="response_format.")
+    schema = fields.mapping(given, "schema", where=where)
+    strict = fields.boolean(given, "strict", where=where)
+    return OutputFormat("json_schema", schema, fields.name(given, "name", where=where), strict)
 
 
 def _message(value: Any, where: str) -> Message:

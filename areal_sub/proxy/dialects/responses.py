@@ -138,8 +138,10 @@ def _output_format(form: fields.Body) -> OutputFormat:
             f"text.format.type may be text, json_object or json_schema, not {kind!r}.",
             "text.format.type",
         )
-    schema = fields.mapping(form, "schema", where="text.format.")
-    return OutputFormat("json_schema", schema, fields.name(form, "name", where="text.format."))
+    where = "text.format."
+    schema = fields.mapping(form, "schema", where=where)
+    strict = fields.boolean(form, "strict", where=where)
+    return OutputFormat("json_schema", schema, fields.name(form, "name", where=where), strict)
 
 
 _DEFAULTS: dict[str, Any] = {

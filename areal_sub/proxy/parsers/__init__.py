@@ -12,12 +12,14 @@ from typing import ClassVar, Protocol
 
 from areal_sub.errors import ConfigError
 from areal_sub.proxy.parsers.hermes import HermesParser
-from areal_sub.proxy.parsers.pieces import ParsedCall, Piece
+from areal_sub.proxy.parsers.pieces import CallSyntax, ParsedCall, Piece, Tag
 from areal_sub.proxy.parsers.think import ThinkParser
 
 __all__ = [
+    "CallSyntax",
     "ParsedCall",
     "Piece",
+    "Tag",
     "ThinkParser",
     "ToolCallParser",
     "parser_for",
@@ -30,6 +32,7 @@ class ToolCallParser(Protocol):
     """`feed` text; then `finish` once. Pieces come in the order of the text."""
 
     TAGS: ClassVar[tuple[str, ...]]  # texts that must reach `feed` even where they are tokens
+    SYNTAX: ClassVar[CallSyntax]
 
     def feed(self, text: str) -> list[Piece]: ...
 
