@@ -16,14 +16,15 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from areal_sub.engine_client import EngineClient
 from areal_sub.errors import PeerGone, RpcError
 from areal_sub.proxy.choice import Sampled, may_end_early
+from areal_sub.proxy.families.traits import traits_of
 from areal_sub.proxy.history import Keys, Match, Prompt
 from areal_sub.proxy.neutral import Call, Delta
-from areal_sub.proxy.parsers import ThinkParser, ToolCallParser
+from areal_sub.proxy.parsers import AnswerParser, TwoPartParser
 from areal_sub.proxy.refusals import ContextTooLong, Reason, Refusal, invalid
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sampling, Session, finished
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 # Calls that were larger than this on the wire are rendered off the event loop.
 LARGE_BYTES = 32_768
-# Enough to hold a tag that ends a prompt, where it is no token of its own.
+# Enough to hold a tag, or a header, that ends a prompt, where it is no token of its own.
 NUM_END_TOKENS = 16
 
 
@@ -58,21 +59,24 @@ class Turns:
         *,
         engine: EngineClient,
         renderer: Renderer,
-        parser: type[ToolCallParser],
-        reasoning_parser: type[ThinkParser] | None,
         journal: Journal,
         max_model_len: int,
         request_timeout_s: float,
     ) -> None:
         self._engine = engine
         self._renderer = renderer
-        self._parser = parser
-        self._reasoning_parser = reasoning_parser
         self._journal = journal
         self._max_model_len = max_model_len
         self._timeout_s = request_timeout_s
-        tags = parser.TAGS + (reasoning_parser.TAGS if reasoning_parser else ())
-        self._hidden = renderer.vocabulary.hidden_ids(tags)
+        self._hidden = renderer.vocabulary.hidden_ids(renderer.format.tags)
+        traits = traits_of(renderer)
+        # An answer with two calls could not be shown to the model again.
+        self._one_call = traits.takes_calls and not traits.takes_parallel_calls
+        if not traits.takes_tools:
+            log.warning(
+                "the chat template does not show tools to the model: what agents pass as tools it "
+                "never sees; name a template that does in rollout.openai.chat_template"
+            )
         self._stop_ids = sorted(renderer.vocabulary.stop_ids)
         self.forks: Counter[str] = Counter()  # of recorded turns, by `Fork`
         self.num_requests = 0  # admitted calls
@@ -85,6 +89,8 @@ class Turns:
         """Count the call, find what it continues, and make its prompt. Raises `Refusal`."""
         session.check_open()
         refuse_constrained(call)
+        if self._one_call and call.parallel_tool_calls:
+            call = replace(call, parallel_tool_calls=False)
         session.admit(call.num_choices)
         started_at = time.time()
         try:
@@ -244,12 +250,15 @@ class Turns:
             outbox.put(index, delta)
 
     def _sampled(self, prepared: Prepared) -> Sampled:
-        vocabulary, thinking = self._renderer.vocabulary, None
-        if self._reasoning_parser is not None and prepared.call.raw_prompt is None:
-            # Some templates begin the reasoning themselves.
+        call, vocabulary = prepared.call, self._renderer.vocabulary
+        if call.raw_prompt is not None:
+            parser: AnswerParser = TwoPartParser(None, None)
+        else:
+            # Some templates begin the answer themselves.
             end = prepared.request.prompt_token_ids[-NUM_END_TOKENS:].tolist()
-            thinking = self._reasoning_parser(vocabulary.decode(end))
-        return Sampled(prepared.call, vocabulary, self._hidden, self._parser(), thinking)
+            tools = call.tools if call.parses_tool_calls else ()
+            parser = self._renderer.format.parser(tools, vocabulary.decode(end))
+        return Sampled(call, vocabulary, self._hidden, parser)
 
     async def _sample(self, request: GenerateRequest, sampled: Sampled) -> AsyncIterator[Delta]:
         """Feed `sampled` from the engine until it has a finish reason. Raises `Refusal`."""

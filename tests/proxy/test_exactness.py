@@ -78,12 +78,12 @@ class DirectEngine:
 def test_records_are_what_the_engine_saw_and_sampled(
     new_stub: Any, renderers: Any, template: str, moves: list[Any]
 ) -> None:
-    renderer, parser = renderers[template]
+    renderer = renderers[template]
 
     async def work(folder: Path) -> None:
         engine = new_stub(renderer.vocabulary)
         journal = Journal(folder / "journal")
-        turns = make_turns(engine, renderer, parser, journal)
+        turns = make_turns(engine, renderer, journal)
         session = make_session()
         messages: list[Any] = []
         tools: Any = TOOLS
@@ -106,12 +106,10 @@ def test_records_are_what_the_engine_saw_and_sampled(
         asyncio.run(work(Path(folder)))
 
 
-def make_turns(engine: Any, renderer: Any, parser: Any, journal: Journal) -> Turns:
+def make_turns(engine: Any, renderer: Any, journal: Journal) -> Turns:
     return Turns(
         engine=DirectEngine(engine),  # type: ignore[arg-type]
         renderer=renderer,
-        parser=parser,
-        reasoning_parser=None,
         journal=journal,
         max_model_len=100_000,
         request_timeout_s=10,
@@ -127,9 +125,9 @@ def test_a_call_that_is_ended_before_it_began_is_refused(
     new_stub: Any, renderers: Any, tmp_path: Path
 ) -> None:
     async def work() -> None:
-        renderer, parser = renderers["plain"]
+        renderer = renderers["plain"]
         journal = Journal(tmp_path / "journal")
-        turns = make_turns(new_stub(renderer.vocabulary), renderer, parser, journal)
+        turns = make_turns(new_stub(renderer.vocabulary), renderer, journal)
         session = make_session()
         call = chat.parse(Asked(b'{"messages": [{"role": "user", "content": "x"}]}'))
         deltas = turns.run(await turns.prepare(session, call, f"id-{len(session.turn_ids)}"))
@@ -149,9 +147,9 @@ def test_a_journal_that_fails_is_an_answer_not_a_hang(
     new_stub: Any, renderers: Any, tmp_path: Path
 ) -> None:
     async def work() -> None:
-        renderer, parser = renderers["plain"]
+        renderer = renderers["plain"]
         journal = Journal(tmp_path / "journal")
-        turns = make_turns(new_stub(renderer.vocabulary), renderer, parser, journal)
+        turns = make_turns(new_stub(renderer.vocabulary), renderer, journal)
         call = chat.parse(Asked(b'{"messages": [{"role": "user", "content": "x"}]}'))
         prepared = await turns.prepare(make_session(), call, "id")
         journal.close()
