@@ -107,13 +107,10 @@ class Renderer:
         else:
             # Some templates write a last answer in a way of its own.
             asked = shield.render(shown[: num_history - 1], shown_tools, True)
-            end_of_turn = self._end_of_answer(whole, asked)
-            if end_of_turn < 0:
+            found = self._answer_in(whole, asked, shield, tools)
+            if found is None or message_hash(found[0]) != message_hash(messages[num_history - 1]):
                 return None
-            said = shield.reveal(whole[len(asked) : end_of_turn])
-            prompt_end = shield.reveal(asked[-NUM_END_CHARS:])
-            if not self._says(said, prompt_end, messages[num_history - 1], tools):
-                return None
+            end_of_turn = found[1]
         has_end = end_of_turn >= 0
         text = whole[end_of_turn:] if has_end else whole[len(history) :]
         ids = self.vocabulary.encode(text, shield.reveal)
@@ -124,23 +121,42 @@ class Renderer:
             return ids[1:]
         return ids
 
-    def _end_of_answer(self, whole: str, asked: str) -> int:
-        """Where the answer to prompt `asked` ends in `whole`; -1 where it does not continue it."""
-        if not whole.startswith(asked):
-            return -1
-        found = [whole.find(text, len(asked)) for text in self.vocabulary.stop_texts]
-        return min((index for index in found if index >= 0), default=-1)
+    def read_back(
+        self, messages: Sequence[Message], tools: Tools, num_history: int
+    ) -> Message | None:
+        """What answer `messages[num_history - 1]` is by what the template shows of it in the longer
+        conversation; None where that does not continue the answer's prompt. Raises `RenderError`.
+        """
+        shield = _Shield(self)
+        shown, shown_tools = shield.messages(messages), shield.tools(tools)
+        whole = shield.render(shown, shown_tools, True)
+        asked = shield.render(shown[: num_history - 1], shown_tools, True)
+        found = self._answer_in(whole, asked, shield, tools)
+        return found[0] if found is not None else None
 
-    def _says(self, said: str, prompt_end: str, message: Message, tools: Tools) -> bool:
-        """Whether text `said` is how the model would have written `message`."""
-        parser = self.format.parser(tools, prompt_end)
+    def _answer_in(
+        self, whole: str, asked: str, shield: _Shield, tools: Tools
+    ) -> tuple[Message, int] | None:
+        """The answer to prompt `asked` that `whole` shows, and where in `whole` its turn ends."""
+        if not whole.startswith(asked):
+            return None
+        ends = [whole.find(text, len(asked)) for text in self.vocabulary.stop_texts]
+        end = min((index for index in ends if index >= 0), default=None)
+        if end is None:
+            return None
+        # A parser sees the end of the turn where it is one of its tags.
+        seen = next((tag for tag in self.format.tags if whole.startswith(tag, end)), "")
+        parser = self.format.parser(tools, shield.reveal(asked[-NUM_END_CHARS:]))
         answer = Choice()
-        for piece in [*parser.feed(said), *parser.finish()]:
+        for piece in [
+            *parser.feed(shield.reveal(whole[len(asked) : end] + seen)),
+            *parser.finish(),
+        ]:
             if isinstance(piece, ParsedCall):
                 answer.append(ToolCall(piece.id, piece.name, piece.arguments))
             else:
                 answer.append(piece)
-        return message_hash(answer.message()) == message_hash(message)
+        return answer.message(), end
 
     def _warn_where_unusual(self) -> None:
         """Compare a plain conversation with the tokenizer's own encoding of its text."""
@@ -209,7 +225,7 @@ class _Shield:
                 for call in message.tool_calls
             ]
         if message.reasoning:
-            self._add_reasoning(shown, self._text(message.reasoning, pattern))
+            self._add_reasoning(shown, self._any(message.reasoning))
         if message.tool_call_id:
             shown["tool_call_id"] = self._call_id(message.tool_call_id)
         if message.name:

@@ -72,6 +72,12 @@ class Turns:
         traits = traits_of(renderer)
         # An answer with two calls could not be shown to the model again.
         self._one_call = traits.takes_calls and not traits.takes_parallel_calls
+        if traits.takes_calls and not traits.reads_calls:
+            log.warning(
+                "the chat template does not write calls as %s does, which they are read as: they "
+                "may stay text; name another format in rollout.openai.tool_call_parser",
+                renderer.format.name,
+            )
         if not traits.takes_tools:
             log.warning(
                 "the chat template does not show tools to the model: what agents pass as tools it "

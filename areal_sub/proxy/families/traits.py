@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from areal_sub.proxy.history import message_hash
 from areal_sub.proxy.neutral import Message, ToolCall
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.template import RenderError
@@ -46,6 +47,7 @@ class Traits:
     takes_system: bool  # shows a system message
     takes_tools: bool  # shows the tools that may be called
     takes_calls: bool  # shows an earlier call, and its result
+    reads_calls: bool  # what it shows of a call is what the format's parser reads
     takes_parallel_calls: bool  # shows all calls of an earlier answer
     keeps_reasoning: bool  # shows what was thought before a call, while it is worked on
     keeps_old_reasoning: bool  # shows what was thought before the last user message
@@ -60,13 +62,20 @@ def traits_of(renderer: Renderer) -> Traits:
         text = renderer.vocabulary.decode(ids)
         return all(part in text for part in what)
 
+    def reads(answer: Message) -> bool:
+        try:
+            read = renderer.read_back([_USER, answer, *_results(1)], _TOOLS, 2)
+        except RenderError:
+            return False
+        return read is not None and message_hash(read) == message_hash(answer)
+
+    called = Message("assistant", "", _calls(1))
     thought = Message("assistant", "", _calls(1), reasoning="Zthought")
     return Traits(
         takes_system=shows(["Zsystem"], [_SYSTEM, _USER]),
         takes_tools=shows(["Ztool"], [_USER]),
-        takes_calls=shows(
-            ["11111", "Zresult1"], [_USER, Message("assistant", "", _calls(1)), *_results(1)]
-        ),
+        takes_calls=shows(["11111", "Zresult1"], [_USER, called, *_results(1)]),
+        reads_calls=reads(called),
         takes_parallel_calls=shows(
             ["11111", "21111", "Zresult1", "Zresult2"],
             [_USER, Message("assistant", "", _calls(1, 2)), *_results(1, 2)],
