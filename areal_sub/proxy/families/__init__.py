@@ -17,8 +17,8 @@ Why this is not the `renderers` package (0.1.12) or `openai-harmony` (0.0.8), wh
   that it is content.
 - They bring the OpenAI SDK, tiktoken and a configuration library into the proxy.
 
-Taken from them: the same checks for every family (render, parse back, extend), and the comparison
-with what they render as a test of ours, see `tests/proxy/families/`.
+Taken from them: the same checks for every family (render, parse back, extend); `openai-harmony` is
+the reference of a test of ours (`tests/proxy/families/test_references.py`).
 """
 
 from __future__ import annotations
