@@ -24,7 +24,7 @@ from areal_sub.proxy.answering import request_headers
 from areal_sub.proxy.dialects import JSON, Asked, Dialect
 from areal_sub.proxy.listeners import STATE_KEY
 from areal_sub.proxy.refusals import Reason, Refusal
-from areal_sub.proxy.routes import BASES, Endpoint, dialect_of, make_routes
+from areal_sub.proxy.routes import BASES, BETA_BASES, Endpoint, dialect_of, make_routes
 from areal_sub.proxy.sessions import Session, Sessions
 from areal_sub.proxy.turns import Turns
 
@@ -38,15 +38,15 @@ def make_app(sessions: Sessions, turns: Turns) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     async def alive(request: Request) -> Response:
-        return Response()
+        return Response()  # SDKs look whether somebody is there, without a key
 
-    for base in BASES:
-        for route in make_routes(turns):
-            endpoint = _guarded(sessions, route.dialect, route.endpoint)
-            app.add_route(base + route.path, endpoint, methods=[route.method])
-            if route.method == "POST":
-                app.add_route(base + route.path, alive, methods=["HEAD"])
-        app.add_route(base or "/", alive, methods=["HEAD"])
+    routes = make_routes(turns)
+    for route in routes:
+        endpoint = _guarded(sessions, route.dialect, route.endpoint)
+        app.add_route(route.path, endpoint, methods=[route.method])
+    probed = [base or "/" for base in (*BASES, *BETA_BASES)]
+    for path in [*probed, *(route.path for route in routes if route.method == "POST")]:
+        app.add_route(path, alive, methods=["HEAD"])
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

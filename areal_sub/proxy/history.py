@@ -206,7 +206,7 @@ class History:
     def _find_bare(self, messages: Sequence[Message], keys: Keys, start: int) -> Turn | None:
         for index in range(len(messages) - 1, start - 1, -1):
             turn = self._bare.get(keys.bare[index])
-            if turn is not None and turn.prompt.tools == keys.tools:
+            if turn is not None:
                 return turn
         return None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from areal_sub.proxy.neutral import Message
 
 MAX_KEPT = 256
-MAX_KEPT_BYTES = 32 * 2**20
+MAX_KEPT_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

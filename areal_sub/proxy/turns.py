@@ -127,6 +127,13 @@ class Turns:
             started_at=started_at,
         )
 
+    async def count(self, session: Session, call: Call) -> int:
+        """How many tokens the call's prompt would have. Nothing is recorded. Raises `Refusal`."""
+        session.check_open()
+        keys = Keys.of(call.messages, call.tools)
+        matched = session.history.match(call.messages, keys)
+        return (await self._find(call, keys, matched)).num_tokens
+
     async def run(self, prepared: Prepared) -> AsyncIterator[tuple[int, Delta]]:
         """(choice index, delta) as they come, until every choice has a finish reason.
 
@@ -165,18 +172,20 @@ class Turns:
     async def _prompt(self, session: Session, call: Call) -> Prompt:
         if call.raw_prompt is not None:
             return session.history.raw_prompt(int32(await self._raw_ids(call)))
-        num_chars = sum(len(message.content) for message in call.messages)
-        self._check_length(num_chars // self._renderer.vocabulary.max_token_chars)
         keys = Keys.of(call.messages, call.tools)
         matched = session.history.match(call.messages, keys)
-        if matched.twin is not None:
-            prompt = matched.twin
-        elif call.num_bytes > LARGE_BYTES:
-            prompt = await asyncio.to_thread(self._build, call, keys, matched)
-        else:
-            prompt = self._build(call, keys, matched)
+        prompt = await self._find(call, keys, matched)
         self._check_length(prompt.num_tokens + 1)
         return session.history.add_prompt(call.messages, keys, prompt, matched)
+
+    async def _find(self, call: Call, keys: Keys, matched: Match) -> Prompt:
+        num_chars = sum(len(message.content) for message in call.messages)
+        self._check_length(num_chars // self._renderer.vocabulary.max_token_chars)
+        if matched.twin is not None:
+            return matched.twin
+        if call.num_bytes > LARGE_BYTES:
+            return await asyncio.to_thread(self._build, call, keys, matched)
+        return self._build(call, keys, matched)
 
     async def _raw_ids(self, call: Call) -> Sequence[int]:
         vocabulary, raw = self._renderer.vocabulary, call.raw_prompt
@@ -365,6 +374,14 @@ def refuse_constrained(call: Call) -> None:
     if call.tool_choice.mode == "required":
         raise invalid(
             "tool_choice: the policy cannot be forced to call a tool; it may be 'none' or 'auto'.",
+            "tool_choice",
+        )
+    allowed = call.tool_choice.names
+    left_out = {tool["function"]["name"] for tool in call.tools}.difference(allowed)
+    if call.tool_choice.mode == "auto" and allowed and left_out:
+        raise invalid(
+            "tool_choice: the policy cannot be kept from some of its tools; give only those that "
+            "it may call.",
             "tool_choice",
         )
     if call.output_format.kind != "text":

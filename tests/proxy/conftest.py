@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
+from google import genai
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from areal_sub.proxy.render import Renderer
@@ -283,6 +285,14 @@ class Rollout:
         settings = {"base_url": self.base_url, "api_key": self.key, "max_retries": 0, "timeout": 20}
         return openai.AsyncOpenAI(**{**settings, **changes})
 
+    def anthropic(self, **changes: Any) -> anthropic.AsyncAnthropic:
+        settings = {"base_url": self.proxy.url, "api_key": self.key, "max_retries": 0}
+        return anthropic.AsyncAnthropic(**{**settings, "timeout": 20, **changes})
+
+    def gemini(self, api_key: str | None = None, **options: Any) -> genai.client.AsyncClient:
+        options = {"base_url": self.proxy.url, "timeout": 20_000, **options}
+        return genai.Client(api_key=api_key or self.key, http_options=options).aio
+
     async def end(self, **changes: Any) -> dict[str, Any]:
         params = {
             "rollout_id": self.rollout_id,
@@ -379,9 +389,12 @@ def new_stub() -> type[StubEngine]:
 
 @pytest.fixture(scope="session")
 def renderers(model_folder: Path, thinking_folder: Path) -> dict[str, Any]:
-    """One for each template."""
-    folders = {"plain": model_folder, "thinking": thinking_folder}
-    return {name: Renderer.load(folder) for name, folder in folders.items()}
+    """One for each template, and one that tells reasoning apart."""
+    return {
+        "plain": Renderer.load(model_folder),
+        "thinking": Renderer.load(thinking_folder),
+        "reasoning": Renderer.load(model_folder, reasoning_parser="think"),
+    }
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +105,43 @@ def test_reasoning_is_its_own_channel_and_part_of_the_history(proxied: Any, stre
         assert "hm" not in decode(proxy.engine.requests[2].prompt_token_ids)
 
     proxied(work, reasoning_parser="think")
+
+
+ALWAYS_THINKS = """
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' %}{{- '<think>\\nhm\\n</think>\\n\\n' }}{% endif %}
+    {{- message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+
+@pytest.mark.parametrize("thought", ["hm", "hmm"])
+def test_nothing_was_dropped_that_the_template_writes_anyway(
+    proxied: Any, tmp_path: Path, thought: str
+) -> None:
+    async def work(proxy: Any) -> None:
+        proxy.engine.says(f"<think>\n{thought}\n</think>\n\n56<|im_end|>", "ok<|im_end|>")
+        rollout = await proxy.open()
+        async with rollout.client() as client:
+            create = client.chat.completions.create
+            await create(model="m", messages=[user("7*8?")])
+            said = {"role": "assistant", "content": "56"}
+            await create(model="m", messages=[user("7*8?"), said, user("Sure?")])
+        one, two = rollout.turns()
+        if thought == "hm":
+            assert (two.parent_turn_id, two.fork) == (one.turn_id, Fork.NONE)
+        else:
+            assert (two.parent_turn_id, two.fork) == (None, Fork.REASONING_DROPPED)
+        await rollout.end()
+        prompt = proxy.engine.requests[1].prompt_token_ids.tolist()
+        sequence = rollout.trajectory().sequence(two.turn_id).tolist()
+        assert sequence == prompt + proxy.engine.sampled[1]
+
+    template = tmp_path / "always.jinja"
+    template.write_text(ALWAYS_THINKS)
+    proxied(work, reasoning_parser="think", chat_template=str(template))
 
 
 def test_reasoning_inside_the_text_is_no_reasoning_dropped(proxied: Any) -> None:

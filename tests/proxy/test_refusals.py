@@ -96,6 +96,16 @@ def test_keys(proxied: Any) -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": n}} for n in "fg"],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [{"function": {"name": "f"}}]},
+                },
+            },
+            "tool_choice",
+        ),
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"top_logprobs": 5}, "top_logprobs"),
     ],
@@ -136,6 +146,18 @@ def test_hostile_bodies(proxied: Any) -> None:
         ):
             status, error = await post(proxy, path, body, key)
             assert (status, error["type"]) == (400, "invalid_request_error")
+        for path, kind, value in (
+            ("/v1/responses", "type", "invalid_request_error"),
+            ("/v1/completions", "type", "invalid_request_error"),
+            ("/v1/messages", "type", "invalid_request_error"),
+            ("/v1/messages/count_tokens", "type", "invalid_request_error"),
+            ("/v1beta/models/m:generateContent", "status", "INVALID_ARGUMENT"),
+            ("/v1beta/models/m:countTokens", "status", "INVALID_ARGUMENT"),
+        ):
+            for body in (b"", b"[]", b"\xff", b'{"x":' + b"[" * 100_000, b"{}"):
+                status, error = await post(proxy, path, body, key)
+                assert (status, error[kind]) == (400, value)
+        path = "/v1/chat/completions"
         async with rollout.client() as client:
             with pytest.raises(openai.APIStatusError) as caught:
                 large: Any = [{"role": "user", "content": "x" * 2**24}]

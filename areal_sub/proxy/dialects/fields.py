@@ -148,16 +148,17 @@ def joined(value: Any, where: str, kinds: Collection[str]) -> str:
         return ""
     if isinstance(value, str):
         return value
-    texts = []
-    for index, part in enumerate(items({where: value}, where, at_most=MAX_PARTS)):
-        at = f"{where}[{index}]"
-        part = as_mapping(part, at)
-        kind = part.get("type")
-        if not isinstance(kind, str) or kind not in kinds:
-            raise invalid(f"{at}.type: the policy reads text, not {kind!r}.", f"{at}.type")
-        key = "refusal" if kind == "refusal" else "text"
-        texts.append(text(part, key, where=at + ".", max_chars=MAX_TEXT_CHARS))
-    return "".join(texts)
+    parts = items({where: value}, where, at_most=MAX_PARTS)
+    return "".join(part_text(part, f"{where}[{i}]", kinds) for i, part in enumerate(parts))
+
+
+def part_text(value: Any, where: str, kinds: Collection[str]) -> str:
+    part = as_mapping(value, where)
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise invalid(f"{where}.type: the policy reads text, not {kind!r}.", f"{where}.type")
+    key = "refusal" if kind == "refusal" else "text"
+    return text(part, key, where=where + ".", max_chars=MAX_TEXT_CHARS)
 
 
 _NAMES = {bool: "a boolean", int: "an integer", float: "a number", str: "a string"}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from exactness import DirectEngine
 from model_families import FAMILIES, TOOLS, Family
 
 from areal_sub.errors import ConfigError
@@ -25,7 +26,6 @@ from areal_sub.proxy.turns import Turns
 from areal_sub.records import (
     Fork,
     GenerateChunk,
-    GenerateRequest,
     TurnRecord,
     decode_record,
     float32,
@@ -122,17 +122,6 @@ def test_a_format_that_does_not_fit_the_template_is_noticed(
 ) -> None:
     other = Renderer(renderer.vocabulary, renderer.template, FORMATS[wrong])
     assert traits_of(other).reads_calls == (wrong == family.format and family.traits.takes_calls)
-
-
-class DirectEngine:
-    """The stub as an `EngineClient`, without the socket between."""
-
-    def __init__(self, stub: Any) -> None:
-        self._stub = stub
-
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
-        async for item in self._stub.generate(request.to_map()):
-            yield GenerateChunk.from_map(item)
 
 
 def converse(
