@@ -58,10 +58,7 @@ class JsonEnd:
                 return None
             mark, self._position = match[0], match.end()
             if mark == "\\":
-                if self._position == len(text):  # what it escapes is yet to come
-                    self._position -= 1
-                    return None
-                self._position += 1
+                self._position += 1  # behind what it escapes, which may be yet to come
             elif mark == '"':
                 self._in_string = not self._in_string
             else:
