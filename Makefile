@@ -15,8 +15,8 @@ INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
 ALL_EXTRAS := train data gguf dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-smollm2 test test-attacks lint format bench bench-spawn bench-proxy \
-	bench-constrained soak docs constraints clean
+.PHONY: help train train-smollm2 test test-families test-attacks lint format bench bench-spawn \
+	bench-proxy bench-constrained soak docs constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ format:  ## Format the code and fix what can be fixed by itself
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+test-families:  ## Model families with their real vocabularies (downloads, some 20 MB, cached)
+	$(INSTALL) $(ALL_EXTRAS)
+	AREAL_SUB_REGISTRIES=1 $(BIN)/python -m pytest -q tests/proxy/families
 
 test-attacks:  ## Attempt every attack of docs/security.md, in each tier, as this user and as nobody
 	$(INSTALL) $(ALL_EXTRAS)

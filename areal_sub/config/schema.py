@@ -119,11 +119,13 @@ class OpenAIConfig(Section):
     """`concat`: one training sample per root-to-leaf branch; `individual`: one per turn."""
     turn_discount: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Backward: reward[i] += turn_discount * reward[i+1], in order of creation."""
-    tool_call_parser: str = "hermes"
-    """How tool calls are written by the model: a name in `areal_sub.proxy.parsers`."""
+    tool_call_parser: str = "auto"
+    """How tool calls are written by the model: `hermes`, `qwen3_coder`, `llama3_json`, `pythonic`,
+    `mistral`, `gemma4`, `harmony` or `none`; `auto`: as its chat template writes them."""
     reasoning_parser: str = "none"
     """How reasoning is written by the model: `think` for `<think>…</think>` in front of the answer,
-    which agents then get as the reasoning of their dialect; `none`: it stays in the text."""
+    which agents then get as the reasoning of their dialect; `none`: it stays in the text. Formats
+    that write it with control tokens (harmony, gemma4, mistral) always tell it apart."""
     chat_template: str | None = None
     """A Jinja file to use instead of the model folder's own template."""
     max_turns: Positive = 64

@@ -16,11 +16,10 @@ from areal_sub.proxy.neutral import (
     Delta,
     FinishReason,
     Message,
-    Thought,
     TokenLogprob,
     ToolCall,
 )
-from areal_sub.proxy.parsers import ParsedCall, Piece, ThinkParser, ToolCallParser
+from areal_sub.proxy.parsers import AnswerParser, ParsedCall, Piece
 from areal_sub.proxy.vocabulary import Vocabulary
 from areal_sub.records import GenerateChunk
 
@@ -38,8 +37,7 @@ class Sampled:
         call: Call,
         vocabulary: Vocabulary,
         hidden: frozenset[int],
-        parser: ToolCallParser,
-        reasoning_parser: ThinkParser | None = None,
+        parser: AnswerParser,
     ) -> None:
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
@@ -51,8 +49,7 @@ class Sampled:
         self._decoder = TextDecoder(vocabulary.decode, hidden)
         self._stops = StopStrings(call.stop)
         self._token_by_token = may_end_early(call)
-        self._parser = parser if call.parses_tool_calls else None
-        self._reasoning_parser = reasoning_parser
+        self._parser = parser
         self._one_call = not call.parallel_tool_calls
         self._is_cut = False  # by what came after the one call that was asked for
         self._wants_logprobs = call.logprobs
@@ -97,19 +94,11 @@ class Sampled:
         return self._one_call and bool(self._answer.tool_calls or delta.tool_calls)
 
     def _feed(self, text: str, delta: Delta) -> None:
-        self._feed_visible(self._stops.feed(text), delta)
+        self._parse(self._stops.feed(text), delta)
 
-    def _feed_visible(self, text: str, delta: Delta) -> None:
-        if self._reasoning_parser is not None and text:
-            reasoning, text = self._reasoning_parser.feed(text)
-            delta.append(Thought(reasoning))
-        self._feed_content(text, delta)
-
-    def _feed_content(self, text: str, delta: Delta) -> None:
+    def _parse(self, text: str, delta: Delta) -> None:
         if self._has_the_one_call(delta):
             self._is_cut = self._is_cut or bool(text.strip())
-        elif self._parser is None:
-            delta.append(text)
         elif text:
             self._add(self._parser.feed(text), delta)
 
@@ -118,13 +107,8 @@ class Sampled:
             self._feed(self._decoder.finish(), delta)
         if self._has_ended():
             reason = "stop"
-        self._feed_visible(self._stops.finish(), delta)
-        if self._reasoning_parser is not None:
-            reasoning, text = self._reasoning_parser.finish()
-            delta.append(Thought(reasoning))
-            self._feed_content(text, delta)
-        if self._parser is not None:
-            self._add(self._parser.finish(), delta)
+        self._parse(self._stops.finish(), delta)
+        self._add(self._parser.finish(), delta)
         if reason == "stop" and (self._answer.tool_calls or delta.tool_calls):
             reason = "tool_calls"
         self.finish_reason = delta.finish_reason = reason
@@ -136,7 +120,9 @@ class Sampled:
                 self._is_cut = True
                 return
             if isinstance(piece, ParsedCall):
-                call_id = f"call_{secrets.token_hex(12)}"
+                taken = {call.id for call in (*self._answer.tool_calls, *delta.tool_calls)}
+                is_new = piece.id and piece.id not in taken
+                call_id = piece.id if is_new else f"call_{secrets.token_hex(12)}"
                 delta.append(ToolCall(call_id, piece.name, piece.arguments))
             else:
                 delta.append(piece)

@@ -1,7 +1,7 @@
 """What an answer has to look like, as a grammar for the engine.
 
 From the neutral description (tool choice, output format, tools) to the text of
-`GenerateRequest.grammar`; pure. The parser says how its calls are written (`CallSyntax`), the
+`GenerateRequest.grammar`; pure. The answer format says how calls are written (`CallSyntax`), the
 vocabulary which of its tags are tokens. Called by `turns.py`.
 
     tool choice    output format   the answer is
@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from areal_sub.proxy.families import AnswerFormat
 from areal_sub.proxy.neutral import Call
 from areal_sub.proxy.parsers import CallSyntax, Tag
 from areal_sub.proxy.refusals import Refusal, invalid
@@ -48,7 +49,7 @@ class Reasoning:
 
 def grammar_of(
     call: Call,
-    syntax: CallSyntax,
+    answer_format: AnswerFormat,
     control_ids: Mapping[str, int],
     reasoning: Reasoning | None = None,
 ) -> str:
@@ -61,15 +62,18 @@ def grammar_of(
         raise invalid(
             f"tool_choice names {unknown[0]!r}, which is not among the tools.", "tool_choice"
         )
-    callable_tools = [tools[name] for name in choice.names or tools]
-    calls = _Calls(call, callable_tools, syntax, control_ids)
-    if choice.mode == "required":
-        rules = ["answer: calls", *calls.rules()]
-    elif wants_json:
+    _check_can_be_held(call, answer_format)
+    syntax = answer_format.syntax
+    calls = syntax and _Calls(
+        call, [tools[name] for name in choice.names or tools], syntax, control_ids
+    )
+    if wants_json and choice.mode != "required":
         rules = ["answer: json", f"json: {_json(call)}"]
-        if tools and choice.mode == "auto":
+        if calls and tools and choice.mode == "auto":
             rules = ["answer: json | calls", rules[1], *calls.rules()]
-    elif choice.mode == "auto" and choice.names:
+    elif calls and choice.mode == "required":
+        rules = ["answer: calls", *calls.rules()]
+    elif calls and choice.mode == "auto" and choice.names:
         if not calls.begin_with_token:
             raise invalid(
                 "tool_choice cannot restrict which tools an answer may call where this model "
@@ -87,6 +91,23 @@ def grammar_of(
             described_in(call),
         )
     return grammar
+
+
+def _check_can_be_held(call: Call, answer_format: AnswerFormat) -> None:
+    """Raises `Refusal` where the call asks for what this format cannot be held to."""
+    choice, wants_json = call.tool_choice, call.output_format.kind != "text"
+    held = "this model's answers cannot be held to one"
+    if wants_json and answer_format.is_harmony:
+        raise invalid(f"An output format: {held} ({answer_format.name}).", "response_format")
+    may_call = choice.mode == "auto" and bool(call.tools)
+    if answer_format.syntax is None and (
+        choice.mode == "required" or (may_call and (wants_json or choice.names))
+    ):
+        raise invalid(
+            f"tool_choice: how this model writes its calls ({answer_format.name}) cannot be "
+            "forced; it may be 'none', or 'auto' without an output format.",
+            "tool_choice",
+        )
 
 
 def described_in(call: Call) -> str:

@@ -16,15 +16,16 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from areal_sub.engine_client import EngineClient
 from areal_sub.errors import GrammarError, PeerGone, RpcError
 from areal_sub.proxy.choice import Sampled, may_end_early
 from areal_sub.proxy.constraints import Reasoning, grammar_of, refused
+from areal_sub.proxy.families.traits import traits_of
 from areal_sub.proxy.history import Keys, Match, Prompt
 from areal_sub.proxy.neutral import Call, Delta
-from areal_sub.proxy.parsers import ThinkParser, ToolCallParser
+from areal_sub.proxy.parsers import AnswerParser, TwoPartParser
 from areal_sub.proxy.refusals import ContextTooLong, Reason, Refusal, invalid
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sampling, Session, finished
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # Calls that were larger than this on the wire are rendered off the event loop.
 LARGE_BYTES = 32_768
-# Enough to hold a tag that ends a prompt, where it is no token of its own.
+# Enough to hold a tag, or a header, that ends a prompt, where it is no token of its own.
 NUM_END_TOKENS = 16
 
 
@@ -59,21 +60,30 @@ class Turns:
         *,
         engine: EngineClient,
         renderer: Renderer,
-        parser: type[ToolCallParser],
-        reasoning_parser: type[ThinkParser] | None,
         journal: Journal,
         max_model_len: int,
         request_timeout_s: float,
     ) -> None:
         self._engine = engine
         self._renderer = renderer
-        self._parser = parser
-        self._reasoning_parser = reasoning_parser
         self._journal = journal
         self._max_model_len = max_model_len
         self._timeout_s = request_timeout_s
-        tags = parser.TAGS + (reasoning_parser.TAGS if reasoning_parser else ())
-        self._hidden = renderer.vocabulary.hidden_ids(tags)
+        self._hidden = renderer.vocabulary.hidden_ids(renderer.format.tags)
+        traits = traits_of(renderer)
+        # An answer with two calls could not be shown to the model again.
+        self._one_call = traits.takes_calls and not traits.takes_parallel_calls
+        if traits.takes_calls and not traits.reads_calls:
+            log.warning(
+                "the chat template does not write calls as %s does, which they are read as: they "
+                "may stay text; name another format in rollout.openai.tool_call_parser",
+                renderer.format.name,
+            )
+        if not traits.takes_tools:
+            log.warning(
+                "the chat template does not show tools to the model: what agents pass as tools it "
+                "never sees; name a template that does in rollout.openai.chat_template"
+            )
         self._stop_ids = sorted(renderer.vocabulary.stop_ids)
         self.forks: Counter[str] = Counter()  # of recorded turns, by `Fork`
         self.num_requests = 0  # admitted calls
@@ -85,6 +95,8 @@ class Turns:
     async def prepare(self, session: Session, call: Call, answer_id: str) -> Prepared:
         """Count the call, find what it continues, and make its prompt. Raises `Refusal`."""
         session.check_open()
+        if self._one_call and call.parallel_tool_calls:
+            call = replace(call, parallel_tool_calls=False)
         session.admit(call.num_choices)
         started_at = time.time()
         try:
@@ -161,12 +173,12 @@ class Turns:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _grammar(self, call: Call, prompt: Int32Array) -> str:
-        reasoning = None
-        if self._reasoning_parser is not None:
-            opened, closed = self._reasoning_parser.TAGS
+        answer_format, reasoning = self._renderer.format, None
+        if answer_format.thinking is not None:
+            opened, closed = answer_format.thinking.OPEN, answer_format.thinking.CLOSE
             begun = self._end_of(prompt).rstrip().endswith(opened)
             reasoning = Reasoning(opened, closed, begun)
-        given = (call, self._parser.SYNTAX, self._renderer.vocabulary.control_ids, reasoning)
+        given = (call, answer_format, self._renderer.vocabulary.control_ids, reasoning)
         if call.num_bytes > LARGE_BYTES:
             return await asyncio.to_thread(grammar_of, *given)
         return grammar_of(*given)
@@ -267,13 +279,17 @@ class Turns:
             outbox.put(index, delta)
 
     def _sampled(self, prepared: Prepared) -> Sampled:
-        vocabulary, thinking = self._renderer.vocabulary, None
-        if self._reasoning_parser is not None and prepared.call.raw_prompt is None:
-            thinking = self._reasoning_parser(self._end_of(prepared.request.prompt_token_ids))
-        return Sampled(prepared.call, vocabulary, self._hidden, self._parser(), thinking)
+        call, vocabulary = prepared.call, self._renderer.vocabulary
+        if call.raw_prompt is not None:
+            parser: AnswerParser = TwoPartParser(None, None)
+        else:
+            tools = call.tools if call.parses_tool_calls else ()
+            prompt_end = self._end_of(prepared.request.prompt_token_ids)
+            parser = self._renderer.format.parser(tools, prompt_end)
+        return Sampled(call, vocabulary, self._hidden, parser)
 
     def _end_of(self, prompt: Int32Array) -> str:
-        """The prompt's last text: some templates begin the reasoning themselves."""
+        """The prompt's last text: some templates begin the answer themselves."""
         return self._renderer.vocabulary.decode(prompt[-NUM_END_TOKENS:].tolist())
 
     async def _sample(self, prepared: Prepared, sampled: Sampled) -> AsyncIterator[Delta]:

@@ -18,7 +18,6 @@ import pytest
 from google import genai
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from areal_sub.proxy.parsers.hermes import HermesParser
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.server import Settings, serving
 from areal_sub.proxy.vocabulary import Vocabulary
@@ -337,7 +336,7 @@ def proxy_settings(folder: Path, engine_path: Path, model: Path, **changes: Any)
         "journal_path": str(folder / "journal.bin"),
         "tokenizer_path": str(model),
         "chat_template": None,
-        "tool_call_parser": "hermes",
+        "tool_call_parser": "auto",
         "reasoning_parser": "none",
         "request_timeout_s": 20.0,
     } | changes
@@ -427,11 +426,11 @@ def new_stub() -> type[StubEngine]:
 
 @pytest.fixture(scope="session")
 def renderers(model_folder: Path, thinking_folder: Path) -> dict[str, Any]:
-    """Renderer and parser for each template."""
-    folders = {"plain": model_folder, "thinking": thinking_folder}
+    """One for each template, and one that tells reasoning apart."""
     return {
-        name: (Renderer.load(folder, None, HermesParser.TAGS), HermesParser)
-        for name, folder in folders.items()
+        "plain": Renderer.load(model_folder),
+        "thinking": Renderer.load(thinking_folder),
+        "reasoning": Renderer.load(model_folder, reasoning_parser="think"),
     }
 
 

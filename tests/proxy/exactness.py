@@ -48,22 +48,20 @@ class DirectEngine:
             yield GenerateChunk.from_map(item)
 
 
-def make_turns(
-    engine: Any, renderer: Any, parser: Any, journal: Journal, reasoning_parser: Any = None
-) -> Turns:
+def make_turns(engine: Any, renderer: Any, journal: Journal) -> Turns:
     return Turns(
         engine=DirectEngine(engine),  # type: ignore[arg-type]
         renderer=renderer,
-        parser=parser,
-        reasoning_parser=reasoning_parser,
         journal=journal,
         max_model_len=100_000,
         request_timeout_s=10,
     )
 
 
-def make_session() -> Session:
-    sampling = Sampling(max_new_tokens=40, temperature=1.0, top_p=1.0, top_k=0, override_agent=True)
+def make_session(max_new_tokens: int = 40) -> Session:
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, temperature=1.0, top_p=1.0, top_k=0, override_agent=True
+    )
     return Session(rollout_id="r", key="k", max_turns=10**6, sampling=sampling)
 
 

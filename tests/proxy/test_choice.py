@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from areal_sub.proxy.choice import Sampled
+from areal_sub.proxy.families import FORMATS
 from areal_sub.proxy.neutral import Call, Choice, Message
-from areal_sub.proxy.parsers.hermes import HermesParser
 from areal_sub.proxy.vocabulary import Vocabulary
 from areal_sub.records import GenerateChunk, float32, int32
 
@@ -18,7 +18,9 @@ def sample(
 ) -> tuple[Sampled, Choice]:
     """`text` in chunks of `size` tokens, as far as they were taken, and the answer."""
     call = Call(dialect="chat", model="m", messages=(Message("user"),), **asked)  # type: ignore[arg-type]
-    sampled = Sampled(call, vocabulary, vocabulary.hidden_ids(HermesParser.TAGS), HermesParser())
+    hermes = FORMATS["hermes"]
+    parser = hermes.parser(call.tools if call.parses_tool_calls else (), "")
+    sampled = Sampled(call, vocabulary, vocabulary.hidden_ids(hermes.tags), parser)
     answer = Choice()
     ids = vocabulary.encode(text)
     for start in range(0, len(ids), size):

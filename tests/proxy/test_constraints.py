@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_sub.proxy.constraints import MAX_GRAMMAR_CHARS, Reasoning, described_in, grammar_of
+from areal_sub.proxy.families import FORMATS
 from areal_sub.proxy.neutral import Call, Message, OutputFormat, ToolChoice
 from areal_sub.proxy.parsers.hermes import HermesParser
 from areal_sub.proxy.refusals import Refusal
@@ -44,7 +45,7 @@ def takes(vocabulary: Vocabulary) -> Any:
 
     def check(asked: Call, answer: str, reasoning: Reasoning | None = None) -> bool:
         control_ids = vocabulary.control_ids
-        grammar = grammar_of(asked, HermesParser.SYNTAX, control_ids, reasoning)
+        grammar = grammar_of(asked, FORMATS["hermes"], control_ids, reasoning)
         matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
         assert not matcher.is_error(), matcher.get_error()
         ids = vocabulary.encode(answer)
@@ -68,7 +69,7 @@ def written(name: str, arguments: str) -> str:
     ],
 )
 def test_what_may_be_anything_has_no_grammar(asked: Call) -> None:
-    assert grammar_of(asked, HermesParser.SYNTAX, {}) == ""
+    assert grammar_of(asked, FORMATS["hermes"], {}) == ""
 
 
 @pytest.mark.parametrize(
@@ -168,11 +169,11 @@ def test_thinking_comes_first(
 
 
 def test_a_tag_that_is_no_token_is_text(takes: Any) -> None:
-    grammar = grammar_of(required("sub"), HermesParser.SYNTAX, {})
+    grammar = grammar_of(required("sub"), FORMATS["hermes"], {})
     assert '"<tool_call>"' in grammar
     assert "<[" not in grammar
     with pytest.raises(Refusal, match="cannot restrict which tools"):
-        grammar_of(required(tool_choice=ToolChoice("auto", ("sub",))), HermesParser.SYNTAX, {})
+        grammar_of(required(tool_choice=ToolChoice("auto", ("sub",))), FORMATS["hermes"], {})
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20))
@@ -184,7 +185,7 @@ def test_any_name_of_a_tool(name: str) -> None:
     pieces = parser.feed(f"<tool_call>\n{arguments}\n</tool_call>")
     if "</tool_call>" not in name:
         assert [getattr(piece, "name", None) for piece in pieces] == [name]
-    grammar = grammar_of(asked, HermesParser.SYNTAX, {})
+    grammar = grammar_of(asked, FORMATS["hermes"], {})
     matcher = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), grammar, log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     raw = list(f"<tool_call>\n{arguments}\n</tool_call>".encode())
@@ -194,7 +195,7 @@ def test_any_name_of_a_tool(name: str) -> None:
 def test_options_of_the_library_are_not_the_agents() -> None:
     hostile = {"x-guidance": {"whitespace_pattern": "(a|b)*a(a|b){100}"}, "type": "object"}
     given = call(output_format=OutputFormat("json_schema", hostile))
-    assert "a|b" not in grammar_of(given, HermesParser.SYNTAX, {})
+    assert "a|b" not in grammar_of(given, FORMATS["hermes"], {})
 
 
 def test_what_cannot_be_held_to_is_ignored_unless_strict(takes: Any) -> None:
@@ -224,7 +225,7 @@ def test_what_cannot_be_held_to_is_ignored_unless_strict(takes: Any) -> None:
 )
 def test_refusals_name_the_field(asked: Call, param: str) -> None:
     with pytest.raises(Refusal) as caught:
-        grammar_of(asked, HermesParser.SYNTAX, {})
+        grammar_of(asked, FORMATS["hermes"], {})
     assert (caught.value.status, caught.value.param) == (400, param)
 
 

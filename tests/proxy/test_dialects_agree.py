@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from wires import WIRES, Responses, Said
 
 from areal_sub.proxy.neutral import Choice, Thought, ToolCall, Usage
-from areal_sub.proxy.parsers import ThinkParser
 from areal_sub.records import Fork
 from areal_sub.trajectory.journal import Journal
 
@@ -46,13 +45,12 @@ MOVES = st.lists(
 def test_whatever_dialects_an_agent_speaks(
     new_stub: Any, renderers: Any, thinks: bool, moves: list[Any]
 ) -> None:
-    renderer, parser = renderers["plain"]
+    renderer = renderers["reasoning" if thinks else "plain"]
 
     async def work(folder: Path) -> None:
         engine = new_stub(renderer.vocabulary)
         journal = Journal(folder / "journal")
-        thinking = ThinkParser if thinks else None
-        turns = make_turns(engine, renderer, parser, journal, thinking)
+        turns = make_turns(engine, renderer, journal)
         session = make_session()
         said: list[Said] = []
         tools = True

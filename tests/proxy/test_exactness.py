@@ -42,12 +42,12 @@ MOVES = st.lists(
 def test_records_are_what_the_engine_saw_and_sampled(
     new_stub: Any, renderers: Any, template: str, moves: list[Any]
 ) -> None:
-    renderer, parser = renderers[template]
+    renderer = renderers[template]
 
     async def work(folder: Path) -> None:
         engine = new_stub(renderer.vocabulary)
         journal = Journal(folder / "journal")
-        turns = make_turns(engine, renderer, parser, journal)
+        turns = make_turns(engine, renderer, journal)
         session = make_session()
         messages: list[Any] = []
         tools: Any = TOOLS
@@ -74,9 +74,9 @@ def test_a_call_that_is_ended_before_it_began_is_refused(
     new_stub: Any, renderers: Any, tmp_path: Path
 ) -> None:
     async def work() -> None:
-        renderer, parser = renderers["plain"]
+        renderer = renderers["plain"]
         journal = Journal(tmp_path / "journal")
-        turns = make_turns(new_stub(renderer.vocabulary), renderer, parser, journal)
+        turns = make_turns(new_stub(renderer.vocabulary), renderer, journal)
         session = make_session()
         call = chat.parse(Asked(b'{"messages": [{"role": "user", "content": "x"}]}'))
         deltas = turns.run(await turns.prepare(session, call, f"id-{len(session.turn_ids)}"))
@@ -96,9 +96,9 @@ def test_a_journal_that_fails_is_an_answer_not_a_hang(
     new_stub: Any, renderers: Any, tmp_path: Path
 ) -> None:
     async def work() -> None:
-        renderer, parser = renderers["plain"]
+        renderer = renderers["plain"]
         journal = Journal(tmp_path / "journal")
-        turns = make_turns(new_stub(renderer.vocabulary), renderer, parser, journal)
+        turns = make_turns(new_stub(renderer.vocabulary), renderer, journal)
         call = chat.parse(Asked(b'{"messages": [{"role": "user", "content": "x"}]}'))
         prepared = await turns.prepare(make_session(), call, "id")
         journal.close()

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_sub.errors import ConfigError
-from areal_sub.proxy.parsers import ParsedCall, Piece, parser_for
+from areal_sub.proxy.parsers import ParsedCall, Piece
 from areal_sub.proxy.parsers.hermes import HermesParser
 
 
@@ -130,10 +129,3 @@ def test_pieces_and_whole_agree(text: str, sizes: list[int]) -> None:
         parts.append(text[start : start + size])
         start += size
     assert parse(*parts) == parse(text)
-
-
-def test_names() -> None:
-    for name in ("hermes", "qwen25", "qwen3"):
-        assert parser_for(name) is HermesParser
-    with pytest.raises(ConfigError, match="hermes"):
-        parser_for("nobody's")

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_sub.errors import ConfigError
-from areal_sub.proxy.parsers import ThinkParser, reasoning_parser_for
+from areal_sub.proxy.families import choose
+from areal_sub.proxy.parsers import ThinkParser
 from areal_sub.records import Fork
 
 
@@ -64,10 +65,10 @@ def test_pieces_and_whole_agree(text: str, opened: bool) -> None:
 
 
 def test_names() -> None:
-    assert reasoning_parser_for("none") is None
-    assert reasoning_parser_for("think") is ThinkParser
+    assert choose("hermes", "none", "").thinking is None
+    assert choose("hermes", "think", "").thinking is ThinkParser
     with pytest.raises(ConfigError, match="think"):
-        reasoning_parser_for("nobody's")
+        choose("hermes", "nobody's", "")
 
 
 def user(text: str) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""What a tool-call parser gives, and what it says of how calls are written."""
+"""What parsers give, and what is said of how calls are written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from areal_sub.proxy.neutral import Thought
+
 
 @dataclass(frozen=True, slots=True)
 class ParsedCall:
     name: str
     arguments: str  # JSON text of an object
+    id: str = ""  # the model's own, where its format has one
 
 
-Piece = str | ParsedCall  # content, or a call
+Piece = str | Thought | ParsedCall  # content, reasoning, or a call
 
 
 class Tag(str):

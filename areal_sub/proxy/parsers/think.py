@@ -17,19 +17,19 @@ from typing import ClassVar
 
 from areal_sub.proxy.decode import num_held
 
-OPEN, CLOSE = "<think>", "</think>"
-
 
 class ThinkParser:
     """Holds back: white space at a part's edge, and what may be the start of a tag."""
 
+    OPEN: ClassVar[str] = "<think>"
+    CLOSE: ClassVar[str] = "</think>"
     TAGS: ClassVar[tuple[str, ...]] = (OPEN, CLOSE)
 
     def __init__(self, prompt_end: str = "") -> None:
         """`prompt_end`: the last text of the prompt."""
         self._text = ""  # not yet given
         self._is_first = True  # nothing was given of the part that we are in
-        self._part = "reasoning" if prompt_end.rstrip().endswith(OPEN) else "start"
+        self._part = "reasoning" if prompt_end.rstrip().endswith(self.OPEN) else "start"
 
     def feed(self, text: str) -> tuple[str, str]:
         """(reasoning, content) that are certain by now."""
@@ -48,9 +48,9 @@ class ThinkParser:
     def _begin(self) -> bool:
         """Whether it is known by now which part comes first."""
         start = self._text.lstrip()
-        if start.startswith(OPEN):
-            self._part, self._text = "reasoning", start[len(OPEN) :]
-        elif OPEN.startswith(start):
+        if start.startswith(self.OPEN):
+            self._part, self._text = "reasoning", start[len(self.OPEN) :]
+        elif self.OPEN.startswith(start):
             return False
         else:
             self._part, self._is_first = "content", False  # white space is the answer's own
@@ -59,12 +59,12 @@ class ThinkParser:
     def _reasoning(self) -> str:
         if self._is_first:
             self._text = self._text.lstrip()
-        stop = self._text.find(CLOSE)
+        stop = self._text.find(self.CLOSE)
         if stop >= 0:
-            given, self._text = self._text[:stop].rstrip(), self._text[stop + len(CLOSE) :]
+            given, self._text = self._text[:stop].rstrip(), self._text[stop + len(self.CLOSE) :]
             self._part, self._is_first = "content", True
             return given
-        given = self._text[: len(self._text) - num_held(self._text, CLOSE)].rstrip()
+        given = self._text[: len(self._text) - num_held(self._text, self.CLOSE)].rstrip()
         self._text = self._text[len(given) :]
         self._is_first = self._is_first and not given
         return given
