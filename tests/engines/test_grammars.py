@@ -38,6 +38,8 @@ from areal_sub.engines.embedded.matching import FRAME, MASK, TOKEN
 from areal_sub.errors import GrammarError
 from areal_sub.records import GenerateChunk, GenerateRequest
 
+# Beyond them the library takes enum and const for the nearest double, as many JSON readers do.
+EXACT_INTEGERS = st.integers(-(2**53), 2**53)
 # Two characters at most between any two: what a random model writes stays short.
 COMPACT = {"x-guidance": {"whitespace_pattern": " "}}
 
