@@ -142,6 +142,7 @@ class OpenRecord(_Record):
     split: str  # "train" | "valid"
     policy_version: int  # the trainer's, when it was admitted
     opened_at: float  # Unix time, s
+    agent: str = ""  # its name, where the run has several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +289,12 @@ class RunRequest(_Record):
     data: dict[str, Any]  # the task
     env: dict[str, str]  # added to the child's scrubbed environment
     timeout_s: float
+    python: str = ""  # the agent's interpreter; "": the supervisor's own
+    readable: list[str] = field(default_factory=list)  # more paths that the child can read
+    argv: list[str] = field(default_factory=list)  # a program instead of `target` and `pickled`
+    stdin: str = ""  # the program's
+    files: dict[str, str] = field(default_factory=dict)  # for it: path (or ~/path) → content
+    reward: str = ""  # how the program's reward is found: "last_line" | "exit_code"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,13 @@ from areal_sub.records import (
 )
 
 OPEN = OpenRecord(
-    rollout_id="r1", group_id="g1", task_id="t1", split="train", policy_version=3, opened_at=1.5
+    rollout_id="r1",
+    group_id="g1",
+    task_id="t1",
+    split="train",
+    policy_version=3,
+    opened_at=1.5,
+    agent="calc",
 )
 TURN = TurnRecord(
     rollout_id="r1",
@@ -101,6 +107,12 @@ RECORDS: list[Any] = [
         data={"q": "?"},
         env={"A": "b"},
         timeout_s=5.0,
+        python="/p",
+        readable=["/r"],
+        argv=["a", "b"],
+        stdin="i",
+        files={"f": "c"},
+        reward="last_line",
     ),
     RunReport(
         rollout_id="r1",
@@ -121,9 +133,9 @@ RECORDS: list[Any] = [
 ]
 GOLDEN = {
     ("open", 1): (
-        "88a46b696e64a46f70656ea17601aa726f6c6c6f75745f6964a27231a867726f75705f6964a26731"
+        "89a46b696e64a46f70656ea17601aa726f6c6c6f75745f6964a27231a867726f75705f6964a26731"
         "a77461736b5f6964a27431a573706c6974a5747261696eae706f6c6963795f76657273696f6e03a9"
-        "6f70656e65645f6174cb3ff8000000000000"
+        "6f70656e65645f6174cb3ff8000000000000a56167656e74a463616c63"
     ),
     ("turn", 1): (
         "de0013a46b696e64a47475726ea17601aa726f6c6c6f75745f6964a27231a77475726e5f6964aa63"
@@ -162,9 +174,11 @@ GOLDEN = {
         "746f6b656e730ab06e756d5f6465636f64655f737465707309"
     ),
     ("run", 1): (
-        "89a46b696e64a372756ea17601aa726f6c6c6f75745f6964a27231a6746172676574a5612e623a43"
+        "8fa46b696e64a372756ea17601aa726f6c6c6f75745f6964a27231a6746172676574a5612e623a43"
         "a77069636b6c6564c400af776f726b666c6f775f6b776172677381a16b01a46461746181a171a13f"
-        "a3656e7681a141a162a974696d656f75745f73cb4014000000000000"
+        "a3656e7681a141a162a974696d656f75745f73cb4014000000000000a6707974686f6ea22f70a872"
+        "65616461626c6591a22f72a46172677692a161a162a5737464696ea169a566696c657381a166a163"
+        "a6726577617264a96c6173745f6c696e65"
     ),
     ("report", 1): (
         "de0010a46b696e64a67265706f7274a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65"
@@ -177,7 +191,18 @@ GOLDEN = {
 }
 
 # What records were before they grew: read with the defaults of the later fields.
+GREW_BY = {"agent", "python", "readable", "argv", "stdin", "files", "reward", "egress_refused"}
 EARLIER = {
+    "open": (
+        "88a46b696e64a46f70656ea17601aa726f6c6c6f75745f6964a27231a867726f75705f6964a26731"
+        "a77461736b5f6964a27431a573706c6974a5747261696eae706f6c6963795f76657273696f6e03a9"
+        "6f70656e65645f6174cb3ff8000000000000"
+    ),
+    "run": (
+        "89a46b696e64a372756ea17601aa726f6c6c6f75745f6964a27231a6746172676574a5612e623a43"
+        "a77069636b6c6564c400af776f726b666c6f775f6b776172677381a16b01a46461746181a171a13f"
+        "a3656e7681a141a162a974696d656f75745f73cb4014000000000000"
+    ),
     "end": (
         "de0010a46b696e64a3656e64a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a9636f"
         "6d706c65746564a6726577617264cb3ff0000000000000ac7475726e5f7265776172647381aa6368"
@@ -220,7 +245,11 @@ def test_golden_bytes(record: Any) -> None:
 def test_earlier_bytes_are_still_read(kind: str) -> None:
     (record,) = [record for record in RECORDS if kind == record.KIND]
     before = type(record).from_map(msgpack.unpackb(bytes.fromhex(EARLIER[kind])))
-    assert same(before, dataclasses.replace(record, egress_refused={}))
+    later = {f.name: f.default for f in dataclasses.fields(record) if f.name in GREW_BY}
+    for f in dataclasses.fields(record):
+        if f.name in GREW_BY and f.default_factory is not dataclasses.MISSING:
+            later[f.name] = f.default_factory()
+    assert same(before, dataclasses.replace(record, **later))
 
 
 @pytest.mark.parametrize("record", [OPEN, TURN, END], ids=lambda record: str(record.KIND))

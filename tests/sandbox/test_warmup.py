@@ -177,7 +177,9 @@ def test_clients_that_the_agent_imports_are_warm(
 
 def test_an_environment_without_sdks_is_not_warmed(lab: Any, code: Path) -> None:
     (code / "plain.py").write_text(
-        "import sys\ndef agent(data):\n    return [name in sys.modules for name in ('asyncio', 'ssl')]\n"
+        "import sys\n"
+        "def agent(data):\n"
+        "    return [name in sys.modules for name in ('asyncio', 'ssl')]\n"
     )
 
     async def go() -> tuple[list[str], ChildReport]:
