@@ -191,7 +191,12 @@ GOLDEN = {
 }
 
 # What records were before they grew: read with the defaults of the later fields.
-GREW_BY = {"agent", "python", "readable", "argv", "stdin", "files", "reward", "egress_refused"}
+GREW_BY: dict[str, dict[str, Any]] = {
+    "open": {"agent": ""},
+    "run": {"python": "", "readable": [], "argv": [], "stdin": "", "files": {}, "reward": ""},
+    "end": {"egress_refused": {}},
+    "report": {"egress_refused": {}},
+}
 EARLIER = {
     "open": (
         "88a46b696e64a46f70656ea17601aa726f6c6c6f75745f6964a27231a867726f75705f6964a26731"
@@ -245,11 +250,7 @@ def test_golden_bytes(record: Any) -> None:
 def test_earlier_bytes_are_still_read(kind: str) -> None:
     (record,) = [record for record in RECORDS if kind == record.KIND]
     before = type(record).from_map(msgpack.unpackb(bytes.fromhex(EARLIER[kind])))
-    later = {f.name: f.default for f in dataclasses.fields(record) if f.name in GREW_BY}
-    for f in dataclasses.fields(record):
-        if f.name in GREW_BY and f.default_factory is not dataclasses.MISSING:
-            later[f.name] = f.default_factory()
-    assert same(before, dataclasses.replace(record, **later))
+    assert same(before, dataclasses.replace(record, **GREW_BY[kind]))
 
 
 @pytest.mark.parametrize("record", [OPEN, TURN, END], ids=lambda record: str(record.KIND))
