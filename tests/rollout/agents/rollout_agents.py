@@ -128,3 +128,8 @@ def asks_the_web(data: dict[str, Any]) -> Any:
         urllib.request.urlopen(data["url"], timeout=20)
     except urllib.error.HTTPError as error:
         raise RuntimeError(error.reason) from None
+
+
+async def sleeps(data: dict[str, Any], **extra_kwargs: Any) -> float:
+    await asyncio.sleep(data["seconds"])
+    return 1.0
