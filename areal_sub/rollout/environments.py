@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,11 @@ def prepare(
         + "; give a virtual environment's folder, an interpreter, a requirements file (*.txt), a "
         "lock (pylock.toml), or a folder with a package.json"
     )
+
+
+def own_environment() -> Environment:
+    """Our own, for a program: where `python` is the interpreter that this process runs in."""
+    return replace(_of_interpreter(Path(sys.executable), sys.executable), python="")
 
 
 def _of_interpreter(python: Path, given: str) -> Environment:

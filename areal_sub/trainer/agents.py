@@ -17,7 +17,12 @@ from areal_sub.config.schema import AgentConfig, CommandConfig, is_program
 from areal_sub.errors import ConfigError, WorkflowError
 from areal_sub.rollout.command import Command, fill_command, parse_command
 from areal_sub.rollout.environ import agent_environment, template_variables
-from areal_sub.rollout.environments import Environment, cache_folder, prepare
+from areal_sub.rollout.environments import (
+    Environment,
+    cache_folder,
+    own_environment,
+    prepare,
+)
 from areal_sub.rollout.mix import Agent, AgentMix
 from areal_sub.trainer.datasets import Task
 from areal_sub.workflow.resolve import describe_target
@@ -138,6 +143,8 @@ def _agent(
 
 def _program(command: Command, environment: Environment) -> Agent:
     """Raises `WorkflowError` where there is no such program."""
+    if environment == Environment():
+        environment = own_environment()
     first, *words = command.argv
     readable: tuple[str, ...] = ()
     if "/" not in first and "{" not in first:

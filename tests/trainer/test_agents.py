@@ -59,7 +59,8 @@ def test_several_share_an_environment_and_have_their_names(tmp_path: Path) -> No
     assert a.env["PATH"] == b.env["PATH"] == path
     assert str(venv) in b.readable, "a program of it needs its folder"
     assert (b.target, b.pickled, b.python) == ("", b"", "")
-    assert "PATH" not in c.env
+    own = str(Path(sys.executable).parent)
+    assert c.env["PATH"].startswith(own), "without an environment, in ours"
     assert agent_text(config) == "a (60 %), b (20 %), c (20 %)"
 
 
@@ -97,7 +98,7 @@ def test_a_program_of_the_users_own_can_be_read(
     trained, _ = agents("workflow=cmd:tool-17")
     assert str(tmp_path / "home/.nvm/v20") in trained.agents[0].readable
     trained, _ = agents("workflow=cmd:tool-8")
-    assert trained.agents[0].readable == (str(tmp_path / "home/bin/tool-8"),) * 2
+    assert trained.agents[0].readable[-2:] == (str(tmp_path / "home/bin/tool-8"),) * 2
 
 
 def test_every_task_has_what_a_program_is_given() -> None:
