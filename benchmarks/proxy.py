@@ -155,6 +155,7 @@ def end_rollouts(folder: Path, keys: list[str]) -> None:
             "error": "",
             "reward": 0.0,
             "turn_rewards": {},
+            "egress_refused": {},
             **dict.fromkeys(("traceback", "stdout_tail", "stderr_tail"), ""),
             **dict.fromkeys(("wall_s", "cpu_s", "max_rss_bytes", "written_bytes"), 0),
         }

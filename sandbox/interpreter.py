@@ -6,16 +6,21 @@ Interpreters are started without `site`, for that runs what the environment's pa
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
 
 
-def interpreter_paths() -> list[str]:
-    """Existing folders and files of the import path, the prefixes and this package."""
+@functools.cache
+def interpreter_paths() -> tuple[str, ...]:
+    """Folders and files of the import path, the prefixes and this package.
+
+    As they are at the first call, so before any agent's module is imported.
+    """
     own = os.path.dirname(os.path.abspath(__file__))
     candidates = [*_prefixes(), sys.executable, *sys.path, *_named_in_pth_files(), own]
-    return [path for path in dict.fromkeys(candidates) if os.path.isabs(path) and path != "/"]
+    return tuple(p for p in dict.fromkeys(candidates) if os.path.isabs(p) and p != "/")
 
 
 def enter_environment() -> None:

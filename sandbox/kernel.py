@@ -33,6 +33,7 @@ ALL_NAMESPACES = (
 # The numbers of system calls since 5.0 are the same on every architecture.
 SYS_OPEN_TREE = 428
 SYS_MOVE_MOUNT = 429
+SYS_OPENAT2 = 437
 SYS_MOUNT_SETATTR = 442
 SYS_LANDLOCK_CREATE_RULESET = 444
 SYS_LANDLOCK_ADD_RULE = 445
@@ -48,6 +49,7 @@ _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 1, 2, 4, 8
 
 _MADV_COLLAPSE = 25
 _HUGE_PAGE_BYTES = 2 * 2**20
@@ -286,6 +288,14 @@ def collapse_private_memory() -> None:
 
 
 # Descriptors.
+
+
+def open_beneath(folder: int, path: str, flags: int) -> int:
+    """`os.open(path)` below the descriptor `folder`: through no link, and on the same mount."""
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve)  # struct open_how
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    return syscall(f"openat2 {path}", SYS_OPENAT2, folder, os.fsencode(path), how, size)
 
 
 def close_all_descriptors_but(keep: set[int]) -> None:

@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,11 @@ def launch(
     python: str,
     folder: str,
     label: str,
+    group: Sequence[int] = (),
 ) -> Launched:
     """`folder` is the zygote's working directory and HOME, and must exist. Raises `OSError`.
 
+    `group`: descriptors that lead into the zygote's group; the caller closes them.
     `label` only shows in the list of processes.
     """
     env = {**_SINGLE_THREADED, **spec.env, "HOME": folder, "TMPDIR": folder}
@@ -56,7 +58,7 @@ def launch(
     output, far_output = os.pipe()
     # A file and not a pipe: a pickled agent may be larger than any pipe, and nobody waits here.
     stdin = memory_file("zygote-settings", json.dumps(settings).encode())
-    passed = (far_channel.fileno(), far_lifeline.fileno())
+    passed = (far_channel.fileno(), far_lifeline.fileno(), *group)
     try:
         guardian = subprocess.Popen(
             # Without site: what the agent's environment runs at the start of an interpreter (its

@@ -20,6 +20,7 @@ from typing import Any
 from . import kernel
 from .errors import PlanError, StepFailed
 from .layers import APPLY, PREPARE, Context
+from .layers import cgroups as cgroups_layer
 from .layers import landlock as landlock_layer
 from .layers import root as root_layer
 from .layers.scratch import ROOM
@@ -29,6 +30,8 @@ from .spec import Limits, SandboxSpec
 STAGES = ("root", "zygote", "cell", "child", "egress")
 EGRESS_PORT = 3128
 """Of the egress proxy, in a child's own network; the next one where the caller has taken it."""
+MAX_INITS = 4096
+"""Processes of its own that stand in the group of a zygote, besides those of its agent's import."""
 _DNS_PORT = 53
 
 
@@ -67,10 +70,20 @@ class Plan:
         lines += [f"allow   {entry}" for entry in self.allow]
         return "\n".join(lines + [f"note    {weakness}" for weakness in self.weaknesses])
 
+    def group(self, stage: str) -> Mapping[str, int] | None:
+        """The limits of the group that processes of the stage enter; None: of no group."""
+        steps = (step for step in getattr(self, stage) if step.layer == cgroups_layer.NAME)
+        return next((step.args for step in steps), None)
+
 
 def plan(spec: SandboxSpec, probe: Probe) -> Plan:
     """Raises `PlanError` naming every layer of the tier that this machine does not give."""
     tier = strongest(probe) if spec.tier == "auto" else spec.tier
+    if tier == "process" and spec.mounts:
+        raise PlanError(
+            "mounts need a root of the child's own, which the tier 'process' does not make: take "
+            "the tier 'namespaces', or name the folders as readable, at the paths that they have"
+        )
     made = {"namespaces": _namespaces, "process": _process}[tier](spec, probe)
     missing = [f"{layer}: {reason}" for layer, reason in _missing(made, probe).items()]
     if missing:
@@ -89,8 +102,41 @@ def strongest(probe: Probe) -> str:
     raise PlanError(f"this machine gives no tier; {'; '.join(reasons)}")
 
 
+def has_groups(spec: SandboxSpec, probe: Probe) -> bool:
+    """Whether children get a cgroup each."""
+    return spec.cgroups == "require" or (
+        spec.cgroups == "auto" and not probe.layers.get(cgroups_layer.NAME, "it was not probed")
+    )
+
+
+def _group(spec: SandboxSpec, probe: Probe, limits: Mapping[str, int]) -> tuple[Step, ...]:
+    return (Step("cgroups", limits),) if has_groups(spec, probe) else ()
+
+
+def _zygote_group(limits: Limits) -> dict[str, int]:
+    """Whatever import-time code forks, with the inits of the tier `process`, stays in there."""
+    return {
+        "memory_bytes": limits.memory_bytes + limits.total_memory_bytes,
+        "processes": limits.processes + MAX_INITS,
+    }
+
+
+def _child_group(limits: Limits) -> dict[str, int]:
+    return {
+        "memory_bytes": limits.total_memory_bytes,
+        "processes": limits.processes,
+        "cpu_s": limits.total_cpu_s,
+    }
+
+
+def _why_no_groups(spec: SandboxSpec) -> str:
+    return "cgroups are off" if spec.cgroups == "off" else "no cgroups: the doctor says why"
+
+
 def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
     limits = spec.limits
+    polled = {"memory_bytes": limits.total_memory_bytes, "cpu_s": limits.total_cpu_s}
+    with_groups = has_groups(spec, probe)
     rlimits = {**_rlimits(limits), "RLIMIT_NPROC": [limits.processes] * 2}
     landlock = {
         "readable": ["/"],
@@ -104,11 +150,19 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
         tier="namespaces",
         root=(
             Step("namespaces", {}),
-            Step("root", {"readable": list(spec.readable), "hidden": list(spec.hidden)}),
+            Step(
+                "root",
+                {
+                    "readable": list(spec.readable),
+                    "hidden": list(spec.hidden),
+                    "mounts": dict(spec.mounts),
+                },
+            ),
             Step("scratch", {**scratch, "proc": False}),
             Step("loopback", {"ports": []}),
         ),
         zygote=(
+            *_group(spec, probe, _zygote_group(limits)),
             # To put a new child into the pid namespace of its cell; nothing else is left to do
             # with it, see seccomp.
             Step("capabilities", {"keep": [kernel.CAP_SYS_ADMIN]}),
@@ -123,12 +177,10 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
             Step(
                 "loopback", {"ports": _ports(spec) + ([_egress_port(spec)] if spec.allow else [])}
             ),
-            Step(
-                "polled_limits",
-                {"memory_bytes": limits.total_memory_bytes, "cpu_s": limits.total_cpu_s},
-            ),
+            *(() if with_groups else (Step("polled_limits", polled),)),
         ),
         child=(
+            *_group(spec, probe, _child_group(limits)),
             Step("session", {"umask": 0o077}),
             Step("descriptors", {}),
             Step("environ", {"env": environment(spec)}),
@@ -140,6 +192,12 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
         ),
         egress=_egress(spec.allow) if spec.allow else (),
         allow=spec.allow,
+        weaknesses=()
+        if with_groups
+        else (
+            "memory and CPU of all processes of a child together are looked at twice a second "
+            f"({_why_no_groups(spec)})",
+        ),
     )
 
 
@@ -212,6 +270,7 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
         tier="process",
         root=(),
         zygote=(
+            *_group(spec, probe, _zygote_group(spec.limits)),
             # Root's: with CAP_PERFMON alone every process's environment can be read.
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
@@ -221,26 +280,30 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
         ),
         cell=(),
         child=(
+            *_group(spec, probe, _child_group(spec.limits)),
             Step("session", {"umask": 0o077}),
             Step("descriptors", {}),
             Step("environ", {"env": dict(spec.env)}),
             Step("randomness", {}),
             Step("rlimits", _rlimits(spec.limits)),
             Step("no_new_privs", {}),
-            # What may be read is the zygote's matter, whose rules bind its children, too.
-            Step("landlock", {**common, "readable": ["/"], "hidden": []}),
+            Step("landlock", common),
         ),
-        weaknesses=_process_weaknesses(probe),
+        weaknesses=_process_weaknesses(spec, probe),
     )
 
 
-def _process_weaknesses(probe: Probe) -> tuple[str, ...]:
+def _process_weaknesses(spec: SandboxSpec, probe: Probe) -> tuple[str, ...]:
     notes = [
         "other processes and the paths of files can be listed, though not read",
-        "the number of processes of a child is not limited, nor what they use together",
         "the proxy's port number can be connected to on any host",
         "the metadata (mode, times) of this user's own files can be changed",
     ]
+    if not has_groups(spec, probe):
+        notes.append(
+            "the number of processes of a child is not limited, nor what they use together "
+            f"({_why_no_groups(spec)})"
+        )
     if probe.landlock_abi < landlock_layer.NETWORK_ABI:
         notes.append("the network is not confined: that takes Landlock ABI 4, Linux 6.7")
     if probe.landlock_abi < landlock_layer.SCOPE_ABI:

@@ -12,10 +12,11 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .cgroups import MAX_FOLDERS
 from .errors import ResultError
 
 MAX_TEXT_CHARS = 16 * 1024
@@ -44,6 +45,16 @@ class Descriptors:
     stdout: int
     stderr: int
     result: int
+    group: tuple[int, ...] = ()
+    """What leads into the child's group, see `cgroups`; none where it has none."""
+
+    @classmethod
+    def of(cls, received: Sequence[int]) -> Descriptors:
+        control, request, stdout, stderr, result, *group = received
+        return cls(control, request, stdout, stderr, result, tuple(group))
+
+
+MAX_DESCRIPTORS = 5 + MAX_FOLDERS
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ class Status:
     cpu_s: float = 0.0
     max_rss_bytes: int = 0
     num_killed: int = 0
+    written_bytes: int = 0
     limit: str = ""
     """ "memory" or "cpu": what all its processes together used too much of."""
     failed_step: str = ""
@@ -168,6 +180,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "cpu_s": (float, int),
     "max_rss_bytes": (int,),
     "num_killed": (int,),
+    "written_bytes": (int,),
     "limit": (str,),
     "failed_step": (str,),
     "error": (str,),

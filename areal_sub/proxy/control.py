@@ -135,6 +135,7 @@ def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
         num_turns=len(session.turn_ids),
         num_rejected_calls=session.num_rejected,
         ended_at=time.time(),
+        written_bytes=params["written_bytes"],
     )
 
 

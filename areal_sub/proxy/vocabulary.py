@@ -49,8 +49,10 @@ class Vocabulary:
         }
         self.control_ids: dict[str, int] = {token["content"]: token["id"] for token in control}
         self.special_texts = frozenset(t["content"] for t in control if t["special"])
-        self.stop_ids = _stop_ids(folder, self.full)
-        self.stop_texts = tuple(t for t, i in self.control_ids.items() if i in self.stop_ids)
+        self.stop_ids: frozenset[int] = frozenset()
+        self.stop_texts: tuple[str, ...] = ()
+        self.add_stops(_stop_ids(folder, self.full))
+        self.size: int = self.full.get_vocab_size()
         # No text of n characters has fewer than n / max_token_chars tokens.
         self.max_token_chars = max(map(len, self.full.get_vocab()))
         self._control_set = frozenset(self.control_ids.values())
@@ -58,6 +60,11 @@ class Vocabulary:
         # Control tokens that swallow the white space before or behind them.
         self._eats_left = {token["content"] for token in control if token.get("lstrip")}
         self._eats_right = {token["content"] for token in control if token.get("rstrip")}
+
+    def add_stops(self, token_ids: Iterable[int]) -> None:
+        """Have these end a turn too. While loading only."""
+        self.stop_ids = self.stop_ids.union(token_ids)
+        self.stop_texts = tuple(t for t, i in self.control_ids.items() if i in self.stop_ids)
 
     def encode(self, text: str, reveal: Callable[[str], str] = str) -> list[int]:
         """Ids of a rendered text, whose control tokens are meant as such.
@@ -106,8 +113,9 @@ class Vocabulary:
 
     def hidden_ids(self, visible: Collection[str]) -> frozenset[int]:
         """Ids without a text for agents: ends of turn and special tokens, save `visible`."""
-        special = {self.control_ids[text] for text in self.special_texts - set(visible)}
-        return frozenset(special | self.stop_ids)
+        special = {self.control_ids[text] for text in self.special_texts}
+        shown = {self.control_ids.get(text) for text in visible}
+        return frozenset((special | self.stop_ids) - shown)
 
 
 def _load(data: dict[str, Any]) -> Tokenizer:

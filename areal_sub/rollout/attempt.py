@@ -25,6 +25,7 @@ from areal_sub.rollout.command import Command, fill_command
 from areal_sub.rollout.environ import agent_environment, template_variables
 from areal_sub.rollout.mix import Agent
 from areal_sub.rollout.rewards import judge_result
+from areal_sub.rollout.workspace import workspace_of
 from areal_sub.rpc import Client
 from areal_sub.trajectory.stream import TrajectoryStream
 from areal_sub.trajectory.tree import Trajectory
@@ -77,7 +78,7 @@ class RolloutRunner:
         self._agents = agents
         self._timeout_s = config.timeout_s
         self._openai: OpenAIConfig = config.openai
-        self._project = str(Path.cwd())
+        self._base = Path.cwd()  # what paths in the configuration are relative to
 
     async def run(
         self, assignment: Assignment, agent: Agent, gconfig: GenerationConfig
@@ -124,9 +125,13 @@ class RolloutRunner:
             timeout_s=self._timeout_s,
             python=agent.python,
             readable=list(agent.readable),
+            outputs=self._openai.sandbox.outputs,
         )
         started_at = time.monotonic()
         try:
+            template = self._openai.sandbox.workspace
+            workspace = workspace_of(template, assignment.data, self._base)
+            request = dataclasses.replace(request, workspace=workspace)
             if agent.command is not None:
                 request = self._of_program(request, agent.command)
             return await self._agents.run(request)
@@ -144,7 +149,7 @@ class RolloutRunner:
 
     def _of_program(self, request: RunRequest, command: Command) -> RunRequest:
         """Raises `TaskError` where the task lacks a field."""
-        variables = template_variables(request.env, self._project)
+        variables = template_variables(request.env, str(self._base))
         filled = fill_command(command, request.data, variables)
         return dataclasses.replace(
             request,
@@ -178,6 +183,7 @@ class RolloutRunner:
             "cpu_s": report.cpu_s,
             "max_rss_bytes": report.max_rss_bytes,
             "egress_refused": report.egress_refused,
+            "written_bytes": report.written_bytes,
         }
         await self._proxy.call("end_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
 

@@ -90,9 +90,11 @@ def make_spec(
     """The sandbox's spec from the fields of `SandboxConfig`."""
     return SandboxSpec(
         tier=sandbox["tier"],
+        cgroups=sandbox["cgroups"],
         env=env,
         readable=tuple(str(Path(path).resolve()) for path in sandbox["readable"]),
         hidden=tuple(hidden),
+        mounts={inside: str(Path(path).resolve()) for inside, path in sandbox["mounts"].items()},
         limits=Limits(
             cpu_s=sandbox["max_cpu_s"],
             memory_bytes=sandbox["max_memory_bytes"],
@@ -105,6 +107,8 @@ def make_spec(
             processes=sandbox["max_processes"],
             scratch_bytes=sandbox["max_scratch_bytes"],
             scratch_files=sandbox["max_scratch_files"],
+            workspace_bytes=sandbox["max_workspace_bytes"],
+            outputs_bytes=sandbox["max_outputs_bytes"],
         ),
     )
 
@@ -130,6 +134,10 @@ def make_report(request: RunRequest, child: ChildReport) -> RunReport:
         max_rss_bytes=child.max_rss_bytes,
         num_killed=child.num_killed,
         egress_refused=dict(child.egress_refused),
+        written_bytes=child.written_bytes,
+        outputs=dict(child.outputs),
+        outputs_refused=[list(each) for each in child.outputs_refused],
+        outputs_missing=list(child.outputs_missing),
     )
 
 
@@ -269,6 +277,8 @@ class Supervisor:
                         stdin=request.stdin,
                         files=request.files,
                         wall_s=request.timeout_s,
+                        workspace=request.workspace or None,
+                        outputs=request.outputs,
                         on_listener=on_listener,
                     )
                 return await zygote.run(
@@ -276,6 +286,8 @@ class Supervisor:
                     kwargs=request.workflow_kwargs,
                     env=request.env,
                     wall_s=request.timeout_s,
+                    workspace=request.workspace or None,
+                    outputs=request.outputs,
                     on_listener=on_listener,
                 )
         except ZygoteFailed as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 from . import (
     capabilities,
+    cgroups,
     descriptors,
     environ,
     landlock,
@@ -47,6 +48,7 @@ _LAYERS = (
     scratch,
     loopback,
     polled_limits,
+    cgroups,
     capabilities,
 )
 

@@ -45,6 +45,8 @@ LIMITS = {
     "processes": 64,
     "scratch_bytes": 16 * MIB,
     "scratch_files": 2000,
+    "outputs_bytes": 12 * MIB,
+    "outputs_files": 1000,
 }
 
 
@@ -179,6 +181,7 @@ class Stage:
         shutil.copytree(HERE / "agents", self.code, ignore=shutil.ignore_patterns("__pycache__"))
         self.folder = folder
         self._probed = probed
+        self.has_groups = not probed.layers["cgroups"]
         self._python = python
         self._runner = asyncio.Runner()
         self._zygotes: dict[str, Zygote] = {}
@@ -225,8 +228,9 @@ class Stage:
         """Run one attack."""
         env = more.pop("env", {})
         wall_s = more.pop("wall_s", None)
+        outputs = more.pop("outputs", ())
         data = {**self.world.aims, "guardian": zygote.guardian_pid, "attack": attack, **more}
-        return await zygote.run(data, env=env, wall_s=wall_s)
+        return await zygote.run(data, env=env, wall_s=wall_s, outputs=outputs)
 
     @contextlib.asynccontextmanager
     async def beside_a_sibling(self, zygote: Zygote) -> AsyncIterator[None]:

@@ -43,7 +43,7 @@ def test_it_ends_as_the_catalogue_says(stage: Any, attack: Attack) -> None:
             return await observe(stage, zygote, attack)
 
     observed = stage.run(go())
-    expected = attack.ends[stage.tier]
+    expected = attack.end(stage.tier, cgroups=stage.has_groups)
     assert observed.startswith("stopped: " if expected.stopped else "SUCCEEDED: "), observed
     if expected.stopped:
         unexpected = set(_REASONS.findall(observed)) - expected.reasons
@@ -62,7 +62,8 @@ def test_every_line_is_in_the_catalogue() -> None:
     assert lines | elsewhere == set(range(1, 75))
     assert len({attack.number for attack in ATTACKS}) == len(ATTACKS)
     assert all(attack.ends.keys() == set(TIERS) for attack in ATTACKS)
-    assert all(end.says.strip() for attack in ATTACKS for end in attack.ends.values())
+    ends = [end for attack in ATTACKS for end in (*attack.ends.values(), *attack.grouped.values())]
+    assert all(end.says.strip() for end in ends)
 
 
 def test_the_page_shows_the_present_table() -> None:
@@ -103,17 +104,54 @@ def observes(number: str) -> Callable[[Observe], Observe]:
     return register
 
 
-@observes("13")
+@observes("13a")
+@observes("13b")
+@observes("13c")
 @observes("14")
-@observes("15")
+@observes("15a")
+@observes("15b")
+@observes("15c")
+@observes("15d")
+@observes("15e")
 async def _leftovers(stage: Any, zygote: Any, attack: Attack) -> str:
     siblings = stage.children_folders()
-    said = await _run(stage, zygote, attack)
-    assert said.startswith("left"), said
+    started = time.monotonic()
+    outputs = ["good", ".", "out", "out/credentials", "folder/.aws/credentials", "*"]
+    report = await stage.attack(zygote, attack.function, outputs=outputs)
+    assert str(report.value).startswith("left"), report
+    if len(report.outputs_refused) > 101 or time.monotonic() - started > 15:
+        return f"SUCCEEDED: not bounded: {len(report.outputs_refused)}"
+    if any(_CONTROL.search(name) or "\n" in name for name, _ in report.outputs_refused):
+        return f"SUCCEEDED: {report.outputs_refused}"
+    if any("CANARY" in str(content) for content in report.outputs.values()):
+        return f"SUCCEEDED: {report.outputs}"
+    names = {name for name in report.outputs if len(name) < 200 and not name.isdigit()}
+    refused = {name for name, _ in report.outputs_refused}
+    most, must = _EXPECTED[attack.number]
+    assert names <= {"good", *most}, names
+    assert must <= refused, report.outputs_refused
+    assert ("good" in names) == (attack.number not in ("13b", "13c")), report
     left = set(stage.children_folders()).difference(siblings)
     if left or not stage.world.is_intact():
         return f"SUCCEEDED: {left}"
-    return "stopped: removed, and what they lead to is untouched"
+    return "stopped: and what they lead to is untouched"
+
+
+# What else may come out of it, and what has to be refused by its name.
+_EXPECTED: dict[str, tuple[set[str], set[str]]] = {
+    "13a": (set(), {"out", "result.json", "folder", "inner/folder", "inner/file", "root", "magic"}),
+    "13b": (set(), {".", "good", "out"}),
+    "13c": (set(), {"good", "again", "linked"}),
+    "14": ({"out/credentials", "kept/credentials"}, set()),
+    "15a": ({"sealed/file"}, {"fifo"}),
+    "15b": ({"sparse", *(f"sparse-{n}" for n in range(8))}, {"sparse-7"}),
+    "15c": (set(), {"/".join(["deep"] * 65)}),
+    "15d": (
+        {" ", "-rf", "$(id)", "..."},
+        {r"new\nline", r"\udcff\udcfe", r"\x1b[31mred", r"\u202etxt", r"\t", r"\x0d"},
+    ),
+    "15e": (set(), {"."}),
+}
 
 
 @observes("20")

@@ -133,3 +133,12 @@ def asks_the_web(data: dict[str, Any]) -> Any:
 async def sleeps(data: dict[str, Any], **extra_kwargs: Any) -> float:
     await asyncio.sleep(data["seconds"])
     return 1.0
+
+
+def answers_in_a_file(data: dict[str, Any]) -> float:
+    with open("question") as question, open("answer", "w") as answer:
+        left, right = question.read().split(" * ")
+        answer.write(str(int(left) * int(right)))
+    os.remove("question")
+    os.symlink("answer", "link")
+    return 1.0
