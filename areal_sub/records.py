@@ -307,7 +307,7 @@ class RunRequest(_Record):
     argv: list[str] = field(default_factory=list)  # a program instead of `target` and `pickled`
     stdin: str = ""  # the program's
     files: dict[str, str] = field(default_factory=dict)  # for it: path (or ~/path) → content
-    reward: str = ""  # how the program's reward is found: "last_line" | "exit_code"
+    reward: str = ""  # where the program's is: "last_line" | "exit_code" | "file:PATH"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,9 +127,10 @@ class CommandConfig(Section):
     """Written before it starts: path below its working directory, or `~/path`, → template."""
     env: dict[str, str] = {}
     """Templates of more variables."""
-    reward: Literal["last_line", "exit_code"] = "last_line"
+    reward: str = "last_line"
     """`last_line`: the last line of its stdout is a number, or JSON with a field `reward`;
-    `exit_code`: 0 is the reward 1, every other code is 0."""
+    `file:PATH`: the last line of that file in its working directory; `exit_code`: 0 is the reward
+    1, every other code is 0."""
 
     @field_validator("argv")
     @classmethod
@@ -137,6 +138,16 @@ class CommandConfig(Section):
         if not argv or not argv[0]:
             raise ValueError("write a program and its words: [node, agent.js, '{question}']")
         return argv
+
+    @field_validator("reward")
+    @classmethod
+    def _can_be_found(cls, reward: str) -> str:
+        kind, _, path = reward.partition(":")
+        if reward not in ("last_line", "exit_code") and not (kind == "file" and path):
+            raise ValueError(f"{reward!r} is none of last_line, exit_code, file:PATH")
+        if path.startswith("/") or ".." in path.split("/") or any(c in path for c in "*?["):
+            raise ValueError(f"{path!r} is not the path of one file below the working directory")
+        return reward
 
     @field_validator("files")
     @classmethod

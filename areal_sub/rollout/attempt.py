@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from areal_sub.config.schema import GenerationConfig, OpenAIConfig, RolloutConfig
 from areal_sub.errors import ArealSubError, PeerGone, TaskError, WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
-from areal_sub.rollout.command import Command, fill_command
+from areal_sub.rollout.command import Command, declared_outputs, fill_command
 from areal_sub.rollout.environ import agent_environment, template_variables
 from areal_sub.rollout.mix import Agent
 from areal_sub.rollout.rewards import judge_result
@@ -159,6 +159,7 @@ class RolloutRunner:
             files=filled.files,
             env={**request.env, **filled.env},
             reward=command.reward,
+            outputs=[*request.outputs, *declared_outputs(command.reward)],
         )
 
     async def _end(self, report: RunReport) -> None:

@@ -23,7 +23,7 @@ from areal_sub.records import Outcome
 from areal_sub.rollout.rewards import judge_result
 
 PREFIX = "cmd:"
-REWARDS = ("last_line", "exit_code")
+FILE = "file:"
 _NOT_EXECUTED = (126, 127)
 _FIELD = re.compile(r"\{\{([A-Za-z_][\w.]*)\}\}|\{([A-Za-z_][\w.]*)\}")
 _MAX_LAST_WORDS = 300
@@ -115,22 +115,33 @@ def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def declared_outputs(rule: str) -> list[str]:
+    """What has to come out of the child for the reward to be found."""
+    return [rule.removeprefix(FILE)] if rule.startswith(FILE) else []
+
+
 def program_end(
-    rule: str, exit_code: int, stdout: str, stderr: str
+    rule: str, exit_code: int, stdout: str, stderr: str, outputs: Mapping[str, bytes]
 ) -> tuple[Outcome, float | dict[str, float] | None, str]:
     """(outcome, result, error) of a program that ended by itself.
 
-    `stdout`, `stderr`: their ends. `last_line`: the last line of stdout is a number, or an object
-    with "reward": a number, or numbers by completion id. A program that failed has no reward,
-    unless its last line is such an object. `exit_code`: 0 is the reward 1, other codes are 0.
+    `stdout`, `stderr`: their ends; `outputs`: path → content. `last_line`: the last line of stdout
+    is a number, or an object with "reward": a number, or numbers by completion id; `file:PATH`: the
+    last line of that output. A program that failed has no reward, unless that line is such an
+    object. `exit_code`: 0 is the reward 1, other codes are 0.
     """
     if rule == "exit_code" and exit_code not in _NOT_EXECUTED:
         return Outcome.COMPLETED, float(exit_code == 0), ""
-    last = _last_line(stdout)
+    where, said = "on stdout", stdout
+    for path in declared_outputs(rule):
+        where, said = f"of {path}", outputs.get(path, b"").decode("utf-8", "replace")
+        if path not in outputs:
+            where += " (which was not written, or is no file)"
+    last = _last_line(said)
     words = f"; its last words: {_shown(_last_line(stderr))}" if stderr.strip() else ""
-    if rule == "last_line" and (exit_code == 0 or last.startswith("{")):
+    if rule != "exit_code" and (exit_code == 0 or last.startswith("{")):
         try:
-            reward, turn_rewards = judge_result(_reward_in(last))
+            reward, turn_rewards = judge_result(_reward_in(last, where))
         except WorkflowError as invalid:
             if exit_code == 0:
                 return Outcome.INVALID_RESULT, None, f"{invalid}{words}"
@@ -147,7 +158,7 @@ def _shown(line: str) -> str:
     return line if len(line) <= _MAX_LAST_WORDS else f"...{line[-_MAX_LAST_WORDS:]}"
 
 
-def _reward_in(line: str) -> Any:
+def _reward_in(line: str, where: str) -> Any:
     """What the last line says, not judged yet. Raises `WorkflowError` where it says nothing."""
     try:
         if not line.startswith("{"):
@@ -156,6 +167,6 @@ def _reward_in(line: str) -> Any:
         return message["reward"]
     except (ValueError, RecursionError, KeyError):
         raise WorkflowError(
-            'the last line on stdout is no reward (a number, or an object with "reward" in JSON): '
+            f'the last line {where} is no reward (a number, or an object with "reward" in JSON): '
             f"{_shown(line)!r}"
         ) from None

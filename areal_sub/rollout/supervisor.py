@@ -117,7 +117,11 @@ def make_report(request: RunRequest, child: ChildReport) -> RunReport:
     outcome, value, error = OUTCOMES[child.ending], child.value, child.error
     if request.argv and child.ending is Ending.EXITED:
         outcome, value, error = program_end(
-            request.reward, child.exit_code or 0, child.stdout_tail, child.stderr_tail
+            request.reward,
+            child.exit_code or 0,
+            child.stdout_tail,
+            child.stderr_tail,
+            child.outputs,
         )
     return RunReport(
         rollout_id=request.rollout_id,

@@ -11,6 +11,7 @@ from areal_sub.errors import TaskError, WorkflowError
 from areal_sub.records import Outcome
 from areal_sub.rollout.command import (
     Command,
+    declared_outputs,
     fill_command,
     fill_template,
     parse_command,
@@ -98,7 +99,7 @@ def test_a_line_is_split_as_a_shell_would_and_read_by_none() -> None:
     ],
 )
 def test_the_last_line_is_the_reward(stdout: str, code: int, outcome: Outcome, value: Any) -> None:
-    found = program_end("last_line", code, stdout, "first\nno such file: a.toml\n")
+    found = program_end("last_line", code, stdout, "first\nno such file: a.toml\n", {})
     assert found[:2] == (outcome, value)
     assert ("its last words: no such file: a.toml" in found[2]) == (outcome != "completed")
     assert len(found[2]) < 1000
@@ -106,5 +107,24 @@ def test_the_last_line_is_the_reward(stdout: str, code: int, outcome: Outcome, v
 
 @pytest.mark.parametrize(("code", "value"), [(0, 1.0), (1, 0.0), (3, 0.0), (127, None)])
 def test_the_exit_code_is_the_reward(code: int, value: float | None) -> None:
-    outcome, found, _ = program_end("exit_code", code, "whatever", "")
+    outcome, found, _ = program_end("exit_code", code, "whatever", "", {})
     assert (outcome, found) == (Outcome.EXITED if value is None else Outcome.COMPLETED, value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "code", "outcome", "value"),
+    [
+        ({"out/score": b"graded\n0.5\n"}, 0, Outcome.COMPLETED, 0.5),
+        ({"out/score": b'{"reward": 1}'}, 2, Outcome.COMPLETED, 1.0),
+        ({"out/score": b"0.5"}, 2, Outcome.EXITED, None),
+        ({"out/score": b"\xff\xfe"}, 0, Outcome.INVALID_RESULT, None),
+        ({}, 0, Outcome.INVALID_RESULT, None),
+    ],
+)
+def test_a_file_holds_the_reward(
+    outputs: dict[str, bytes], code: int, outcome: Outcome, value: float | None
+) -> None:
+    assert declared_outputs("file:out/score") == ["out/score"]
+    found = program_end("file:out/score", code, "0.25", "", outputs)
+    assert found[:2] == (outcome, value)
+    assert ("not written" in found[2]) == (outputs == {})

@@ -113,6 +113,18 @@ def program(make_request: Any, script: str, **fields: Any) -> RunRequest:
         ("echo thinking; echo 0.5", {}, Outcome.COMPLETED, 0.5),
         ('echo "{\\"reward\\": $OPENAI_API_KEY}"', {}, Outcome.COMPLETED, 7.0),
         ("cat; cat a/b.txt", {"stdin": "x\n", "files": {"a/b.txt": "2"}}, Outcome.COMPLETED, 2.0),
+        (
+            "mkdir o; echo 0.5 > o/s; echo 0.25",
+            {"reward": "file:o/s", "outputs": ["o/s"]},
+            Outcome.COMPLETED,
+            0.5,
+        ),
+        (
+            "ln -s /etc/hostname s",
+            {"reward": "file:s", "outputs": ["s"]},
+            Outcome.INVALID_RESULT,
+            None,
+        ),
         ("exit 1", {"reward": "exit_code"}, Outcome.COMPLETED, 0.0),
         ("exit 0", {"reward": "exit_code"}, Outcome.COMPLETED, 1.0),
         ("echo no config >&2; exit 3", {}, Outcome.EXITED, None),
