@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -29,7 +30,8 @@ from areal_sub.proxy.dialects import chat
 from areal_sub.proxy.listeners import STATE_KEY
 from areal_sub.proxy.neutral import Choice, Delta, Usage
 from areal_sub.proxy.refusals import Reason, Refusal
-from areal_sub.proxy.sessions import Session, Sessions
+from areal_sub.proxy.sessions import KeyMisuse, Session, Sessions
+from areal_sub.proxy.tampering import sign_of_route
 from areal_sub.proxy.turns import Prepared, Turns
 
 T = TypeVar("T")
@@ -40,6 +42,8 @@ MAX_BODY_BYTES = 16 * 2**20
 BODY_TIMEOUT_S = 60.0
 # A reader of a stream that stops reading is let go after this long.
 SEND_TIMEOUT_S = 300.0
+
+_PATH_KEY = re.compile(r"/k/([^/]+)")
 
 Endpoint = Callable[[Request, Session], Awaitable[Response]]
 
@@ -75,6 +79,7 @@ def make_app(sessions: Sessions, turns: Turns) -> FastAPI:
             refusal = Refusal(Reason.WRONG_METHOD, f"Not allowed: {what}")
         else:
             refusal = Refusal(Reason.UNKNOWN_ROUTE, f"Invalid URL ({what})")
+            _note_route(sessions, request)
         sessions.num_rejected[refusal.reason] += 1
         return _refused(refusal)
 
@@ -87,13 +92,18 @@ def _guarded(sessions: Sessions, endpoint: Endpoint) -> Callable[[Request], Awai
 
     async def call(request: Request) -> Response:
         session: Session | None = None
+        refusal: Refusal
         try:
             session = sessions.authenticate(
                 request.path_params.get("key"),
                 header_keys(request),
-                request.scope.get("state", {}).get(STATE_KEY),
+                _owner(request),
             )
             return await endpoint(request, session)
+        except KeyMisuse as misuse:
+            refusal = misuse
+            what = f"{request.method} {request.url.path}"
+            sessions.note(misuse.sign, what, misuse.callers, _owner(request) or "")
         except Refusal as error:
             refusal = error
         except ClientDisconnect:
@@ -107,6 +117,19 @@ def _guarded(sessions: Sessions, endpoint: Endpoint) -> Callable[[Request], Awai
         return _refused(refusal)
 
     return call
+
+
+def _owner(request: Request) -> str | None:
+    """Whose connection it came by, where connections have an owner."""
+    owner: str | None = request.scope.get("state", {}).get(STATE_KEY)
+    return owner
+
+
+def _note_route(sessions: Sessions, request: Request) -> None:
+    path, owner = request.url.path, _owner(request)
+    caller = sessions.caller(owner, [*_PATH_KEY.findall(path)[:1], *header_keys(request)])
+    callers = [caller] if caller is not None else []
+    sessions.note(sign_of_route(path), f"{request.method} {path}", callers, owner or "")
 
 
 def header_keys(request: Request) -> list[str]:

@@ -85,6 +85,8 @@ class Turns:
         try:
             prompt = await self._prompt(session, call)
             session.check_open()
+            if session.transcript is not None:
+                session.transcript.ask(prompt, call.messages)
         except Refusal:
             session.num_admitted -= call.num_choices
             raise
@@ -265,7 +267,10 @@ class Turns:
         )
         self._journal.append(record)
         prepared.num_sampled_tokens += len(sampled.token_ids)
-        session.history.add_turn(turn_id, prompt, record.token_ids, sampled.answer())
+        answer = sampled.answer()
+        turn = session.history.add_turn(turn_id, prompt, record.token_ids, answer)
+        if session.transcript is not None:
+            session.transcript.add(turn, answer, record.finish_reason)
         session.turn_ids.add(turn_id)
         self.num_turns += 1
         self.num_aborted += sampled.finish_reason is None

@@ -6,10 +6,14 @@ died. Served over `rpc`, to `pool` in the trainer:
 
     attach {port, listeners_path} → {tier, weaknesses, allow}   once, before the first agent: the
                                                                 proxy
-    warm  {target, pickled}  → {notes}            the agent's import error as the call's error
+    warm  {target, pickled, grader}  → {notes}    the agent's import error as the call's error
     run   RunRequest         → RunReport          cancelling the call kills the child
     stats {}                 → {max_children, start_timeout_s, num_running, num_waiting,
                                 num_finished, num_zygotes, num_restarts}
+
+A request with `grader` runs a grader: in a zygote of its own, without the proxy's listener, without
+network and without the variables that agents are let through, and in slots of its own, as many as
+there are for agents.
 
 Invariants: when this process ends, however it does, every process below it ends; when a zygote
 ends, no process of its agent is left. At most `max_children` children run at once; others wait
@@ -37,6 +41,7 @@ from areal_sub.component import run_component
 from areal_sub.errors import WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rpc import Server
+from areal_sub.workflow import GRADER_TARGET, GRADER_VARIABLE
 from sandbox import ChildReport, Ending, Limits, SandboxError, SandboxSpec, Zygote, ZygoteFailed
 from sandbox.folders import remove_tree
 from sandbox.kernel import become_subreaper
@@ -137,10 +142,12 @@ class Supervisor:
         python_path: list[str],
         max_children: int,
         start_timeout_s: float,
+        grader_spec: SandboxSpec,
         reserve: int = 0,
         allow: Iterable[str] = (),
     ) -> None:
         self._spec = spec
+        self._grader_spec = grader_spec
         self._allow = tuple(allow)
         self._told: set[tuple[str, str]] = set()  # (agent, host and port) that the log names
         self._reserve = reserve
@@ -153,6 +160,7 @@ class Supervisor:
         self._zygotes: dict[str, asyncio.Task[Zygote]] = {}
         self._max_children = max_children
         self._slots = asyncio.Semaphore(max_children)
+        self._grader_slots = asyncio.Semaphore(max_children)
         self._watching: set[asyncio.Task[None]] = set()
         self._num_started = 0
         self._num_running = 0
@@ -177,7 +185,9 @@ class Supervisor:
 
     async def warm(self, params: dict[str, Any]) -> dict[str, Any]:
         try:
-            zygote = await self._zygote(params["target"], params["pickled"])
+            zygote = await self._zygote(
+                params["target"], params["pickled"], grader=params.get("grader", False)
+            )
         except ZygoteFailed as error:
             text = f"{error}\n{error.traceback}" if error.traceback else str(error)
             raise WorkflowError(text.rstrip()) from None
@@ -187,9 +197,10 @@ class Supervisor:
 
     async def run(self, params: dict[str, Any]) -> dict[str, Any]:
         request = RunRequest.from_map(params)
+        slots = self._grader_slots if request.grader else self._slots
         self._num_waiting += 1
         try:
-            await self._slots.acquire()
+            await slots.acquire()
         finally:
             self._num_waiting -= 1
         self._num_running += 1
@@ -198,7 +209,7 @@ class Supervisor:
         finally:
             self._num_running -= 1
             self._num_finished += 1
-            self._slots.release()
+            slots.release()
         self._log_refused(request.target or "(pickled)", child.egress_refused)
         return make_report(request.rollout_id, child).to_map()
 
@@ -232,7 +243,7 @@ class Supervisor:
 
     async def _run_child(self, request: RunRequest) -> ChildReport:
         try:
-            zygote = await self._zygote(request.target, request.pickled)
+            zygote = await self._zygote(request.target, request.pickled, grader=request.grader)
             return await zygote.run(
                 request.data,
                 kwargs=request.workflow_kwargs,
@@ -253,23 +264,28 @@ class Supervisor:
             # Small, and read at once: this does not wait unless the proxy is gone.
             socket.send_fds(self._to_proxy, [rollout_id.encode()], [listener])
 
-    async def _zygote(self, target: str, pickled: bytes) -> Zygote:
+    async def _zygote(self, target: str, pickled: bytes, *, grader: bool) -> Zygote:
         """The agent's zygote, started if there is none or it died. Raises `SandboxError`."""
         key = hashlib.sha256(pickled).hexdigest() if pickled else target
+        key = f"grader {key}" if grader else key  # one object may be both, and is never shared
         task = self._zygotes.get(key)
         if task is None or (task.done() and not _is_alive(task)):
-            task = asyncio.ensure_future(self._start(target, pickled))
+            task = asyncio.ensure_future(self._start(target, pickled, grader=grader))
             self._zygotes[key] = task
         # Shielded: many may wait for one start, and one that gives up must not end it.
         return await asyncio.shield(task)
 
-    async def _start(self, target: str, pickled: bytes) -> Zygote:
+    async def _start(self, target: str, pickled: bytes, *, grader: bool) -> Zygote:
         self._num_started += 1
+        spec = self._spec
+        if grader:
+            named = {**self._grader_spec.env, GRADER_VARIABLE: target}
+            spec = dataclasses.replace(self._grader_spec, env=named)
         zygote = await Zygote.start(
-            self._spec,
+            spec,
             self._probe,
             folder=self._work_dir / f"zygote-{self._num_started}",
-            target=target,
+            target=GRADER_TARGET if grader else target,
             pickled=pickled,
             python=self._python,
             python_path=self._python_path,
@@ -308,7 +324,8 @@ async def main(settings: dict[str, Any]) -> None:
     """Settings: `socket_path`, `work_dir` (ours alone, emptied), `python_path`, `env_passthrough`,
     `hidden` (folders that children must not read),
     `max_children`, `sandbox` (fields of `SandboxConfig`); optional: `start_timeout_s`, `python`
-    (the interpreter of the agents)."""
+    (the interpreter of the agents), `grader_hidden` and `grader_memory_bytes` (as `hidden` and
+    `sandbox.max_memory_bytes`, which are their defaults, for graders)."""
     become_subreaper()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # four for each child
@@ -317,13 +334,16 @@ async def main(settings: dict[str, Any]) -> None:
     os.makedirs(work_dir, 0o700)  # noqa: PTH103 (nothing else runs in this loop yet)
     # Agents may use this package's `AgentWorkflow`, wherever it is installed.
     own_path = str(Path(areal_sub.__file__).parents[1])
+    sandbox, hidden = settings["sandbox"], settings.get("hidden", [])
+    memory_bytes = settings.get("grader_memory_bytes", sandbox["max_memory_bytes"])
     supervisor = Supervisor(
-        make_spec(
-            settings["sandbox"],
-            allowed(os.environ, settings["env_passthrough"]),
-            settings.get("hidden", []),
-        ),
+        make_spec(sandbox, allowed(os.environ, settings["env_passthrough"]), hidden),
         probe(),
+        grader_spec=make_spec(
+            {**sandbox, "max_memory_bytes": memory_bytes},
+            allowed(os.environ),
+            settings.get("grader_hidden", hidden),
+        ),
         work_dir=Path(work_dir),
         python=settings.get("python", sys.executable),
         python_path=[*settings["python_path"], own_path],
