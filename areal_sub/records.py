@@ -46,7 +46,7 @@ def float32(values: Any) -> Float32Array:
 class Outcome(StrEnum):
     """How a rollout counts. Exactly one per rollout that was started."""
 
-    COMPLETED = "completed"  # the agent returned a valid reward
+    COMPLETED = "completed"  # the agent returned a valid reward, or its grader did
     EXCEPTION = "exception"  # the agent raised
     EXITED = "exited"  # its process ended without a result (`os._exit`, `sys.exit`)
     KILLED = "killed"  # its process died of a signal that we did not send
@@ -57,6 +57,7 @@ class Outcome(StrEnum):
     CPU_LIMIT = "cpu_limit"  # its processes together used more CPU time than they may
     INVALID_RESULT = "invalid_result"  # malformed, not a reward, NaN, or for an unknown turn
     NO_TURNS = "no_turns"  # a valid reward, but no model call to train
+    GRADER_FAILED = "grader_failed"  # the agent came to its end, but the grader did not, twice
     START_FAILED = "start_failed"  # the agent could not be imported, constructed or spawned
     CANCELLED = "cancelled"  # we stopped it (shutdown)
     LOST = "lost"  # infrastructure of ours failed under it
@@ -204,6 +205,11 @@ class EndRecord(_Record):
     egress_refused: dict[str, int] = field(default_factory=dict)
     """ "host:port" that the sandbox's allowlist refused → how often; bounded."""
     written_bytes: int = 0  # what the child's files took at its end
+    claimed_reward: float | dict[str, float] | None = None
+    """With a grader: what the agent returned, which is not what `reward` is made from. None where
+    it returned no reward."""
+    tampering: dict[str, int] = field(default_factory=dict)
+    """What looks like cheating → how often; see `proxy/tampering.py`."""
 
 
 TrajectoryRecord = OpenRecord | TurnRecord | EndRecord
@@ -308,6 +314,7 @@ class RunRequest(_Record):
     stdin: str = ""  # the program's
     files: dict[str, str] = field(default_factory=dict)  # for it: path (or ~/path) → content
     reward: str = ""  # where the program's is: "last_line" | "exit_code" | "file:PATH"
+    grader: bool = False  # `target` grades: no model and no network for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

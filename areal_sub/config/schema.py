@@ -226,6 +226,17 @@ class OpenAIConfig(Section):
     it)."""
     num_children: Positive | None = None
     """Children alive at once; default: `rollout.max_concurrent_rollouts`."""
+    reward: str = "agent"
+    """Who says what a rollout is worth. `agent`: the agent, by what it returns. Or a grader's
+    import path, `package.module:grade`, which runs when the agent is gone, in a sandbox of its own;
+    what the agent returns is then a claim, and never used. See `docs/rewards.md`."""
+    reward_kwargs: dict[str, Any] = {}
+    """Passed to the grader, or to its constructor where it is a class."""
+    reward_timeout_s: PositiveFloat = 60.0
+    """Wall-clock limit of the grader for one rollout."""
+    reward_max_memory_bytes: Positive = 8 * 2**30
+    """Of the grader's child, as `sandbox.max_memory_bytes` is of the agent's. Its other limits are
+    the agent's."""
     sandbox: SandboxConfig = SandboxConfig()
 
     @field_validator("agents")
@@ -235,6 +246,19 @@ class OpenAIConfig(Section):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
                 raise ValueError(f"{name!r}: write up to 64 letters, digits, '_' and '-'")
         return agents
+
+    @field_validator("reward")
+    @classmethod
+    def _is_agent_or_import_path(cls, value: str) -> str:
+        if value != "agent" and not re.fullmatch(r"[\w.]+[.:][\w.]+", value):
+            raise ValueError(f"{value!r} is neither 'agent' nor a grader's import path")
+        return value
+
+    @model_validator(mode="after")
+    def _kwargs_need_a_grader(self) -> Self:
+        if self.reward == "agent" and self.reward_kwargs:
+            raise ValueError("reward_kwargs are a grader's, and reward=agent is none")
+        return self
 
     @model_validator(mode="after")
     def _inline_has_no_children(self) -> Self:

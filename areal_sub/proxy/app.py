@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
@@ -25,13 +26,16 @@ from areal_sub.proxy.dialects import JSON, Asked, Dialect
 from areal_sub.proxy.listeners import STATE_KEY
 from areal_sub.proxy.refusals import Reason, Refusal
 from areal_sub.proxy.routes import BASES, BETA_BASES, Endpoint, dialect_of, make_routes
-from areal_sub.proxy.sessions import Session, Sessions
+from areal_sub.proxy.sessions import KeyMisuse, Session, Sessions
+from areal_sub.proxy.tampering import sign_of_route
 from areal_sub.proxy.turns import Turns
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 * 2**20
 BODY_TIMEOUT_S = 60.0
+
+_PATH_KEY = re.compile(r"/k/([^/]+)")
 
 
 def make_app(sessions: Sessions, turns: Turns) -> FastAPI:
@@ -55,6 +59,7 @@ def make_app(sessions: Sessions, turns: Turns) -> FastAPI:
             refusal = Refusal(Reason.WRONG_METHOD, f"Not allowed: {what}")
         else:
             refusal = Refusal(Reason.UNKNOWN_ROUTE, f"Invalid URL ({what})")
+            _note_route(sessions, request)
         sessions.num_rejected[refusal.reason] += 1
         return _refused(refusal, dialect_of(request.url.path))
 
@@ -69,11 +74,12 @@ def _guarded(
 
     async def call(request: Request) -> Response:
         session: Session | None = None
+        refusal: Refusal
         try:
             session = sessions.authenticate(
                 request.path_params.get("key"),
                 given_keys(request),
-                request.scope.get("state", {}).get(STATE_KEY),
+                _owner(request),
             )
             asked = Asked(
                 raw=await read_body(request) if request.method == "POST" else b"",
@@ -82,6 +88,10 @@ def _guarded(
                 kept=session.kept,
             )
             return await endpoint(request, session, asked)
+        except KeyMisuse as misuse:
+            refusal = misuse
+            what = f"{request.method} {request.url.path}"
+            sessions.note(misuse.sign, what, misuse.callers, _owner(request) or "")
         except Refusal as error:
             refusal = error
         except ClientDisconnect:
@@ -95,6 +105,19 @@ def _guarded(
         return _refused(refusal, dialect)
 
     return call
+
+
+def _owner(request: Request) -> str | None:
+    """Whose connection it came by, where connections have an owner."""
+    owner: str | None = request.scope.get("state", {}).get(STATE_KEY)
+    return owner
+
+
+def _note_route(sessions: Sessions, request: Request) -> None:
+    path, owner = request.url.path, _owner(request)
+    caller = sessions.caller(owner, [*_PATH_KEY.findall(path)[:1], *given_keys(request)])
+    callers = [caller] if caller is not None else []
+    sessions.note(sign_of_route(path), f"{request.method} {path}", callers, owner or "")
 
 
 def given_keys(request: Request) -> list[str]:

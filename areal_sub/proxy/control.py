@@ -1,7 +1,8 @@
 """The control plane: what the trainer asks of the proxy, on the Unix socket.
 
-`open_rollout` and `end_rollout` bracket a rollout's records in the journal; `subscribe` is the
-record stream; `info` and `stats` are what they say. No agent can reach any of this.
+`open_rollout` and `end_rollout` bracket a rollout's records in the journal; `stop_rollout`, between
+them, stops its calls and gives its transcript, for a grader; `subscribe` is the record stream;
+`info` and `stats` are what they say. No agent can reach any of this.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 from areal_sub.proxy.listeners import Listeners
 from areal_sub.proxy.sessions import Sampling, Session, Sessions
+from areal_sub.proxy.tampering import Sign
+from areal_sub.proxy.transcript import Transcript
 from areal_sub.proxy.turns import Turns
 from areal_sub.records import EndRecord, OpenRecord, Outcome
 from areal_sub.rpc import Handler, Params
@@ -45,6 +48,7 @@ class Control:
         return {
             "info": self.info,
             "open_rollout": self.open_rollout,
+            "stop_rollout": self.stop_rollout,
             "end_rollout": self.end_rollout,
             "subscribe": self.subscribe,
             "stats": self.stats,
@@ -59,6 +63,7 @@ class Control:
             key=params["key"],
             max_turns=params["max_turns"],
             sampling=Sampling(**params["gconfig"]),
+            transcript=Transcript() if params.get("transcript") else None,
         )
         self._sessions.open(session)
         record = OpenRecord(
@@ -77,10 +82,18 @@ class Control:
             raise
         return {}
 
+    async def stop_rollout(self, params: Params) -> dict[str, Any]:
+        """Stop the rollout's calls; what was said in it, where it was opened with `transcript`."""
+        session = await self._sessions.stop(params["rollout_id"])
+        transcript = session.transcript
+        return {"transcript": transcript.to_map() if transcript is not None else None}
+
     async def end_rollout(self, params: Params) -> dict[str, Any]:
         """Stop the rollout's calls, then write its end record, which is its last."""
         session = await self._sessions.close(params["rollout_id"])
         self._listeners.close_rollout(session.rollout_id)
+        if (difference := claim_difference(params)) is not None:
+            self._sessions.note(Sign.CLAIM_DIFFERS, difference, [session])
         record = end_record(session, params)
         self._journal.append(record)
         return {"outcome": record.outcome, "num_turns": record.num_turns}
@@ -94,6 +107,7 @@ class Control:
         return {
             "num_requests": turns.num_requests,
             "num_rejected": dict(sessions.num_rejected),
+            "tampering": sessions.tampering.to_map(),
             "num_open": len(sessions),
             "num_turns": turns.num_turns,
             "num_aborted": turns.num_aborted,
@@ -101,6 +115,19 @@ class Control:
             "num_prompt_tokens": turns.num_prompt_tokens,
             "num_sampled_tokens": turns.num_sampled_tokens,
         }
+
+
+def claim_difference(params: Mapping[str, Any]) -> str | None:
+    """What an agent claimed, where it is not what its grader found; per turn counts by its sum."""
+    claim = params.get("claimed_reward")
+    if claim is None or params["outcome"] != Outcome.COMPLETED:
+        return None
+    claimed = sum(claim.values()) if isinstance(claim, dict) else claim
+    reward = params["reward"]
+    graded = sum(params["turn_rewards"].values()) if reward is None else reward
+    if math.isclose(claimed, graded, rel_tol=1e-6, abs_tol=1e-6):
+        return None
+    return f"claimed {claimed:g}, graded {graded:g}"
 
 
 def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
@@ -136,7 +163,18 @@ def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
         num_rejected_calls=session.num_rejected,
         ended_at=time.time(),
         written_bytes=params["written_bytes"],
+        claimed_reward=_claim(session, params.get("claimed_reward")),
+        tampering=dict(session.tampering),
     )
+
+
+def _claim(
+    session: Session, claim: float | dict[str, float] | None
+) -> float | dict[str, float] | None:
+    """For turns that there are; what else an agent names may be of any size."""
+    if isinstance(claim, dict):
+        return {turn_id: value for turn_id, value in claim.items() if _turns_of(session, turn_id)}
+    return claim
 
 
 def _by_turn(session: Session, rewards: Mapping[str, float]) -> dict[str, float]:

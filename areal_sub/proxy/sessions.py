@@ -4,19 +4,24 @@ Owns: `Session` (one open rollout), `Sessions` (all of them, by key). Invariants
 one rollout for ever; a closed session starts nothing any more; a session's memory is freed when it
 ends, save its key, of which the last `MAX_FINISHED_KEYS` are remembered to tell them from unknown
 ones. The control plane opens and closes, the agent plane authenticates.
+
+With a grader a rollout ends in two steps: `stop_rollout` closes the session, whose transcript is
+then graded, and `end_rollout` takes it out.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from areal_sub.errors import RpcError
 from areal_sub.proxy.history import History
 from areal_sub.proxy.kept import KeptAnswers
 from areal_sub.proxy.refusals import Reason, Refusal
+from areal_sub.proxy.tampering import Sign, Tampering
+from areal_sub.proxy.transcript import Transcript
 
 MAX_FINISHED_KEYS = 65_536
 
@@ -44,6 +49,8 @@ class Session:
     turn_ids: set[str] = field(default_factory=set)  # recorded
     num_admitted: int = 0  # turns that were asked for
     num_rejected: int = 0
+    transcript: Transcript | None = None  # for a grader
+    tampering: Counter[str] = field(default_factory=Counter)  # by `Sign`
     is_open: bool = True
     running: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -71,15 +78,41 @@ class Session:
         await asyncio.gather(*running, return_exceptions=True)
 
 
+_ENDED = "Incorrect API key provided: its rollout has ended."
+
+
 def finished() -> Refusal:
-    return Refusal(Reason.FINISHED_KEY, "Incorrect API key provided: its rollout has ended.")
+    return Refusal(Reason.FINISHED_KEY, _ENDED)
 
 
-def _foreign(concerned: Iterable[Session]) -> Refusal:
-    """A key was used where it does not belong: counted for all rollouts that it concerns."""
+class KeyMisuse(Refusal):
+    """A key where it does not belong. `callers`: who may have done it."""
+
+    def __init__(
+        self, reason: Reason, message: str, sign: Sign, callers: Iterable[Session] = ()
+    ) -> None:
+        super().__init__(reason, message)
+        self.sign = sign
+        self.callers = tuple(callers)
+
+
+def _after_end(callers: Iterable[Session] = ()) -> KeyMisuse:
+    return KeyMisuse(Reason.FINISHED_KEY, _ENDED, Sign.CALL_AFTER_END, callers)
+
+
+def _foreign(
+    concerned: Iterable[Session], callers: Iterable[Session], *, has_ended: bool
+) -> KeyMisuse:
+    """Counted as refused for all rollouts that it concerns, held against those who may have
+    called."""
     for session in concerned:
         session.num_rejected += 1
-    return Refusal(Reason.FOREIGN_KEY, "Incorrect API key provided: it belongs to another rollout.")
+    return KeyMisuse(
+        Reason.FOREIGN_KEY,
+        "Incorrect API key provided: it belongs to another rollout.",
+        Sign.FINISHED_KEY if has_ended else Sign.FOREIGN_KEY,
+        callers,
+    )
 
 
 class Sessions:
@@ -88,6 +121,7 @@ class Sessions:
         self._by_rollout: dict[str, Session] = {}
         self._finished: dict[str, None] = {}  # in the order of ending
         self.num_rejected: Counter[str] = Counter()  # by `Reason`
+        self.tampering = Tampering()
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -100,6 +134,14 @@ class Sessions:
             raise RpcError(f"rollout {session.rollout_id} is open already")
         self._by_key[session.key] = session
         self._by_rollout[session.rollout_id] = session
+
+    async def stop(self, rollout_id: str) -> Session:
+        """Stop the rollout's session, which stays here. Raises `RpcError` where there is none."""
+        session = self._by_rollout.get(rollout_id)
+        if session is None:
+            raise RpcError(f"rollout {rollout_id} is not open")
+        await session.close()
+        return session
 
     async def close(self, rollout_id: str) -> Session:
         """Take the rollout's session out and stop it. Raises `RpcError` where there is none."""
@@ -118,7 +160,24 @@ class Sessions:
             await self.close(rollout_id)
 
     def is_open(self, rollout_id: str) -> bool:
-        return rollout_id in self._by_rollout
+        session = self._by_rollout.get(rollout_id)
+        return session is not None and session.is_open
+
+    def caller(self, rollout_id: str | None, keys: Iterable[str]) -> Session | None:
+        """Who makes a call that no route takes, where that can be told."""
+        if rollout_id is not None:
+            return self._by_rollout.get(rollout_id)
+        known = {key: self._by_key[key] for key in keys if key in self._by_key}
+        return next(iter(known.values())) if len(known) == 1 else None
+
+    def note(self, sign: Sign, what: str, callers: Iterable[Session], owner: str = "") -> None:
+        """Count a sign of tampering, for the run and for those who may have done it. `owner`: whose
+        connection it came by, which may have ended."""
+        ids = []
+        for session in callers:
+            session.tampering[sign] += 1
+            ids.append(session.rollout_id)
+        self.tampering.add(sign, " or ".join(ids) or owner or "somebody", what)
 
     def authenticate(
         self, path_key: str | None, header_keys: Iterable[str], rollout_id: str | None = None
@@ -138,24 +197,34 @@ class Sessions:
         if not known:
             raise self._unknown(keys)
         session = next(iter(known.values()))
-        if len(known) > 1 or any(key in self._finished for key in keys):
-            raise _foreign(known.values())
-        return session
+        has_ended = any(key in self._finished for key in keys)
+        if len(known) > 1 or has_ended:
+            raise _foreign(known.values(), known.values(), has_ended=has_ended)
+        return _still_open(session)
 
     def _by_connection(self, rollout_id: str, keys: list[str]) -> Session:
         session = self._by_rollout.get(rollout_id)
         if session is None:
-            raise finished()
+            raise _after_end()
         others = [self._by_key[key] for key in keys if key in self._by_key and key != session.key]
-        if others or any(key in self._finished for key in keys):
-            raise _foreign([session, *others])
-        return session
+        has_ended = any(key in self._finished for key in keys)
+        if others or has_ended:
+            raise _foreign([session, *others], [session], has_ended=has_ended)
+        return _still_open(session)
 
-    def _unknown(self, keys: Iterable[str]) -> Refusal:
+    def _unknown(self, keys: Sequence[str]) -> Refusal:
         if any(key in self._finished for key in keys):
-            return finished()
-        return Refusal(
-            Reason.UNKNOWN_KEY,
+            return _after_end()
+        message = (
             "Incorrect API key provided: it is no rollout's. Use the OPENAI_BASE_URL and "
-            "OPENAI_API_KEY of the agent's environment.",
+            "OPENAI_API_KEY of the agent's environment."
         )
+        if any(keys):
+            return KeyMisuse(Reason.UNKNOWN_KEY, message, Sign.UNKNOWN_KEY)
+        return Refusal(Reason.UNKNOWN_KEY, message)
+
+
+def _still_open(session: Session) -> Session:
+    if not session.is_open:
+        raise _after_end([session])
+    return session

@@ -104,6 +104,8 @@ class Turns:
             prompt_token_ids = prompt.token_ids()
             grammar = await self._grammar(call, prompt_token_ids)
             session.check_open()
+            if session.transcript is not None:
+                session.transcript.ask(prompt, call.messages)
         except Refusal:
             session.num_admitted -= call.num_choices
             raise
@@ -343,7 +345,10 @@ class Turns:
         )
         self._journal.append(record)
         prepared.num_sampled_tokens += len(sampled.token_ids)
-        session.history.add_turn(turn_id, prompt, record.token_ids, sampled.answer())
+        answer = sampled.answer()
+        turn = session.history.add_turn(turn_id, prompt, record.token_ids, answer)
+        if session.transcript is not None:
+            session.transcript.add(turn, answer, record.finish_reason)
         session.turn_ids.add(turn_id)
         self.num_turns += 1
         self.num_aborted += sampled.finish_reason is None

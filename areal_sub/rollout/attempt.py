@@ -3,6 +3,8 @@
     open at the proxy → run the agent (pool or inline) → judge its result → end at the proxy
     → await the trajectory from the record stream
 
+With a grader, judging is: stop the rollout at the proxy, have its transcript graded (`grader`).
+
 Whatever the agent does becomes an outcome on its end record. Only a failure of our own processes
 (`PeerGone`) leaves here as an exception; a call to them that fails while they live is `LOST`.
 """
@@ -19,12 +21,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from areal_sub.config.schema import GenerationConfig, OpenAIConfig, RolloutConfig
-from areal_sub.errors import ArealSubError, PeerGone, TaskError, WorkflowError
+from areal_sub.errors import ArealSubError, PeerGone, TaskError
 from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rollout.command import Command, declared_outputs, fill_command
 from areal_sub.rollout.environ import agent_environment, template_variables
+from areal_sub.rollout.grader import GRADED, Grader
 from areal_sub.rollout.mix import Agent
-from areal_sub.rollout.rewards import judge_result
+from areal_sub.rollout.rewards import Verdict, word_of_the_agent
 from areal_sub.rollout.workspace import workspace_of
 from areal_sub.rpc import Client
 from areal_sub.trajectory.stream import TrajectoryStream
@@ -71,7 +74,9 @@ class RolloutRunner:
         stream: TrajectoryStream,
         agents: AgentRunner,
         config: RolloutConfig,
+        grader: Grader | None = None,
     ) -> None:
+        self.grader = grader
         self._proxy = proxy
         self._port = proxy_port
         self._stream = stream
@@ -89,7 +94,7 @@ class RolloutRunner:
         try:
             await self._open(assignment, agent, key, gconfig)
             report = await self._run_agent(assignment, agent, key)
-            await self._end(report)
+            await self._end(report, await self._judge(assignment, report))
         except BaseException:
             self._stream.forget(assignment.rollout_id)
             raise
@@ -108,6 +113,7 @@ class RolloutRunner:
             "policy_version": assignment.policy_version,
             "agent": agent.name,
             "max_turns": self._openai.max_turns,
+            "transcript": self.grader is not None,
             "gconfig": gconfig.model_dump(include=sampling),
         }
         await self._proxy.call("open_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
@@ -138,9 +144,8 @@ class RolloutRunner:
         except TaskError as error:
             return _our_failure(request, Outcome.START_FAILED, str(error), started_at)
         except asyncio.CancelledError:
-            await asyncio.shield(
-                self._end(_our_failure(request, Outcome.CANCELLED, "", started_at))
-            )
+            cancelled = _our_failure(request, Outcome.CANCELLED, "", started_at)
+            await asyncio.shield(self._end(cancelled, word_of_the_agent(cancelled)))
             raise
         except PeerGone:
             raise
@@ -162,22 +167,27 @@ class RolloutRunner:
             outputs=[*request.outputs, *declared_outputs(command.reward)],
         )
 
-    async def _end(self, report: RunReport) -> None:
-        outcome, error = report.outcome, report.error
-        reward: float | None = None
-        turn_rewards: dict[str, float] = {}
-        if outcome is Outcome.COMPLETED:
-            try:
-                reward, turn_rewards = judge_result(report.result)
-            except WorkflowError as invalid:
-                outcome, error = Outcome.INVALID_RESULT, str(invalid)
+    async def _judge(self, assignment: Assignment, report: RunReport) -> Verdict:
+        if self.grader is None or report.outcome not in GRADED:
+            return word_of_the_agent(report)
+        params = {"rollout_id": report.rollout_id}
+        try:
+            stopped = await self._proxy.call("stop_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
+            return await self.grader.grade(assignment.data, stopped["transcript"], report)
+        except asyncio.CancelledError:
+            cancelled = Verdict(outcome=Outcome.CANCELLED)
+            await asyncio.shield(self._end(report, cancelled))
+            raise
+
+    async def _end(self, report: RunReport, verdict: Verdict) -> None:
         params = {
             "rollout_id": report.rollout_id,
-            "outcome": outcome,
-            "reward": reward,
-            "turn_rewards": turn_rewards,
-            "error": error,
-            "traceback": report.traceback,
+            "outcome": verdict.outcome,
+            "reward": verdict.reward,
+            "turn_rewards": verdict.turn_rewards,
+            "claimed_reward": verdict.claimed_reward,
+            "error": verdict.error,
+            "traceback": verdict.traceback,
             "stdout_tail": report.stdout_tail,
             "stderr_tail": report.stderr_tail,
             "wall_s": report.wall_s,

@@ -27,6 +27,7 @@ class SubprocPool:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._slots: asyncio.Semaphore | None = None
+        self._grader_slots: asyncio.Semaphore | None = None
         self._start_timeout_s = 0.0
 
     async def attach(self, *, port: int, listeners: Path, timeout_s: float) -> str:
@@ -54,6 +55,7 @@ class SubprocPool:
         *,
         python: str = "",
         readable: Sequence[str] = (),
+        grader: bool = False,
     ) -> list[str]:
         """Import the agent now, so that its import errors come before any rollout. (Without
         `target` and `pickled`: start what executes programs.)
@@ -67,6 +69,7 @@ class SubprocPool:
             "pickled": pickled,
             "python": python,
             "readable": list(readable),
+            "grader": grader,
         }
         limit_s = self._start_timeout_s + KILL_GRACE_S
         try:
@@ -88,7 +91,10 @@ class SubprocPool:
             check_plain(request.workflow_kwargs, "workflow_kwargs")
         except TaskError as error:
             return _not_started(request, str(error))
-        async with await self._ready():
+        await self._ready()
+        slots = self._grader_slots if request.grader else self._slots
+        assert slots is not None
+        async with slots:
             limit_s = self._start_timeout_s + request.timeout_s + KILL_GRACE_S
             report = await self._client.call("run", request.to_map(), timeout_s=limit_s)
         return RunReport.from_map(report)
@@ -98,13 +104,13 @@ class SubprocPool:
         stats: dict[str, float] = await self._client.call("stats", timeout_s=STATS_TIMEOUT_S)
         return stats
 
-    async def _ready(self) -> asyncio.Semaphore:
+    async def _ready(self) -> None:
         if self._slots is None:
             stats = await self.stats()
             self._start_timeout_s = stats["start_timeout_s"]
             if self._slots is None:  # another run may have come first
                 self._slots = asyncio.Semaphore(int(stats["max_children"]))
-        return self._slots
+                self._grader_slots = asyncio.Semaphore(int(stats["max_children"]))
 
 
 def _workflow_error(client: Client, error: RpcError) -> WorkflowError:

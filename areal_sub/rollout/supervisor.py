@@ -6,11 +6,15 @@ replaced after so many children, and when it has died. Served over `rpc`, to `po
 
     attach {port, listeners_path} → {tier, weaknesses, allow}   once, before the first agent: the
                                                                 proxy
-    warm  {target, pickled, python, readable}  → {notes}   the agent's import error as the call's
-                                                           error
+    warm  {target, pickled, python, readable, grader}  → {notes}   the agent's import error as the
+                                                                   call's error
     run   RunRequest         → RunReport          cancelling the call kills the child
     stats {}                 → {max_children, start_timeout_s, num_running, num_waiting,
                                 num_finished, num_zygotes, num_restarts, num_renewed}
+
+A request with `grader` runs a grader: in a zygote of its own, without the proxy's listener, without
+network and without the variables that agents are let through, and in slots of its own, as many as
+there are for agents.
 
 Invariants: when this process ends, however it does, every process below it ends; when a zygote
 ends, no process of its agent is left. At most `max_children` children run at once; others wait
@@ -40,6 +44,7 @@ from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rollout.carried import carry
 from areal_sub.rollout.command import program_end
 from areal_sub.rpc import Server
+from areal_sub.workflow import GRADER_TARGET, GRADER_VARIABLE
 from sandbox import (
     ChildReport,
     Ending,
@@ -153,9 +158,11 @@ class _Recipe:
     pickled: bytes
     python: str
     readable: tuple[str, ...]
+    grader: bool  # one object may be agent and grader; a zygote is never both
 
     def __str__(self) -> str:
         name = self.target or ("(pickled)" if self.pickled else "(programs)")
+        name = f"grader {name}" if self.grader else name
         return f"{name} in {self.python}" if self.python else name
 
 
@@ -173,6 +180,7 @@ class Supervisor:
         foreign_path: list[str],
         max_children: int,
         start_timeout_s: float,
+        grader_spec: SandboxSpec,
         start: str = "fork",
         renew_after: int,
         reserve: int = 0,
@@ -181,6 +189,7 @@ class Supervisor:
         """`python_path` is for agents in this process's own interpreter, `foreign_path` for those
         in another."""
         self._spec = spec
+        self._grader_spec = grader_spec
         self._allow = tuple(allow)
         self._told: set[tuple[str, str]] = set()  # (agent, host and port) that the log names
         self._reserve = reserve
@@ -196,6 +205,7 @@ class Supervisor:
         self._zygotes: dict[_Recipe, RenewedZygote] = {}
         self._max_children = max_children
         self._slots = asyncio.Semaphore(max_children)
+        self._grader_slots = asyncio.Semaphore(max_children)
         self._watching: set[asyncio.Task[None]] = set()
         self._num_started = 0
         self._num_running = 0
@@ -230,9 +240,10 @@ class Supervisor:
 
     async def run(self, params: dict[str, Any]) -> dict[str, Any]:
         request = RunRequest.from_map(params)
+        slots = self._grader_slots if request.grader else self._slots
         self._num_waiting += 1
         try:
-            await self._slots.acquire()
+            await slots.acquire()
         finally:
             self._num_waiting -= 1
         self._num_running += 1
@@ -241,7 +252,7 @@ class Supervisor:
         finally:
             self._num_running -= 1
             self._num_finished += 1
-            self._slots.release()
+            slots.release()
         self._log_refused(str(_recipe(params)), child.egress_refused)
         return make_report(request, child).to_map()
 
@@ -316,11 +327,15 @@ class Supervisor:
         self._num_started += 1
         python = recipe.python or self._python
         own = python == sys.executable
+        spec, target = self._spec, recipe.target
+        if recipe.grader:
+            named = {**self._grader_spec.env, GRADER_VARIABLE: target}
+            spec, target = dataclasses.replace(self._grader_spec, env=named), GRADER_TARGET
         zygote = await Zygote.start(
-            dataclasses.replace(self._spec, readable=(*self._spec.readable, *recipe.readable)),
+            dataclasses.replace(spec, readable=(*spec.readable, *recipe.readable)),
             self._probe,
             folder=self._work_dir / f"zygote-{self._num_started}",
-            target=recipe.target,
+            target=target,
             pickled=recipe.pickled,
             python=python,
             python_path=self._python_path if own else self._foreign_path,
@@ -350,14 +365,21 @@ class Supervisor:
 
 
 def _recipe(params: Mapping[str, Any]) -> _Recipe:
-    return _Recipe(params["target"], params["pickled"], params["python"], tuple(params["readable"]))
+    return _Recipe(
+        params["target"],
+        params["pickled"],
+        params["python"],
+        tuple(params["readable"]),
+        params["grader"],
+    )
 
 
 async def main(settings: dict[str, Any]) -> None:
     """Settings: `socket_path`, `work_dir` (ours alone, emptied), `python_path`, `env_passthrough`,
     `hidden` (folders that children must not read),
     `max_children`, `sandbox` (fields of `SandboxConfig`); optional: `start_timeout_s`, `python`
-    (the interpreter of the agents)."""
+    (the interpreter of the agents), `grader_hidden` and `grader_memory_bytes` (as `hidden` and
+    `sandbox.max_memory_bytes`, which are their defaults, for graders)."""
     become_subreaper()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # four for each child
@@ -369,13 +391,16 @@ async def main(settings: dict[str, Any]) -> None:
     own_path = str(Path(areal_sub.__file__).parents[1])
     carried = Path(work_dir, "carried")
     carry(carried)
+    sandbox, hidden = settings["sandbox"], settings.get("hidden", [])
+    memory_bytes = settings.get("grader_memory_bytes", sandbox["max_memory_bytes"])
     supervisor = Supervisor(
-        make_spec(
-            settings["sandbox"],
-            allowed(os.environ, settings["env_passthrough"]),
-            settings.get("hidden", []),
-        ),
+        make_spec(sandbox, allowed(os.environ, settings["env_passthrough"]), hidden),
         probe(),
+        grader_spec=make_spec(
+            {**sandbox, "max_memory_bytes": memory_bytes},
+            allowed(os.environ),
+            settings.get("grader_hidden", hidden),
+        ),
         work_dir=Path(work_dir),
         python=settings.get("python", sys.executable),
         python_path=[*settings["python_path"], own_path],

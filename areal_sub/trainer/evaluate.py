@@ -16,7 +16,8 @@ from areal_sub.trainer.datasets import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A rollout that did not complete counts with reward 0: it did not solve its task."""
+    """A rollout that did not complete counts with reward 0: it did not solve its task. One whose
+    grader failed does not count."""
 
     mean_reward: float
     num_rollouts: int
@@ -54,6 +55,8 @@ async def evaluate(
         async with slots:
             trajectory = await rollouts.run(assignment, agent, gconfig)
         outcomes[trajectory.end.outcome] += 1
+        if trajectory.end.outcome is Outcome.GRADER_FAILED:
+            return
         completed = trajectory.end.outcome is Outcome.COMPLETED
         rewards.append(trajectory.reward if completed else 0.0)
         if agent.name:

@@ -39,7 +39,7 @@ from areal_sub.trainer.datasets import Task, TaskOrder
 from areal_sub.trainer.evaluate import Evaluation, evaluate
 from areal_sub.trainer.exactness import certify
 from areal_sub.trainer.metrics import MetricsLog
-from areal_sub.trainer.progress import Progress
+from areal_sub.trainer.progress import Grading, Progress
 from areal_sub.trainer.run_dir import RunDir
 from areal_sub.trainer.schedule import Every
 from areal_sub.trainer.wiring import Stack
@@ -49,6 +49,7 @@ from areal_sub.trajectory.tree import Trajectory
 T = TypeVar("T")
 
 WEIGHT_UPDATE_TIMEOUT_S = 120.0
+STATS_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,8 @@ class TrainLoop:
                 self._metrics.write(0, await self._evaluate())
             for step in range(self._version + 1, self._workload.num_steps + 1):
                 await self._step(step)
+            await self._source.close()
+            await self._look_at_rewards()  # what ended since the last step, too
         finally:
             await self._source.close()
 
@@ -132,6 +135,7 @@ class TrainLoop:
         last = step == self._workload.num_steps
         if self._workload.valid_tasks and (self._eval_due(step, epoch) or last):
             row |= await self._evaluate()
+        row |= await self._look_at_rewards()
         row["time/step_s"] = time.monotonic() - started_at
         row["rate/rollouts_per_s"] = row["batch/num_rollouts"] / row["time/step_s"]
         row["rate/tokens_per_s"] = row["batch/num_sampled_tokens"] / row["time/step_s"]
@@ -216,6 +220,26 @@ class TrainLoop:
             "valid/num_rollouts": result.num_rollouts,
             **{f"reward/valid/{name}": mean for name, mean in result.mean_by_agent.items()},
         }
+
+    async def _look_at_rewards(self) -> dict[str, float]:
+        """What the grader did and what looked like cheating, since the run began or went on."""
+        stats = await self._stack.proxy.call("stats", timeout_s=STATS_TIMEOUT_S)
+        tampering = stats["tampering"]
+        self._progress.tampering = tampering["counts"]
+        self._progress.tampering_examples = tampering["examples"]
+        row = {f"tampering/{sign}": float(count) for sign, count in tampering["counts"].items()}
+        grader = self._stack.rollouts.grader
+        if grader is not None:
+            self._progress.grading = Grading(
+                name=grader.name,
+                num_graded=grader.num_graded,
+                num_retried=grader.num_retried,
+                num_failed=grader.num_failed,
+            )
+            row["grader/num_graded"] = grader.num_graded
+            row["grader/num_retried"] = grader.num_retried
+            row["grader/num_failed"] = grader.num_failed
+        return row
 
     def _save(self, name: str) -> None:
         save_checkpoint(

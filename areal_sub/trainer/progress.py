@@ -12,6 +12,16 @@ from areal_sub.trainer.exactness import Exactness
 from areal_sub.trajectory.tree import Trajectory
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grading:
+    """What the grader has done so far."""
+
+    name: str
+    num_graded: int
+    num_retried: int
+    num_failed: int
+
+
 @dataclass(kw_only=True)
 class Progress:
     """What the run has done so far; the terminal shows it while it goes on."""
@@ -26,6 +36,9 @@ class Progress:
     num_stale: int = 0
     num_rollouts: int = 0
     num_tokens: int = 0  # sampled
+    grading: Grading | None = None  # None: the agents' own word counts
+    tampering: dict[str, int] = field(default_factory=dict)  # by what it is
+    tampering_examples: dict[str, list[str]] = field(default_factory=dict)
     doing: str = "starting"
     listener: Callable[[Progress], None] = lambda _: None
 

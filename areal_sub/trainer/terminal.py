@@ -19,7 +19,7 @@ from areal_sub.config import Config
 from areal_sub.records import Fork, Outcome
 from areal_sub.trainer.agents import agent_text
 from areal_sub.trainer.checkpoints import FINAL
-from areal_sub.trainer.progress import Progress
+from areal_sub.trainer.progress import Grading, Progress
 from areal_sub.trainer.run_dir import RunDir
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -57,6 +57,8 @@ class Terminal:
         self.say(
             f"  policy     {config.actor.path}, {config.actor.dtype}, {config.engine.type} engine"
         )
+        said_by = "the agent, by what it returns"
+        self.say(f"  reward     {said_by if openai.reward == 'agent' else openai.reward}")
         self.say(f"  tasks      {num_tasks} to train on, {num_valid} held out, seed {config.seed}")
         self.say(
             f"  step       {_batch_size(config)} tasks x {config.gconfig.n_samples} rollouts, "
@@ -81,6 +83,15 @@ class Terminal:
             transient=True,
         ):
             yield
+
+    def _say_tampering(self, progress: Progress) -> None:
+        if not progress.tampering:
+            return
+        self.say("  tampering          none of this had an effect; see docs/rewards.md")
+        for sign, count in sorted(progress.tampering.items()):
+            self.say(f"    {count} x {_TAMPERING_TEXT.get(sign, sign)} ({sign})")
+            for example in progress.tampering_examples.get(sign, []):
+                self.say(f"      {example}")
 
     def _print_new_rows(self, progress: Progress) -> None:
         while self._num_printed < len(progress.rows):
@@ -120,6 +131,10 @@ class Terminal:
         grid.add_row(
             "rollouts", f"{progress.num_rollouts} trained on or waiting   failures: {failures}"
         )
+        if progress.grading is not None and progress.grading.num_failed:
+            grid.add_row("grader", Text(_grading_text(progress.grading), style="bold red"))
+        if progress.tampering:
+            grid.add_row("tampering", Text(_counts(progress.tampering), style="bold red"))
         grid.add_row("elapsed", f"{elapsed_s:.0f} s")
         return Panel(grid, title="areal-sub", border_style="blue")
 
@@ -143,6 +158,9 @@ class Terminal:
         self.say(f"  rollouts           {_counts(progress.outcomes)}")
         for outcome, error in progress.examples.items():
             self.say(f"    {outcome}: {error[:_MAX_ERROR_CHARS]}")
+        if progress.grading is not None:
+            self.say(f"  grader             {_grading_text(progress.grading)}")
+        self._say_tampering(progress)
         for label, path in (
             ("checkpoint", run.checkpoints / FINAL),
             ("journal", run.journal),
@@ -153,6 +171,22 @@ class Terminal:
         ):
             if path.exists():
                 self.say(f"  {label:18} {path}")
+
+
+_TAMPERING_TEXT = {
+    "claim_differs": "claimed another reward than the grader's",
+    "foreign_key": "used the key of another running rollout",
+    "finished_key": "used the key of another rollout, which had ended",
+    "unknown_key": "used a key that no rollout ever had",
+    "call_after_end": "called after its end",
+    "control_route": "asked for what only the control plane does",
+    "unknown_route": "asked for a route that is not there",
+}
+
+
+def _grading_text(grading: Grading) -> str:
+    failed = f", {grading.num_failed} FAILED and do not count" if grading.num_failed else ""
+    return f"{grading.name}: {grading.num_graded} graded, {grading.num_retried} retried{failed}"
 
 
 def _values(progress: Progress, name: str) -> list[float]:

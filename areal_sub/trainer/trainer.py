@@ -190,6 +190,9 @@ async def _run(
                 terminal.say(f"  sandbox    {stack.sandbox}")
             for note in await stack.guard(_warm(stack, workload)):
                 terminal.say(f"note: {note}")
+            if stack.rollouts.grader is not None:
+                for note in await stack.guard(stack.rollouts.grader.warm()):
+                    terminal.say(f"note: the grader: {note}")
             loop = TrainLoop(
                 config,
                 workload,

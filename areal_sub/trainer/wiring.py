@@ -22,6 +22,7 @@ from areal_sub.engine_client import EngineClient
 from areal_sub.errors import ConfigError
 from areal_sub.records import EngineInfo
 from areal_sub.rollout.attempt import AgentRunner, RolloutRunner
+from areal_sub.rollout.grader import Grader
 from areal_sub.rollout.inline import InlineRunner
 from areal_sub.rollout.pool import SubprocPool
 from areal_sub.rollout.workspace import fixed_part
@@ -47,7 +48,7 @@ class Stack:
     proxy_port: int
     stream: TrajectoryStream
     agents: AgentRunner
-    sandbox: str  # what agents are run in, as a line for the user; "" where they run inline
+    sandbox: str  # what children are run in, as a line for the user; "" where there are none
     rollouts: RolloutRunner
     weights_folder: Path  # where weight files for the engine are left; memory-backed if possible
     watches: tuple[asyncio.Task[None], ...]
@@ -112,7 +113,7 @@ class Stack:
                 "areal_sub.proxy",
                 _proxy_settings(config, sockets, tokenizer_path, journal),
             )
-            if config.rollout.openai.mode == "subproc":
+            if _has_children(config):
                 await start_component(
                     "supervisor",
                     "areal_sub.rollout.supervisor",
@@ -169,21 +170,27 @@ async def _connect(
     port = (await proxy.call("info", timeout_s=timeout_s))["agent_port"]
     agents: AgentRunner
     sandbox = ""
-    if config.rollout.openai.mode == "subproc":
+    grader: Grader | None = None
+    if _has_children(config):
         supervisor = await Client.connect(
             sockets["supervisor"], peer="supervisor", timeout_s=timeout_s
         )
         cleanup.push_async_callback(supervisor.close)
-        agents = SubprocPool(supervisor)
-        sandbox = await agents.attach(
-            port=port, listeners=sockets["listeners"], timeout_s=timeout_s
-        )
-    else:
-        agents = InlineRunner()
-        cleanup.push_async_callback(agents.close)
+        agents = pool = SubprocPool(supervisor)
+        sandbox = await pool.attach(port=port, listeners=sockets["listeners"], timeout_s=timeout_s)
+        if config.rollout.openai.reward != "agent":
+            grader = Grader(pool, config.rollout.openai)
+    if config.rollout.openai.mode == "inline":
+        agents = inline = InlineRunner()
+        cleanup.push_async_callback(inline.close)
     stream = TrajectoryStream(records)
     rollouts = RolloutRunner(
-        proxy=proxy, proxy_port=port, stream=stream, agents=agents, config=config.rollout
+        proxy=proxy,
+        proxy_port=port,
+        stream=stream,
+        agents=agents,
+        config=config.rollout,
+        grader=grader,
     )
     return {
         "engine": engine,
@@ -195,6 +202,11 @@ async def _connect(
         "sandbox": sandbox,
         "rollouts": rollouts,
     }
+
+
+def _has_children(config: Config) -> bool:
+    openai = config.rollout.openai
+    return openai.mode == "subproc" or openai.reward != "agent"
 
 
 def _engine_settings(
@@ -239,6 +251,7 @@ def _supervisor_settings(
     openai = config.rollout.openai
     python_path = _python_path(openai.python_path)
     hidden = [_hidden(Path(config.cluster.fileroot).resolve(), run_folder, python_path)]
+    grader_hidden = [*hidden]  # what is around workspaces may be what rollouts are graded by
     if openai.sandbox.workspace is not None:
         hidden.append(_around_workspaces(openai.sandbox.workspace, python_path))
     return {
@@ -250,6 +263,8 @@ def _supervisor_settings(
         "max_children": openai.num_children or config.rollout.max_concurrent_rollouts,
         "sandbox": openai.sandbox.model_dump(),
         "hidden": hidden,
+        "grader_hidden": grader_hidden,
+        "grader_memory_bytes": openai.reward_max_memory_bytes,
     }
 
 

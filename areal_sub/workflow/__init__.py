@@ -12,7 +12,19 @@ from typing import Any
 
 from areal_sub.workflow.resolve import bind_target, describe_target, resolve_target
 
-__all__ = ["AgentWorkflow", "bind_target", "describe_target", "resolve_target"]
+__all__ = [
+    "GRADER_TARGET",
+    "GRADER_VARIABLE",
+    "AgentWorkflow",
+    "bind_target",
+    "describe_target",
+    "resolve_target",
+]
+
+GRADER_TARGET = "areal_sub.workflow.graded:Graded"
+"""What the children of graders run."""
+GRADER_VARIABLE = "AREAL_SUB_GRADER"
+"""Tells it which grader: an import path."""
 
 
 class AgentWorkflow(ABC):

@@ -7,13 +7,29 @@ text. Symbolic equality (`2x+2` and `2(x+1)`) is beyond it: return your own rewa
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 # Longer digit strings are no answers, and converting them costs quadratic time.
 MAX_NUMBER_CHARS = 64
 
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?")
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def grade_final_answer(
+    task: Mapping[str, Any],
+    transcript: Sequence[Mapping[str, Any]],
+    outputs: Mapping[str, bytes],
+    report: Mapping[str, Any],
+) -> float:
+    """A grader, for `rollout.openai.reward`: is the policy's last answer `task["answer"]`?
+
+    0 as well where it was cut off at the token limit: that is no answer.
+    """
+    last = transcript[-1]
+    return 0.0 if last["finish_reason"] == "length" else grade_math(last["content"], task["answer"])
 
 
 def grade_math(text: str, answer: object) -> float:

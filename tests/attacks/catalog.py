@@ -415,6 +415,7 @@ RESOURCES = (
     ),
 )
 
+_OF_GRADERS = "EACCES EPERM ENOENT EROFS ESRCH ECONNREFUSED ENETUNREACH"
 HOUSE = (
     row(
         "69a",
@@ -464,6 +465,21 @@ HOUSE = (
         "data nested without end",
         stopped("a named error"),
     ),
+    row(
+        "73a",
+        "a grader that evals what the model said and unpickles what the agent left",
+        stopped("the grader has a sandbox of its own, without network or key", _OF_GRADERS),
+    ),
+    row(
+        "73b",
+        "a text that the grader never ends with",
+        stopped("killed at its deadline", "TIMEOUT"),
+    ),
+    row(
+        "73c",
+        "a huge, deep, unprintable transcript; a thousand branches; a large output",
+        stopped("bounded texts and bytes, shared by the branches"),
+    ),
     row("74", "an agent's name that is a path", stopped("a named error")),
 )
 
@@ -471,7 +487,5 @@ ATTACKS = (*FILES, *PROCESSES, *KERNEL, *NETWORK, *RESOURCES, *HOUSE)
 
 ELSEWHERE: Mapping[str, str] = {
     "59-68": "the proxy: see tests/proxy",
-    "73": "the grader runs outside: it gets texts, numbers and the content of declared files, all "
-    "of it bounded, under names that can be printed",
 }
 """Lines that are not the sandbox's to stop."""

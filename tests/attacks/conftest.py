@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+import areal_sub
+from areal_sub.workflow import GRADER_TARGET, GRADER_VARIABLE
 from sandbox import ChildReport, Ending, Limits, SandboxSpec, Zygote
 from sandbox.layers.environ import allowed
 from sandbox.probe import Probe, probe
@@ -178,7 +180,12 @@ class Stage:
         self.canary = make_canary
         # Open to all: in the tier namespaces root's zygotes are nobody.
         self.code = folder / "code"
-        shutil.copytree(HERE / "agents", self.code, ignore=shutil.ignore_patterns("__pycache__"))
+        no_caches = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(HERE / "agents", self.code, ignore=no_caches)
+        package = Path(areal_sub.__file__).parent  # what the children of graders run
+        shutil.copytree(package / "workflow", self.code / "areal_sub/workflow", ignore=no_caches)
+        for name in ("__init__.py", "errors.py"):
+            shutil.copy(package / name, self.code / "areal_sub" / name)
         self.folder = folder
         self._probed = probed
         self.has_groups = not probed.layers["cgroups"]
@@ -196,13 +203,15 @@ class Stage:
         self._num_zygotes += 1
         allow = limits.pop("allow", ())
         start = limits.pop("start", "fork")
+        grader = limits.pop("grader", "")  # as the supervisor starts one
+        named = {GRADER_VARIABLE: grader} if grader else {}
         spec = SandboxSpec(
             tier=self.tier,
-            env=allowed(os.environ),
+            env={**allowed(os.environ), **named},
             limits=Limits(**{**LIMITS, **limits}),
             readable=(str(self.world.project),),
             hidden=(str(self.world.hidden_file.parent),),
-            port=self.world.aims["port"],
+            port=None if grader else self.world.aims["port"],
             allow=allow,
         )
         with self.world.as_trainer():
@@ -210,7 +219,7 @@ class Stage:
                 spec,
                 self._probed,
                 folder=self.folder / f"zygote-{self._num_zygotes}",
-                target=target,
+                target=GRADER_TARGET if grader else target,
                 python=self._python,
                 python_path=[str(self.code)],
                 start=start,

@@ -6,6 +6,7 @@ A row that says "not stopped" is held to that, too: the attack has to succeed.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -463,6 +464,64 @@ async def _data(stage: Any, zygote: Any, attack: Attack) -> str:
             assert report.value == "well" or report.ending is Ending.EXITED, report
             said.append(f"{name} {report.value}")
     return "stopped: " + ", ".join(said)
+
+
+_ON_GRADERS = ("01", "02", "17", "18", "28", "44a", "44b", "45", "46a")
+"""What a grader that was taken over attempts: one of each kind, and all of the network."""
+
+
+@observes("73a")
+async def _taken_over(stage: Any, _: Any, attack: Attack) -> str:
+    said = []
+    for number in _ON_GRADERS:
+        aims = {**stage.world.aims, "guardian": os.getpid(), "attack": f"a{number}"}
+        code = f"__import__('attacks').act({aims!r})"
+        payload = b"cbuiltins\neval\n(V" + code.encode("raw_unicode_escape") + b"\ntR."
+        for name in ("evals", "unpickles"):
+            grader = await stage.zygote(grader=f"graders:{name}")
+            outputs = {"result.pkl": base64.b64encode(payload).decode()}
+            data = _graded(_turn("t", code), outputs=outputs)
+            report = await grader.run(data, wall_s=60.0)
+            ended = _said(report)
+            if not ended.startswith("stopped: "):
+                return f"SUCCEEDED: {number}: {ended}"
+            said.append(f"{number} {ended}")
+    return "stopped: " + ", ".join(said)
+
+
+@observes("73b")
+async def _never_ends(stage: Any, _: Any, attack: Attack) -> str:
+    grader = await stage.zygote(grader="graders:never_ends")
+    report = await grader.run(_graded(_turn("t", "a" * 4096 + "b"), outputs={}), wall_s=1.0)
+    return _said(report)
+
+
+@observes("73c")
+async def _unwieldy(stage: Any, _: Any, attack: Attack) -> str:
+    grader = await stage.zygote(grader="graders:measures")
+    shapes = {"huge": "x" * 2**24, "deep": "[" * 2**20, "unprintable": "\0\x1b[2J\u202e\n" * 1000}
+    said = []
+    for name, content in shapes.items():
+        turns = [_turn(f"t{index}", content if index == 0 else "") for index in range(1000)]
+        data = _graded(*turns, outputs={"large": base64.b64encode(bytes(2**23)).decode()})
+        report = await grader.run(data, wall_s=60.0)
+        measured = f"0 999 1998 {2**23}"  # a branch is the question and an answer
+        if report.value != measured:
+            return f"SUCCEEDED: {name}: {report}"
+        said.append(name)
+    return "stopped: " + ", ".join(said)
+
+
+def _graded(*turns: Any, outputs: dict[str, str]) -> dict[str, Any]:
+    """What a grader's child gets: see `areal_sub.rollout.grader`."""
+    prompts = [{"parent_turn_id": None, "messages": [{"role": "user", "content": ""}]}]
+    transcript = {"prompts": prompts, "turns": list(turns)}
+    return {"task": {}, "transcript": transcript, "outputs": outputs, "report": {}}
+
+
+def _turn(turn_id: str, content: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content, "turn_id": turn_id}
+    return {"prompt": 0, "message": {**message, "finish_reason": "stop"}}
 
 
 @observes("74")
