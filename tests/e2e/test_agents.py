@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 from e2e_run import Run
@@ -41,6 +42,8 @@ def test_two_agents_in_one_run_each_in_its_environment(start_run: StartRun) -> N
     output = run.finish()
     assert run.process.returncode == 0, output
     assert "python (50 %), program (50 %), subproc" in output
+    summary = output.partition("training reward")[2]
+    assert re.search(r"program +0\.250 → 0\.250 .* \d+ rollouts", summary), output
     rows = [json.loads(line) for line in (run.root / "metrics.jsonl").read_text().splitlines()]
     seen = set()
     for row in rows:
