@@ -8,6 +8,7 @@ like one is encoded as ordinary text (`encode_plain`).
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -22,6 +23,10 @@ from areal_sub.proxy.template import read_json, token_text
 
 # The library's own threads would fight the event loop for the core that the proxy has.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Texts whose ids are kept: at most some 40 MB, whatever agents send.
+NUM_REMEMBERED = 512
+MAX_REMEMBERED_CHARS = 8192
 
 
 class Vocabulary:
@@ -57,6 +62,7 @@ class Vocabulary:
         self.max_token_chars = max(map(len, self.full.get_vocab()))
         self._control_set = frozenset(self.control_ids.values())
         self._control = any_of(self.control_ids)
+        self._remembered = functools.lru_cache(NUM_REMEMBERED)(self._encode_as_text)
         # Control tokens that swallow the white space before or behind them.
         self._eats_left = {token["content"] for token in control if token.get("lstrip")}
         self._eats_right = {token["content"] for token in control if token.get("rstrip")}
@@ -87,8 +93,13 @@ class Vocabulary:
             ids += self.encode_plain(reveal(text[position:]))
         return ids
 
-    def encode_plain(self, text: str) -> list[int]:
+    def encode_plain(self, text: str) -> Sequence[int]:
         """Ids of `text` as ordinary text, whatever it looks like. Never a control token."""
+        # System prompts, tools and tasks come again with each rollout of a group.
+        is_short = len(text) <= MAX_REMEMBERED_CHARS
+        return self._remembered(text) if is_short else self._encode_as_text(text)
+
+    def _encode_as_text(self, text: str) -> Sequence[int]:
         ids = self._encode_plain(text)
         if self._control_set.isdisjoint(ids):
             return ids

@@ -15,7 +15,7 @@ from areal_sub.trajectory.journal import read_journal
 
 StartRun = Callable[..., Run]
 COMMAND = (
-    "{argv: [python3, program_under_test.py, '{answer}'], stdin: '{messages}', "
+    "{argv: [python3, scripted_program.py, '{answer}'], stdin: '{messages}', "
     "env: {PYTHONUNBUFFERED: '1'}}"
 )
 
