@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from . import kernel
 from .boot import boot_command
 from .errors import StepFailed
+from .interpreter import check_environment
 from .layers import Context
 from .layers.context import RESULT_FD
 from .plan import Step, apply
@@ -109,11 +110,16 @@ def _execute(request: Mapping[str, Any]) -> int:
 
 def _execute_interpreter(request: Mapping[str, Any]) -> NoReturn:
     """Become a fresh interpreter that imports the agent itself: see `runner`."""
-    fd = _scratch_file(json.dumps(request).encode())
-    os.set_inheritable(fd, True)
-    os.set_inheritable(RESULT_FD, True)
-    command = boot_command(sys.executable, request["label"], "runner", [fd], site=True)
-    os.execv(sys.executable, command)
+    try:
+        check_environment()
+        fd = _scratch_file(json.dumps(request).encode())
+        os.set_inheritable(fd, True)
+        os.set_inheritable(RESULT_FD, True)
+        command = boot_command(sys.executable, request["label"], "runner", [fd], site=True)
+        os.execv(sys.executable, command)
+    except OSError as error:
+        write_all(RESULT_FD, encode_error(error, ""))
+        os._exit(1)
 
 
 def _scratch_file(content: bytes) -> int:

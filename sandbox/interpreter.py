@@ -24,19 +24,44 @@ def interpreter_paths() -> tuple[str, ...]:
 
 
 def enter_environment() -> None:
-    """Do what a start with `site` would have done: the virtual environment, its packages."""
+    """Do what a start with `site` would have done: the virtual environment, its packages.
+
+    Raises `PermissionError`, see `check_environment`.
+    """
     import site
 
+    check_environment()
     site.main()
 
 
+def check_environment() -> None:
+    """Raises `PermissionError` where the environment that this interpreter was started in cannot be
+    read from here: it would go on without it."""
+    venv = _virtual_environment()
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    inner = ("", "lib", f"lib/{version}", f"lib/{version}/site-packages") if venv else ()
+    for folder in (os.path.join(venv, part) for part in inner):
+        if os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            raise PermissionError(
+                f"agents cannot read {folder} of their environment (as root, they run as another "
+                f"user): chmod -R o+rX {venv}"
+            )
+
+
 def _prefixes() -> list[str]:
-    found = [sys.prefix, sys.base_prefix]
+    found = [_virtual_environment(), sys.prefix, sys.base_prefix]
+    return list(dict.fromkeys(filter(None, found)))
+
+
+@functools.cache
+def _virtual_environment() -> str:
+    """The folder of the environment that the interpreter belongs to; "" where it is none. As it is
+    at the first call, so before this process is another user."""
     folder = os.path.dirname(sys.executable)
     for venv in (folder, os.path.dirname(folder)):
         if os.path.isfile(os.path.join(venv, "pyvenv.cfg")):
-            found.insert(0, venv)
-    return list(dict.fromkeys(found))
+            return venv
+    return ""
 
 
 def _named_in_pth_files() -> Iterator[str]:

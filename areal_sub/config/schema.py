@@ -84,8 +84,9 @@ class SandboxConfig(Section):
     """stdout and stderr together; more ends the child with `output_limit`."""
     max_result_bytes: Positive = 1 * 2**20
     max_memory_bytes: Positive = 8 * 2**30
-    """Address space of each process of the child; with cgroups also what all of them use together.
-    Without, that is looked at twice a second, in the tier `namespaces` only."""
+    """What all processes of the child use together: by cgroups; without, that is looked at twice a
+    second, in the tier `namespaces` only. And address space of each process: as much in the tier
+    `process` (Node's `fetch` alone reserves 10 GiB), eight times that in the others."""
     max_file_bytes: Positive = 1 * 2**30
     max_open_files: Positive = 1024
     max_cpu_s: Positive = 3600

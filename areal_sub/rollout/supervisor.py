@@ -65,6 +65,8 @@ from sandbox.reaper import kill_strangers
 log = logging.getLogger(__name__)
 
 MAX_TOLD = 100
+ADDRESS_SPACE_FACTOR = 8
+"""Runtimes reserve more than they use: Node takes 10 GiB of address space for its first `fetch`."""
 
 OUTCOMES: Mapping[Ending, Outcome] = {
     Ending.RETURNED: Outcome.COMPLETED,
@@ -220,6 +222,11 @@ class Supervisor:
         try:
             self._spec = dataclasses.replace(self._spec, port=params["port"], allow=self._allow)
             made = plan(self._spec, self._probe)
+            if made.tier != "process":  # where what is used counts, not only what is reserved
+                limits = self._spec.limits
+                reserved = ADDRESS_SPACE_FACTOR * limits.total_memory_bytes
+                limits = dataclasses.replace(limits, memory_bytes=reserved)
+                self._spec = dataclasses.replace(self._spec, limits=limits)
         except SandboxError as error:
             raise WorkflowError(f"rollout.openai.sandbox: {error}") from None
         return {

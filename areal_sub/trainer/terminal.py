@@ -149,6 +149,8 @@ class Terminal:
             self.say(f"  training reward    {_course(_values(progress, 'reward/train'))}")
             if valid:
                 self.say(f"  validation reward  {_course(valid)}")
+            for line in _by_agent(progress):
+                self.say(line)
             delta = "learner/logprob_delta_mean"
             self.say(
                 f"  mean |Δ| of sampler's and learner's logprobs: {rows[0][delta]:.1e} at step "
@@ -191,6 +193,18 @@ def _grading_text(grading: Grading) -> str:
 
 def _values(progress: Progress, name: str) -> list[float]:
     return [row[name] for row in progress.rows if row.get(name) is not None]
+
+
+def _by_agent(progress: Progress) -> list[str]:
+    """How each agent fared, where the run has several."""
+    prefix = "reward/train/"
+    names = sorted({name for row in progress.rows for name in row if name.startswith(prefix)})
+    lines = []
+    for name in names:
+        agent = name.removeprefix(prefix)
+        num = sum(_values(progress, f"batch/num_rollouts/{agent}"))
+        lines.append(f"    {agent:16} {_course(_values(progress, name))}   {num:.0f} rollouts")
+    return lines
 
 
 def _course(values: Sequence[float]) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 
+import pytest
 from e2e_run import Run
 
 from areal_sub.records import OpenRecord, decode_record
@@ -26,6 +29,29 @@ def test_a_program_trains(start_run: StartRun) -> None:
     assert [row["reward/train"] for row in rows] == [0.25, 0.25]
 
 
+NODE = """
+fetch(process.env.OPENAI_BASE_URL + "/chat/completions", {
+  method: "POST",
+  headers: {"content-type": "application/json", authorization: "Bearer {api_key}"},
+  body: JSON.stringify({model: "{model}", max_tokens: 4, messages: JSON.parse(process.argv[2])}),
+}).then((answer) => answer.json()).then((answer) => {
+  console.log(JSON.stringify({reward: {[answer.id]: 0.75}}));
+});
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine")
+def test_a_node_program_trains(start_run: StartRun) -> None:
+    """Its `fetch` reserves more address space than the child may use memory."""
+    command = {"argv": ["node", "agent.js", "{messages}"], "files": {"agent.js": NODE}}
+    run = start_run(
+        "workflow=", f"rollout.openai.command={json.dumps(command)}", "total_train_steps=1"
+    )
+    output = run.finish()
+    assert run.process.returncode == 0, output
+    assert "training reward    0.750" in output
+
+
 def test_two_agents_in_one_run_each_in_its_environment(start_run: StartRun) -> None:
     run = start_run(
         "workflow=",
@@ -41,6 +67,8 @@ def test_two_agents_in_one_run_each_in_its_environment(start_run: StartRun) -> N
     output = run.finish()
     assert run.process.returncode == 0, output
     assert "python (50 %), program (50 %), subproc" in output
+    summary = output.partition("training reward")[2]
+    assert re.search(r"program +0\.250 → 0\.250 .* \d+ rollouts", summary), output
     rows = [json.loads(line) for line in (run.root / "metrics.jsonl").read_text().splitlines()]
     seen = set()
     for row in rows:

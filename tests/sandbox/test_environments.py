@@ -128,6 +128,27 @@ def test_a_virtual_environment_is_entered_enclosed(
     assert alone, "nothing of this interpreter's own environment is there"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's children are another user")
+@pytest.mark.parametrize("start", ["fork", "exec"])
+@pytest.mark.parametrize("closed", ["", "lib"])
+def test_an_environment_that_is_closed_to_agents_is_named(
+    code: Path, tmp_path: Path, start: str, closed: str
+) -> None:
+    made = tmp_path / "venv"
+    venv.create(made, symlinks=True, with_pip=False)
+    (made / closed).chmod(0o700)
+    (code / "any.py").write_text("def agent(data):\n    return 1\n")
+    box = BlockingSandbox(
+        SandboxSpec(tier="namespaces", env=ENV),
+        target="any:agent",
+        python=str(made / "bin/python"),
+        python_path=[str(code)],
+        start=start,
+    )
+    with pytest.raises(ZygoteFailed, match=f"cannot read {made / closed}.*chmod -R o\\+rX"), box:
+        pass
+
+
 @pytest.fixture
 def fresh(spec: SandboxSpec, code: Path, bare_python: str) -> Any:
     def make(target: str) -> BlockingSandbox:
