@@ -69,14 +69,13 @@ async def grade_length(
     return 0.25 + len(transcript[-1]["content"]) % 2 / 2
 
 
-def fail_on_some(task: Any, transcript: Any, outputs: Any, report: Any, *, how: str) -> Any:
-    """Fails for the task whose answer is 4, and for that only."""
-    if task["answer"] != "4":
-        return 0.5 + len(transcript[-1]["content"]) % 2 / 2
-    if how == "hang":
-        time.sleep(3600)
-    if how == "exit":
-        os._exit(3)
-    if how == "nan":
-        return float("nan")
-    raise ValueError("the grader's own mistake")
+def fail_on_some(
+    task: Any, transcript: Any, outputs: Any, report: Any, *, how: dict[str, str]
+) -> Any:
+    """`how`: answer of a task → the way to fail for it."""
+    match how.get(task["answer"]):
+        case "hang":
+            time.sleep(3600)
+        case "raise":
+            raise ValueError("the grader's own mistake")
+    return 0.5 + len(transcript[-1]["content"]) % 2 / 2

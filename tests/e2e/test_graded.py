@@ -66,33 +66,36 @@ def test_a_cheating_agent_is_paid_what_the_grader_says_and_each_attempt_is_liste
     assert "cheating:grade_length: " in output and " graded, 0 retried\n" in output
 
 
-@pytest.mark.parametrize("how", ["raise", "hang", "exit", "nan"])
 def test_a_grader_that_fails_costs_only_the_rollouts_that_it_fails_for(
-    start_run: StartRun, how: str
+    start_run: StartRun,
 ) -> None:
-    """Four tasks, one of which cannot be graded: its group is replaced, and nobody is blamed."""
+    """Four tasks, two of which cannot be graded: their groups are replaced, nobody is blamed."""
     run = start_run(
         "workflow=cheating.cheat",
         "rollout.openai.reward=cheating.fail_on_some",
-        f"rollout.openai.reward_kwargs.how={how}",
-        "rollout.openai.reward_timeout_s=1.0" if how == "hang" else "gconfig.n_samples=2",
+        "rollout.openai.reward_kwargs={how: {'4': raise, '5': hang}}",
+        "rollout.openai.reward_timeout_s=2.0",
         "gconfig.n_samples=2",
         "rollout.max_head_offpolicyness=0",
         "train_dataset.shuffle=false",
+        "total_train_steps=1",
+        "train_dataset.batch_size=3",
     )
     output = run.finish()
     assert run.process.returncode == 0, output
-    failed = [end for end in ends(run) if end.outcome is not Outcome.COMPLETED]
-    assert failed and {end.outcome for end in failed} == {Outcome.GRADER_FAILED}
+    failed = [end for end in ends(run) if end.outcome is Outcome.GRADER_FAILED]
     assert all(end.claimed_reward == 1.0 and end.reward is None for end in failed)
-    assert "the grader cheating.fail_on_some failed: " in failed[0].error
-    rows = [json.loads(line) for line in (run.root / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["grader/num_failed"] == len(failed)
-    assert rows[-1]["grader/num_retried"] == len(failed)
-    assert rows[-1]["reward/valid"] >= 0.5, "what could not be graded counts as nothing, not as 0"
-    assert f"{len(failed)} FAILED and do not count" in output
-    expected = {"raise": "the grader's own mistake", "hang": "timeout", "exit": "exited"}
-    assert expected.get(how, "invalid_result") in failed[0].error
+    start = "the grader cheating.fail_on_some failed: "
+    raised = start + "exception: ValueError: the grader's own mistake"
+    hung = start + "timeout: did not end within 2 s"
+    assert {end.error for end in failed} == {raised, hung}
+    assert {"in fail_on_some" in end.traceback for end in failed} == {True, False}
+    row = json.loads((run.root / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["grader/num_retried"] >= row["grader/num_failed"] >= 6
+    assert row["batch/num_groups_given_up"] >= 2
+    assert row["reward/valid"] >= 0.5, "what could not be graded counts as nothing, not as 0"
+    assert row["valid/num_rollouts"] == 2
+    assert "FAILED and do not count" in output and (raised in output or hung in output)
 
 
 def test_a_grader_that_cannot_be_imported_ends_the_run_with_its_traceback(
