@@ -15,7 +15,7 @@ INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
 ALL_EXTRAS := train data gguf dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-smollm2 test test-families test-attacks lint format bench bench-spawn \
+.PHONY: help train train-smollm2 test test-families test-attacks test-agents lint format bench bench-spawn \
 	bench-proxy bench-constrained soak docs constraints clean
 
 help:  ## List the targets
@@ -31,9 +31,9 @@ train-smollm2:  ## Fetch SmolLM2-135M and run a few GRPO steps on a reasoning ta
 	$(BIN)/python examples/smollm2/prepare.py
 	$(BIN)/areal-sub train --config examples/smollm2/config.yaml $(ARGS)
 
-test:  ## Run all tests but the attacks (ARGS="tests/config -k name" for some)
+test:  ## Run all tests but the attacks and the agents (ARGS="tests/config -k name" for some)
 	$(INSTALL) $(ALL_EXTRAS)
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not attacks" $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not attacks and not agents" $(ARGS)
 
 lint:  ## Check format, style, types and the layering of imports
 	$(INSTALL) $(ALL_EXTRAS)
@@ -54,6 +54,10 @@ test-families:  ## Model families with their real vocabularies (downloads, some 
 test-attacks:  ## Attempt every attack of docs/security.md, in each tier, as this user and as nobody
 	$(INSTALL) $(ALL_EXTRAS)
 	BIN="$(BIN)" tests/attacks/run $(ARGS)
+
+test-agents:  ## Train a step with each real agent of docs/compatibility.md, which is written anew
+	$(INSTALL) $(ALL_EXTRAS)
+	BIN="$(BIN)" tests/agents/run -n $(JOBS) $(ARGS)
 
 bench-proxy:  ## The proxy beside others: CPU and latency per model call (ARGS="--litellm PYTHON")
 	$(INSTALL) $(ALL_EXTRAS)

@@ -180,6 +180,7 @@ class TurnRecord(_Record):
     those of softmax(logits / temperature) over the whole vocabulary, without top_p and top_k. That
     is what the learner computes, so that its ratio is 1 on equal weights; the distribution that was
     sampled from is not recorded."""
+    streamed: bool = False  # the agent asked for a stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

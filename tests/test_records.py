@@ -236,7 +236,7 @@ GOLDEN = {
 }
 # What records have grown by since, with the defaults: behind the golden fields, in this order.
 APPENDED: dict[str, dict[str, Any]] = {
-    "turn": {"constrained": False},
+    "turn": {"constrained": False, "streamed": False},
     "generate": {"grammar": ""},
 }
 

@@ -342,6 +342,7 @@ class Turns:
             num_prompt_tokens=prompt.num_tokens,
             engine_digest=sampled.engine_digest,
             constrained=bool(prepared.request.grammar),
+            streamed=call.stream,
         )
         self._journal.append(record)
         prepared.num_sampled_tokens += len(sampled.token_ids)

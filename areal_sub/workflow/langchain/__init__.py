@@ -1,0 +1,1 @@
+"""Ready agents on LangChain: `workflow=areal_sub.workflow.langchain.math_agent.<Class>`."""

@@ -1,0 +1,103 @@
+"""The agents that the compatibility suite runs, and what is expected of each.
+
+Python agents are the ready ones of `areal_sub.workflow`; programs lie in `programs/`. Versions are
+those of the requirements and lock files, which are all that an agent's environment is built from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    name: str
+    package: str  # whose version is shown
+    agent_env: str  # below this folder
+    dialects: tuple[str, ...]
+    workflow: str
+    streamed: bool = False
+    has_tools: bool = False  # so that some rollouts have several turns
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """Raises `ValueError` where the environment's file does not pin it."""
+        path = HERE / self.agent_env
+        if path.is_dir():
+            lock = json.loads((path / "package-lock.json").read_text())
+            return str(lock["packages"][f"node_modules/{self.package}"]["version"])
+        pinned = re.search(rf"^{re.escape(self.package)}==(\S+)$", path.read_text(), re.MULTILINE)
+        if pinned is None:
+            raise ValueError(f"{path} does not pin {self.package}")
+        return pinned[1]
+
+
+READY = "areal_sub.workflow"
+
+AGENTS = (
+    Agent(
+        name="OpenAI SDK, `MathAgent`",
+        package="openai",
+        agent_env="requirements/openai.txt",
+        dialects=("chat",),
+        workflow=f"{READY}.openai.math_agent.MathAgent",
+    ),
+    Agent(
+        name="OpenAI SDK, `MultiTurnMathAgent`",
+        package="openai",
+        agent_env="requirements/openai.txt",
+        dialects=("chat",),
+        workflow=f"{READY}.openai.math_agent.MultiTurnMathAgent",
+    ),
+    Agent(
+        name="OpenAI SDK, `MathToolAgent`",
+        package="openai",
+        agent_env="requirements/openai.txt",
+        dialects=("chat",),
+        workflow=f"{READY}.openai.math_agent.MathToolAgent",
+        has_tools=True,
+    ),
+    Agent(
+        name="OpenAI Agents SDK, `MathAgent`",
+        package="openai-agents",
+        agent_env="requirements/openai_agents.txt",
+        dialects=("responses",),
+        workflow=f"{READY}.openai_agents.math_agent.MathAgent",
+    ),
+    Agent(
+        name="OpenAI Agents SDK, `MathToolAgent`",
+        package="openai-agents",
+        agent_env="requirements/openai_agents.txt",
+        dialects=("responses",),
+        workflow=f"{READY}.openai_agents.math_agent.MathToolAgent",
+        has_tools=True,
+    ),
+    Agent(
+        name="LangChain, `MathAgent`",
+        package="langchain-openai",
+        agent_env="requirements/langchain.txt",
+        dialects=("chat",),
+        workflow=f"{READY}.langchain.math_agent.MathAgent",
+    ),
+    Agent(
+        name="LangChain, `MathToolAgent`",
+        package="langchain",
+        agent_env="requirements/langchain.txt",
+        dialects=("chat",),
+        workflow=f"{READY}.langchain.math_agent.MathToolAgent",
+        has_tools=True,
+    ),
+    Agent(
+        name="Anthropic SDK, `MathAgent`",
+        package="anthropic",
+        agent_env="requirements/anthropic.txt",
+        dialects=("messages",),
+        workflow=f"{READY}.anthropic.math_agent.MathAgent",
+    ),
+)
