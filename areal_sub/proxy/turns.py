@@ -24,7 +24,7 @@ from areal_sub.proxy.choice import Sampled, may_end_early
 from areal_sub.proxy.constraints import Reasoning, grammar_of, refused
 from areal_sub.proxy.families.traits import traits_of
 from areal_sub.proxy.history import Keys, Match, Prompt
-from areal_sub.proxy.neutral import Call, Delta
+from areal_sub.proxy.neutral import Call, Delta, Message
 from areal_sub.proxy.parsers import AnswerParser, TwoPartParser
 from areal_sub.proxy.refusals import ContextTooLong, Reason, Refusal, invalid
 from areal_sub.proxy.render import Renderer
@@ -105,7 +105,7 @@ class Turns:
             grammar = await self._grammar(call, prompt_token_ids)
             session.check_open()
             if session.transcript is not None:
-                session.transcript.ask(prompt, call.messages)
+                session.transcript.ask(prompt, self._asked(call, prompt_token_ids))
         except Refusal:
             session.num_admitted -= call.num_choices
             raise
@@ -184,6 +184,11 @@ class Turns:
         if call.num_bytes > LARGE_BYTES:
             return await asyncio.to_thread(grammar_of, *given)
         return grammar_of(*given)
+
+    def _asked(self, call: Call, prompt: Int32Array) -> Sequence[Message]:
+        if call.raw_prompt is None:
+            return call.messages
+        return [Message("user", self._renderer.vocabulary.decode(prompt.tolist()))]
 
     async def _prompt(self, session: Session, call: Call) -> Prompt:
         if call.raw_prompt is not None:
