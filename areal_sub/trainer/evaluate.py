@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from areal_sub.config.schema import GenerationConfig
@@ -30,8 +30,12 @@ async def evaluate(
     *,
     version: int,
     max_concurrent_rollouts: int,
+    on_start: Callable[[str], None],
 ) -> Evaluation:
-    """`gconfig.n_samples` rollouts of each task. Raises `PeerGone`, `DeadlineExceeded`."""
+    """`gconfig.n_samples` rollouts of each task; `on_start` gets the id of each.
+
+    Raises `PeerGone`, `DeadlineExceeded`.
+    """
     slots = asyncio.Semaphore(max_concurrent_rollouts)
     rewards: list[float] = []
     outcomes: Counter[Outcome] = Counter()
@@ -47,6 +51,7 @@ async def evaluate(
             policy_version=version,
         )
         async with slots:
+            on_start(assignment.rollout_id)
             trajectory = await rollouts.run(assignment, agent, gconfig)
         outcomes[trajectory.end.outcome] += 1
         completed = trajectory.end.outcome is Outcome.COMPLETED

@@ -9,6 +9,7 @@ from typing import Any
 
 from areal_sub.records import Fork, Outcome
 from areal_sub.trainer.exactness import Exactness
+from areal_sub.trajectory.accounting import Accounting
 from areal_sub.trajectory.tree import Trajectory
 
 
@@ -26,6 +27,7 @@ class Progress:
     num_stale: int = 0
     num_rollouts: int = 0
     num_tokens: int = 0  # sampled
+    accounting: Accounting | None = None  # of the whole run, once it has ended
     doing: str = "starting"
     listener: Callable[[Progress], None] = lambda _: None
 

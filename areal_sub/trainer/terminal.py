@@ -20,6 +20,7 @@ from areal_sub.records import Fork, Outcome
 from areal_sub.trainer.checkpoints import FINAL
 from areal_sub.trainer.progress import Progress
 from areal_sub.trainer.run_dir import RunDir
+from areal_sub.trajectory.accounting import Accounting
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MAX_SPARK = 60
@@ -140,6 +141,8 @@ class Terminal:
         self.say(f"  rollouts           {_counts(progress.outcomes)}")
         for outcome, error in progress.examples.items():
             self.say(f"    {outcome}: {error[:_MAX_ERROR_CHARS]}")
+        if progress.accounting is not None:
+            self._accounted(progress.accounting)
         for label, path in (
             ("checkpoint", run.checkpoints / FINAL),
             ("journal", run.journal),
@@ -150,6 +153,14 @@ class Terminal:
         ):
             if path.exists():
                 self.say(f"  {label:18} {path}")
+
+    def _accounted(self, accounting: Accounting) -> None:
+        self.say(f"  accounted for      {accounting}")
+        for problem in accounting.problems:
+            self._console.print(
+                Text(f"  error: rollouts are not accounted for: {problem}", style="bold red"),
+                soft_wrap=True,
+            )
 
 
 def _values(progress: Progress, name: str) -> list[float]:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from areal_sub.errors import PeerGone, WorkflowError
-from areal_sub.records import EndRecord, Fork, OpenRecord, Outcome, TurnRecord, float32, int32
+from areal_sub.records import EndRecord, Fate, Fork, OpenRecord, Outcome, TurnRecord, float32, int32
 from areal_sub.rollout.attempt import Assignment
 from areal_sub.rollout.groups import GroupSource
 from areal_sub.rollout.staleness import Admission
@@ -72,6 +72,7 @@ class Agents:
         self.held = held
         self.release = asyncio.Event()
         self.started: list[Assignment] = []
+        self.left_out: list[tuple[str, Fate]] = []
 
     async def run(self, assignment: Assignment) -> Trajectory:
         self.started.append(assignment)
@@ -88,7 +89,14 @@ def source(agents: Agents, *, eta: int = 0, version: int = 0, num_samples: int =
         num_samples=num_samples,
     )
     tasks = ((f"task{i}", {"i": i}) for i in itertools.count())
-    return GroupSource(tasks, agents.run, admission, version=version, on_rollout=lambda _: None)
+    return GroupSource(
+        tasks,
+        agents.run,
+        admission,
+        version=version,
+        on_rollout=lambda _: None,
+        on_left_out=lambda t, fate: agents.left_out.append((t.open.rollout_id, fate)),
+    )
 
 
 def drive(test: Callable[[], Awaitable[None]]) -> None:
