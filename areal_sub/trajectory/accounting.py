@@ -44,7 +44,7 @@ class Accounting:
     """The sum of a run."""
 
     num_started: int
-    fates: dict[str, int]  # label → rollouts, the most frequent first
+    fates: dict[str, int]  # label → rollouts: first those trained, then the most frequent
     problems: tuple[str, ...]  # empty: it adds up
 
     def __str__(self) -> str:
@@ -67,10 +67,11 @@ def judge_run(attempts: Sequence[AttemptLog]) -> list[Judgement]:
 
 def account(attempts: Sequence[AttemptLog], judgements: Sequence[Judgement]) -> Accounting:
     """`judgements`: of `attempts`, by `judge_run`."""
-    fates = Counter(judgement.label for judgement in judgements)
+    counts = Counter(judgement.label for judgement in judgements)
+    trained = {str(Fate.TRAINED): counts.pop(Fate.TRAINED, 0)}
     return Accounting(
         num_started=sum(len(attempt.rollouts) for attempt in attempts),
-        fates=dict(fates.most_common()),
+        fates=trained | dict(counts.most_common()),
         problems=tuple(_problems(attempts, judgements)),
     )
 
