@@ -64,6 +64,10 @@ def run(argv: Sequence[str]) -> int:
         arguments, rest = parser.parse_known_args(argv)
         if arguments.command == "train":
             return _train(rest)
+        # argparse does not take an optional positional that stands behind an option.
+        is_name = len(rest) == 1 and not rest[0].startswith("-")
+        if arguments.command == "inspect" and arguments.rollout is None and is_name:
+            arguments.rollout = rest.pop()
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}")
         if arguments.command == "doctor":

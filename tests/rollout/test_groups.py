@@ -142,6 +142,7 @@ def test_asynchronous_runs_ahead_and_a_straggler_does_not_hold_the_batch() -> No
         trained = [group[0].open.task_id for batch in batches for group in batch.groups]
         assert "task0" not in trained
         assert sum(b.num_stale for b in batches) == 3
+        assert agents.left_out == [(f"g000000-{i}", Fate.STALE) for i in range(3)]
         assert sum(b.num_given_up for b in batches) == 1
         await groups.close()
 
@@ -158,13 +159,22 @@ def test_failed_rollouts_are_left_out_and_too_small_groups_are_replaced() -> Non
         return Outcome.COMPLETED
 
     async def test() -> None:
-        groups = source(Agents(ends))
+        agents = Agents(ends)
+        groups = source(agents)
         batch = await groups.next_batch()
         assert [(group[0].open.task_id, len(group)) for group in batch.groups] == [
             ("task0", 2),
             ("task2", 3),
         ]
         assert batch.num_given_up == 1
+        # The group that is of no use is decided on first, the batch's when it is handed out.
+        assert agents.left_out == [
+            ("g000001-0", Fate.NO_BASELINE),
+            ("g000001-1", Fate.FAILED),
+            ("g000001-2", Fate.FAILED),
+            ("g000000-0", Fate.FAILED),
+        ]
+        assert groups.held_rollouts() == []
         assert groups.position == 3 and groups.num_given_up == 1
         await groups.close()
 
@@ -192,6 +202,8 @@ def test_the_end_of_a_process_of_ours_ends_the_wait() -> None:
         groups = source(agents)
         with pytest.raises(PeerGone, match="engine"):
             await groups.next_batch()
+        assert groups.held_rollouts()[:3] == ["g000000-0", "g000000-1", "g000000-2"]
+        assert agents.left_out == []
         await groups.close()
 
     drive(test)
