@@ -9,7 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 from e2e_run import Run
+
+from areal_sub.records import Fate
 
 # One group of two each, in this order. With a batch of one group and staleness up to 1, two groups
 # are under way at any time; "slow" is one of them until two steps were taken beside it.
@@ -81,3 +85,19 @@ def test_every_fate_of_a_run_is_told_and_adds_up(
     assert sum(token["trained"] for token in sample) == trained["num_trained_tokens"] > 0
     assert {token["why"] for token in sample} == {"context", "trained"}
     assert "What is 1 + 2?" in shown["turns"][0]["context"]
+
+
+@pytest.mark.parametrize("module", ["areal_sub.proxy", "areal_sub.rollout.supervisor"])
+def test_where_a_process_dies_its_rollouts_are_accounted_for(
+    start_run: Callable[..., Run], module: str
+) -> None:
+    run = start_run("total_train_steps=10000", "valid_dataset=null")
+    run.wait_for_steps(1)
+    for process in psutil.Process(run.process.pid).children():
+        if module in process.cmdline():
+            process.kill()
+    output = run.finish()
+    assert run.process.returncode == 1, output
+    assert "  accounted for" in output
+    fates = {json.loads(line)["fate"] for line in inspect(str(run.root), "--json").splitlines()}
+    assert "trained" in fates and fates <= {*Fate} - {Fate.RUNNING, Fate.UNACCOUNTED}
