@@ -96,6 +96,7 @@ class Fork(StrEnum):
     HISTORY_EDITED = "history_edited"  # a message that we had not sampled differs or is gone
     ASSISTANT_EDITED = "assistant_edited"  # what the agent says we sampled is not what we sampled
     TEMPLATE_REWROTE = "template_rewrote"  # the chat template renders the same history differently
+    REASONING_DROPPED = "reasoning_dropped"  # the agent left out what an answer of ours had thought
 
 
 def extend_digest(digest: int, token_ids: Int32Array) -> int:
@@ -167,6 +168,7 @@ class OpenRecord(_Record):
     split: str  # "train" | "valid"
     policy_version: int  # the trainer's, when it was admitted
     opened_at: float  # Unix time, s
+    agent: str = ""  # its name, where the run has several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +191,7 @@ class TurnRecord(_Record):
     rollout_logprobs: Float32Array  # [num_sampled] of the distribution sampled from
     versions: Int32Array  # [num_sampled] policy version of each sampled token
     finish_reason: str  # "stop" | "length" | "tool_calls" | "aborted"
-    dialect: str  # "chat"
+    dialect: str  # "chat" | "completions" | "responses" | "messages" | "gemini"
     model: str  # the model name that the agent asked for
     temperature: float
     top_p: float
@@ -197,6 +199,11 @@ class TurnRecord(_Record):
     ended_at: float  # Unix time, s
     num_prompt_tokens: int  # the full prompt's length
     engine_digest: int = 0  # the engine's, at the last token that was kept: see `GenerateChunk`
+    constrained: bool = False
+    """Drawn under a grammar: tokens that it forbids had probability 0, but `rollout_logprobs` are
+    those of softmax(logits / temperature) over the whole vocabulary, without top_p and top_k. That
+    is what the learner computes, so that its ratio is 1 on equal weights; the distribution that was
+    sampled from is not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +335,10 @@ class GenerateRequest(_Record):
     stop_token_ids: list[int] = field(default_factory=list)
     stream: bool = False  # False: one chunk, at the end
     affinity: str = ""  # requests with the same value share a prefix (the rollout id)
+    grammar: str = ""
+    """What the sampled tokens may be, or "": anything. In llguidance's variant of Lark, with
+    `%json {schema}` and `<[token id]>` as terms; where it is complete, `stop_token_ids` may come.
+    `logprobs` stay those of the model's own distribution: see `TurnRecord.constrained`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,6 +387,12 @@ class RunRequest(_Record):
     timeout_s: float
     workspace: str = ""  # absolute folder whose content the child starts in, or "" for none
     outputs: list[str] = field(default_factory=list)  # paths in there to bring back
+    python: str = ""  # the agent's interpreter; "": the supervisor's own
+    readable: list[str] = field(default_factory=list)  # more paths that the child can read
+    argv: list[str] = field(default_factory=list)  # a program instead of `target` and `pickled`
+    stdin: str = ""  # the program's
+    files: dict[str, str] = field(default_factory=dict)  # for it: path (or ~/path) → content
+    reward: str = ""  # where the program's is: "last_line" | "exit_code" | "file:PATH"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

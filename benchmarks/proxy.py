@@ -98,7 +98,8 @@ def ours(folder: Path) -> Iterator[Proxy]:
         "journal_path": str(folder / "journal"),
         "tokenizer_path": str(folder / "model"),
         "chat_template": None,
-        "tool_call_parser": "hermes",
+        "tool_call_parser": "auto",
+        "reasoning_parser": "none",
         "request_timeout_s": 60.0,
     }
     (folder / "settings.json").write_text(json.dumps(settings))
@@ -116,7 +117,7 @@ def ours(folder: Path) -> Iterator[Proxy]:
 
 
 async def _control(folder: Path, method: str, *calls: dict[str, Any]) -> Any:
-    client = await Client.connect(folder / "control.sock", peer="proxy")
+    client = await Client.connect(folder / "control.sock", peer="proxy", timeout_s=20.0)
     try:
         answers = [await client.call(method, call, timeout_s=60.0) for call in calls or ({},)]
         return answers[-1]

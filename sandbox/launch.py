@@ -1,8 +1,5 @@
 """Starts a zygote: its own folder, a clean environment, and nothing inherited but what it needs.
 And the egress proxy beside it, likewise.
-
-The package is loaded into the agent's interpreter from this folder, under a private name: no import
-path is shared with it, and an agent's own module called like this package does not collide.
 """
 
 from __future__ import annotations
@@ -16,22 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .boot import boot_command
 from .spec import SandboxSpec
 from .wire import write_all
-
-_BOOT = """\
-import importlib, importlib.util, os, sys
-def load(folder, name):
-    spec = importlib.util.spec_from_file_location(
-        "_sandbox", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
-    sys.modules["_sandbox"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return importlib.import_module(f"_sandbox.{name}").main
-main, fds = load(*sys.argv[2:4]), [int(fd) for fd in sys.argv[4:]]
-sys.argv[1:] = []
-del load, importlib, os, sys
-main(*fds)
-"""
 
 # Libraries that start a thread per core on import: a zygote must be single-threaded.
 _SINGLE_THREADED = {
@@ -74,12 +58,12 @@ def launch(
     output, far_output = os.pipe()
     # A file and not a pipe: a pickled agent may be larger than any pipe, and nobody waits here.
     stdin = memory_file("zygote-settings", json.dumps(settings).encode())
-    package = os.path.dirname(os.path.abspath(__file__))
     passed = (far_channel.fileno(), far_lifeline.fileno(), *group)
     try:
         guardian = subprocess.Popen(
-            [python, "-I", "-X", "utf8", "-c", _BOOT, f"sandbox:{label}", package, "guardian"]
-            + [str(fd) for fd in passed],
+            # Without site: what the agent's environment runs at the start of an interpreter (its
+            # `.pth` files) is run by the zygote, enclosed.
+            boot_command(python, label, "guardian", passed, site=False),
             env=env,
             cwd=folder,
             stdin=stdin,
@@ -108,12 +92,10 @@ def launch_egress(settings: Mapping[str, Any]) -> tuple[subprocess.Popen[bytes],
     """
     channel, far_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stdin = memory_file("egress-settings", json.dumps(settings).encode())
-    package = os.path.dirname(os.path.abspath(__file__))
     number = far_channel.fileno()
-    command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOT, "sandbox:egress"]
     try:
         process = subprocess.Popen(
-            [*command, package, "egress", str(number)],
+            boot_command(sys.executable, "egress", "egress", [number], site=False),
             env={},
             cwd="/",
             stdin=stdin,

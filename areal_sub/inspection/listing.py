@@ -65,6 +65,7 @@ def as_json(judgement: Judgement) -> dict[str, Any]:
         "attempt": judgement.attempt.number,
         "group_id": opened.group_id,
         "task_id": opened.task_id,
+        "agent": opened.agent,
         "split": opened.split,
         "outcome": None if end is None else str(end.outcome),
         "fate": str(judgement.fate),
@@ -90,10 +91,13 @@ def json_line(value: dict[str, Any]) -> str:
 
 
 def table(judgements: Sequence[Judgement], *, resumed: bool) -> Table:
+    """With the agents' names, where the run has several."""
     columns = [("rollout", "left"), ("task", "left"), ("split", "left"), ("outcome", "left")]
     columns += [("fate", "left"), ("reward", "right"), ("turns", "right")]
     columns += [("sampled", "right"), ("trained", "right"), ("forks", "right")]
     columns += [("stale", "right"), ("wall", "right"), ("why", "left")]
+    with_agent = any(judgement.rollout.opened.agent for judgement in judgements)
+    columns += [("agent", "left")] if with_agent else []
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in columns:
         made.add_column(
@@ -103,7 +107,8 @@ def table(judgements: Sequence[Judgement], *, resumed: bool) -> Table:
             overflow="ellipsis",
         )
     for judgement in judgements:
-        made.add_row(*_cells(judgement, resumed=resumed))
+        agent = [Text(one_line(judgement.rollout.opened.agent))] if with_agent else []
+        made.add_row(*_cells(judgement, resumed=resumed), *agent)
     return made
 
 

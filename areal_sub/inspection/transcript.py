@@ -171,6 +171,7 @@ def _say_facts(console: Console, found: Inspected) -> None:
     facts = [
         ("rollout", f"{row['rollout_id']} of group {row['group_id']}, attempt {row['attempt']}"),
         ("task", f"{row['task_id']} ({row['split']})"),
+        *([("agent", row["agent"])] if row["agent"] else []),
         ("outcome", outcome + (f": {reason}" if reason and outcome != "completed" else "")),
         ("fate", f"{row['fate']}{step}: {FATES[judgement.fate]}"),
         ("reward", reward),

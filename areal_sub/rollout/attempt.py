@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,9 @@ from typing import Any, Protocol
 from areal_sub.config.schema import GenerationConfig, OpenAIConfig, RolloutConfig
 from areal_sub.errors import ArealSubError, PeerGone, TaskError, WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
-from areal_sub.rollout.environ import agent_environment
+from areal_sub.rollout.command import Command, declared_outputs, fill_command
+from areal_sub.rollout.environ import agent_environment, template_variables
+from areal_sub.rollout.mix import Agent
 from areal_sub.rollout.rewards import judge_result
 from areal_sub.rollout.workspace import workspace_of
 from areal_sub.rpc import Client
@@ -35,18 +37,16 @@ CONTROL_TIMEOUT_S = 60.0
 class AgentRunner(Protocol):
     """Runs agents: `SubprocPool` or `InlineRunner`."""
 
-    async def warm(self, target: str, pickled: bytes = b"") -> list[str]: ...
+    async def warm(
+        self,
+        target: str,
+        pickled: bytes = b"",
+        *,
+        python: str = "",
+        readable: Sequence[str] = (),
+    ) -> list[str]: ...
 
     async def run(self, request: RunRequest) -> RunReport: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agent:
-    """Which agent: an import path, or dill bytes of one that has no import path."""
-
-    target: str
-    pickled: bytes
-    workflow_kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class RolloutRunner:
         key = secrets.token_urlsafe(24)
         self._stream.expect(assignment.rollout_id)
         try:
-            await self._open(assignment, key, gconfig)
+            await self._open(assignment, agent, key, gconfig)
             report = await self._run_agent(assignment, agent, key)
             await _whole(self._end(report))
         except BaseException:
@@ -96,7 +96,9 @@ class RolloutRunner:
             raise
         return await self._stream.collect(assignment.rollout_id, timeout_s=CONTROL_TIMEOUT_S)
 
-    async def _open(self, assignment: Assignment, key: str, gconfig: GenerationConfig) -> None:
+    async def _open(
+        self, assignment: Assignment, agent: Agent, key: str, gconfig: GenerationConfig
+    ) -> None:
         sampling = {"max_new_tokens", "temperature", "top_p", "top_k", "override_agent"}
         params = {
             "rollout_id": assignment.rollout_id,
@@ -105,6 +107,7 @@ class RolloutRunner:
             "task_id": assignment.task_id,
             "split": assignment.split,
             "policy_version": assignment.policy_version,
+            "agent": agent.name,
             "max_turns": self._openai.max_turns,
             "gconfig": gconfig.model_dump(include=sampling),
         }
@@ -119,21 +122,28 @@ class RolloutRunner:
             raise
 
     async def _run_agent(self, assignment: Assignment, agent: Agent, key: str) -> RunReport:
+        extra = {**agent.env, **self._openai.env}
+        silence = self._openai.silence
         request = RunRequest(
             rollout_id=assignment.rollout_id,
             target=agent.target,
             pickled=agent.pickled,
             workflow_kwargs=agent.workflow_kwargs,
             data=assignment.data,
-            env=agent_environment(port=self._port, key=key, extra=self._openai.env),
+            env=agent_environment(port=self._port, key=key, extra=extra, silence=silence),
             timeout_s=self._timeout_s,
+            python=agent.python,
+            readable=list(agent.readable),
             outputs=self._openai.sandbox.outputs,
         )
         started_at = time.monotonic()
         try:
             template = self._openai.sandbox.workspace
             workspace = workspace_of(template, assignment.data, self._base)
-            return await self._agents.run(dataclasses.replace(request, workspace=workspace))
+            request = dataclasses.replace(request, workspace=workspace)
+            if agent.command is not None:
+                request = self._of_program(request, agent.command)
+            return await self._agents.run(request)
         except TaskError as error:
             return _our_failure(request.rollout_id, Outcome.START_FAILED, str(error), started_at)
         except asyncio.CancelledError:
@@ -144,6 +154,21 @@ class RolloutRunner:
             raise
         except ArealSubError as error:
             return _our_failure(request.rollout_id, Outcome.LOST, str(error), started_at)
+
+    def _of_program(self, request: RunRequest, command: Command) -> RunRequest:
+        """Raises `TaskError` where the task lacks a field."""
+        variables = template_variables(request.env, str(self._base))
+        filled = fill_command(command, request.data, variables)
+        return dataclasses.replace(
+            request,
+            data={},
+            argv=filled.argv,
+            stdin=filled.stdin,
+            files=filled.files,
+            env={**request.env, **filled.env},
+            reward=command.reward,
+            outputs=[*request.outputs, *declared_outputs(command.reward)],
+        )
 
     async def _end(self, report: RunReport) -> None:
         outcome, error = report.outcome, report.error

@@ -103,7 +103,9 @@ class Stack:
             await start_component(
                 "engine",
                 "areal_sub.engines.embedded",
-                _engine_settings(config, sockets["engine"], model_path, policy_version),
+                _engine_settings(
+                    config, sockets["engine"], model_path, tokenizer_path, policy_version
+                ),
             )
             await start_component(
                 "proxy",
@@ -196,11 +198,12 @@ async def _connect(
 
 
 def _engine_settings(
-    config: Config, socket: Path, model_path: str, policy_version: int
+    config: Config, socket: Path, model_path: str, tokenizer_path: str, policy_version: int
 ) -> dict[str, Any]:
     return {
         "socket_path": str(socket),
         "model_path": model_path,
+        "tokenizer_path": tokenizer_path,
         "dtype": config.engine.dtype or config.actor.dtype,
         "device": config.engine.device,
         "num_threads": config.engine.num_threads,
@@ -224,6 +227,7 @@ def _proxy_settings(
         "tokenizer_path": tokenizer_path,
         "chat_template": config.rollout.openai.chat_template,
         "tool_call_parser": config.rollout.openai.tool_call_parser,
+        "reasoning_parser": config.rollout.openai.reasoning_parser,
         "request_timeout_s": config.rollout.request_timeout_s,
     }
 

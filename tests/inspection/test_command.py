@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -106,7 +107,8 @@ def test_a_json_line_holds_what_the_table_shows(
 ) -> None:
     trained, failed, *_ = lines(capsys)
     assert trained == {
-        "rollout_id": "g0-0", "attempt": 1, "group_id": "g", "task_id": "t", "split": "train",
+        "rollout_id": "g0-0", "attempt": 1, "group_id": "g", "task_id": "t", "agent": "",
+        "split": "train",
         "outcome": "completed", "fate": "trained", "reason": "", "error": "", "step": 1,
         "reward": 1.0, "num_turns": 3, "num_sampled_tokens": 6, "num_trained_tokens": 6,
         "num_uncertified_tokens": 0, "forks": {"history_edited": 1}, "staleness": 0,
@@ -249,3 +251,16 @@ def test_what_a_terminal_would_obey_is_escaped() -> None:
     assert escaped("\x1b[31mü\t\n\x9b\u2028\U000e0001\ud800") == (
         "\\x1b[31mü\t\n\\x9b\\u2028\\U000e0001\\ud800"
     )
+
+
+def test_where_a_run_has_several_agents_each_rollout_names_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "journal" / "0002.journal"
+    write(path, [dataclasses.replace(opened("m"), agent="math"), end("m", num_turns=0)])
+    assert run(["inspect", "exp/trial"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == "agent" and rows[4].split()[-1] == "math"
+    assert lines(capsys, "m")[0]["agent"] == "math"
+    assert run(["inspect", "exp/trial", "m"]) == 0
+    assert "agent      math" in capsys.readouterr().out

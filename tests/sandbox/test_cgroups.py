@@ -295,9 +295,10 @@ def test_where_a_group_cannot_be_made_nothing_is_run(
         raise NoGroups("not any more")
 
     monkeypatch.setattr(handle, "find", refuse)
+    before = set(lab.folder.glob("zygote-*"))  # what is closed may still be on its way out
     with pytest.raises(PlanError, match="cgroups: no group can be made: not any more"):
         greedy(lab, work)
-    assert not list(lab.folder.glob("zygote-*/*")), "nothing is left of it"
+    assert set(lab.folder.glob("zygote-*")) <= before, "nothing is left of it"
 
 
 def test_without_groups_all_goes_on_and_the_report_says_so(
