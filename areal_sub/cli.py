@@ -1,4 +1,4 @@
-"""The command line: `areal-sub train | chat | doctor`.
+"""The command line: `areal-sub train | chat | inspect | doctor`.
 
 Imports nothing heavy until a command needs it: a mistyped key is told within a second.
 Exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 128+N ended by signal N.
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from areal_sub import __version__
 from areal_sub.errors import (
@@ -19,11 +20,12 @@ from areal_sub.errors import (
     CheckpointError,
     ConfigError,
     ModelError,
+    RunNotFound,
     TaskError,
     WorkflowError,
 )
 
-_INPUT_ERRORS = (CheckpointError, ConfigError, ModelError, TaskError, WorkflowError)
+_INPUT_ERRORS = (CheckpointError, ConfigError, ModelError, RunNotFound, TaskError, WorkflowError)
 
 _TRAIN_HELP = """\
 Trains the model behind an agent.
@@ -35,6 +37,14 @@ KEY=VALUE overrides a setting of the file by its dotted path; docs/configuration
 _CHAT_HELP = """\
 Talks to a checkpoint: through the agent that it was trained with (which then uses its tools), or,
 with --plain, to the bare model. End with Ctrl-D."""
+
+
+_INSPECT_HELP = """\
+Lists the rollouts of a run with what became of each and why; with ROLLOUT (the beginning of its id
+is enough) shows that one: its turns, what was said, and what was trained. A run may be going on.
+
+  areal-sub inspect runs/calculator/default --not-trained
+  areal-sub inspect calculator/default g000012-3 --tokens"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,13 +64,22 @@ def run(argv: Sequence[str]) -> int:
         arguments, rest = parser.parse_known_args(argv)
         if arguments.command == "train":
             return _train(rest)
+        # argparse does not take an optional positional that stands behind an option.
+        is_name = len(rest) == 1 and not rest[0].startswith("-")
+        if arguments.command == "inspect" and arguments.rollout is None and is_name:
+            arguments.rollout = rest.pop()
         if rest:
             parser.error(f"unknown arguments: {' '.join(rest)}")
         if arguments.command == "doctor":
             # The sandbox stands on its own, and so does its report.
             command = [sys.executable, "-m", "sandbox", "doctor"]
             return subprocess.run(command, check=False).returncode
+        if arguments.command == "inspect":
+            return _inspect(arguments, parser)
         return _chat(arguments)
+    except BrokenPipeError:  # whoever read our output (`head`, a pager) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except SystemExit as end:  # argparse's way of ending
         return end.code if isinstance(end.code, int) else 2
     except KeyboardInterrupt:
@@ -94,8 +113,55 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--plain", action="store_true", help="the bare model, without the agent")
     chat.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
     chat.add_argument("--max-new-tokens", type=int, default=256)
+    _add_inspect(commands)
     commands.add_parser("doctor", help="show how well agents can be isolated on this machine")
     return parser
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="show what became of each rollout of a run, and why",
+        description=_INSPECT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inspect.add_argument("run", metavar="RUN", help="a run's folder, or experiment/trial")
+    inspect.add_argument("rollout", metavar="ROLLOUT", nargs="?", help="a rollout's id")
+    inspect.add_argument("--failed", action="store_true", help="outcomes other than completed")
+    inspect.add_argument(
+        "--not-trained", action="store_true", help="meant for training, and not trained"
+    )
+    inspect.add_argument("--reward-below", type=float, metavar="X")
+    inspect.add_argument("--split", choices=("train", "valid"))
+    inspect.add_argument("--limit", type=int, metavar="N", help="at most N of them; 0: all")
+    inspect.add_argument("--tokens", action="store_true", help="of ROLLOUT: token by token")
+    inspect.add_argument("--json", action="store_true", help="one JSON object per line")
+
+
+def _inspect(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from areal_sub.inspection.command import inspect_rollout, inspect_run
+    from areal_sub.inspection.listing import Filter
+
+    which = Filter(
+        failed=arguments.failed,
+        not_trained=arguments.not_trained,
+        reward_below=arguments.reward_below,
+        split=arguments.split,
+    )
+    if arguments.rollout is None:
+        if arguments.tokens:
+            parser.error("--tokens needs a ROLLOUT")
+        if arguments.limit is not None and arguments.limit < 0:
+            parser.error("--limit: a number of rollouts, or 0 for all")
+        code = inspect_run(arguments.run, which, limit=arguments.limit, as_lines=arguments.json)
+    else:
+        if which != Filter() or arguments.limit is not None:
+            parser.error("filters are for a list of rollouts, not for one ROLLOUT")
+        code = inspect_rollout(
+            arguments.run, arguments.rollout, tokens=arguments.tokens, as_lines=arguments.json
+        )
+    sys.stdout.flush()  # here, where a closed pipe is expected
+    return code
 
 
 def _train(argv: Sequence[str]) -> int:

@@ -31,6 +31,10 @@ class CheckpointError(ArealSubError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
+class RunNotFound(ArealSubError):
+    """There is no such run, or no such rollout in it."""
+
+
 class RecordError(ArealSubError):
     """Bytes that should be a record are not one."""
 

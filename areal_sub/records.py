@@ -1,7 +1,8 @@
 """Every record that crosses a process, and its msgpack form (`docs/wire-format.md`).
 
-Owns the shapes of: trajectory records (proxy → journal → trainer), generation requests and chunks
-(proxy ↔ engine), run requests and reports (trainer ↔ supervisor).
+Owns the shapes of: trajectory records (proxy → journal → trainer), ledger records (what the trainer
+did with each rollout), generation requests and chunks (proxy ↔ engine), run requests and reports
+(trainer ↔ supervisor).
 
 Invariants: a record is a msgpack map `{"kind", "v", **fields}`; records only grow by appended
 fields with defaults, so an old journal stays readable; token arrays are packed little-endian
@@ -12,10 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import msgpack
 import numpy as np
@@ -61,6 +62,27 @@ class Outcome(StrEnum):
     START_FAILED = "start_failed"  # the agent could not be imported, constructed or spawned
     CANCELLED = "cancelled"  # we stopped it (shutdown)
     LOST = "lost"  # infrastructure of ours failed under it
+
+
+class Fate(StrEnum):
+    """What became of a rollout. The trainer decides the first block, and writes it to its ledger;
+    a reader concludes the second from journal and ledger."""
+
+    TRAINED = "trained"  # a training step learned from its tokens
+    EVALUATED = "evaluated"  # a validation rollout: it counts there, and is never trained
+    FAILED = "failed"  # its outcome is not `completed`; told by the outcome's name
+    STALE = "stale"  # older than `rollout.max_head_offpolicyness` when its group was ready
+    NO_BASELINE = "no_baseline"  # completed, but too few of its group could be trained with it
+    NO_SIGNAL = "no_signal"  # in a training step, with advantage 0 for each of its tokens
+    UNCERTIFIED = "uncertified"  # the engine vouches for none of its tokens
+    SKIPPED = "skipped"  # the gradient of its training step was not finite
+    UNUSED = "unused"  # the run ended before a training step or an evaluation took it
+
+    UNDONE = "undone"  # trained after the recovery point that the run later went on from
+    CRASHED = "crashed"  # a process of ours went before the rollout's end or its decision
+    RUNNING = "running"  # the run goes on, and so does the rollout
+    WAITING = "waiting"  # the run goes on; the rollout has ended, and is not yet decided on
+    UNACCOUNTED = "unaccounted"  # it should have been decided on, and was not: a defect of ours
 
 
 class Fork(StrEnum):
@@ -122,6 +144,8 @@ class _Record:
         return cls(**values)
 
 
+R = TypeVar("R", bound=_Record)
+
 # Field annotation → how its wire form becomes the value. Others are kept as msgpack gave them.
 _CONVERT: dict[str, Callable[[Any], Any]] = {
     "Int32Array": lambda raw: np.frombuffer(raw, dtype="<i4"),
@@ -129,6 +153,7 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "Float32Array": lambda raw: np.frombuffer(raw, dtype="<f4"),
     "Outcome": Outcome,
     "Fork": Fork,
+    "Fate": Fate,
 }
 
 
@@ -220,21 +245,81 @@ _KINDS: dict[str, type[OpenRecord] | type[TurnRecord] | type[EndRecord]] = {
 }
 
 
-def encode_record(record: TrajectoryRecord) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeganRecord(_Record):
+    """A trainer began, or went on with, a run. Always the first record of its ledger."""
+
+    KIND: ClassVar[str] = "began"
+
+    policy_version: int  # that it began with
+    began_at: float  # Unix time, s
+    export_style: str  # "concat" | "individual": how rollouts become training samples
+    turn_discount: float
+    trains_without_advantage: bool  # a KL penalty trains every token, also at advantage 0
+    tokenizer_path: str  # absolute folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FateRecord(_Record):
+    """The trainer decided on a rollout. One per rollout."""
+
+    KIND: ClassVar[str] = "fate"
+
+    rollout_id: str
+    fate: Fate
+    reason: str  # "" or one line: more than the fate's name says
+    policy_version: int  # the trainer's, when it decided
+    decided_at: float  # Unix time, s
+    step: int = 0  # training step; 0 where there was none
+    staleness: int | None = None  # versions, where it was asked
+    num_trained_tokens: int = 0
+    num_uncertified_tokens: int = 0
+    baseline_mean: float = 0.0  # of its group: advantage = (return - mean) * scale
+    baseline_scale: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedRecord(_Record):
+    """A trainer ended by itself. Always the last record of its ledger; a killed one has none."""
+
+    KIND: ClassVar[str] = "closed"
+
+    ended: str  # "done" | "interrupted" | "failed"
+    error: str  # "" or one line: why it failed
+    closed_at: float  # Unix time, s
+
+
+LedgerRecord = BeganRecord | FateRecord | ClosedRecord
+
+_LEDGER_KINDS: dict[str, type[BeganRecord] | type[FateRecord] | type[ClosedRecord]] = {
+    cls.KIND: cls for cls in (BeganRecord, FateRecord, ClosedRecord)
+}
+
+
+def encode_record(record: TrajectoryRecord | LedgerRecord) -> bytes:
     packed: bytes = msgpack.packb(record.to_map(), use_bin_type=True)
     return packed
 
 
 def decode_record(raw: bytes) -> TrajectoryRecord:
     """Raises `RecordError` where `raw` is not one whole record of a known kind and version."""
+    return _decode(raw, _KINDS)
+
+
+def decode_ledger_record(raw: bytes) -> LedgerRecord:
+    """Raises `RecordError`, as `decode_record` does."""
+    return _decode(raw, _LEDGER_KINDS)
+
+
+def _decode(raw: bytes, kinds: Mapping[str, type[R]]) -> R:
     try:
         data = msgpack.unpackb(raw, raw=False)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise RecordError(f"not msgpack: {error}") from None
     kind = data.get("kind") if isinstance(data, dict) else type(data).__name__
-    if not isinstance(data, dict) or not isinstance(kind, str) or kind not in _KINDS:
-        raise RecordError(f"unknown record kind {kind!r}; there are: {', '.join(_KINDS)}")
-    cls = _KINDS[kind]
+    if not isinstance(data, dict) or not isinstance(kind, str) or kind not in kinds:
+        raise RecordError(f"unknown record kind {kind!r}; there are: {', '.join(kinds)}")
+    cls = kinds[kind]
     if not isinstance(data.get("v"), int) or data["v"] > cls.VERSION:
         raise RecordError(
             f"{cls.KIND} record of version {data.get('v')!r}; "

@@ -89,6 +89,7 @@ def test_one_module_knows_the_sandbox() -> None:
         "areal_sub",
         "areal_sub.cli",
         "areal_sub.config",
+        "areal_sub.inspection",
         "areal_sub.proxy",
         "areal_sub.rollout",
         "areal_sub.schedulers",

@@ -15,8 +15,12 @@ import pytest
 
 from areal_sub.errors import RecordError
 from areal_sub.records import (
+    BeganRecord,
+    ClosedRecord,
     EndRecord,
     EngineInfo,
+    Fate,
+    FateRecord,
     Fork,
     GenerateChunk,
     GenerateRequest,
@@ -25,6 +29,7 @@ from areal_sub.records import (
     RunReport,
     RunRequest,
     TurnRecord,
+    decode_ledger_record,
     decode_record,
     encode_record,
     float32,
@@ -78,10 +83,35 @@ END = EndRecord(
     claimed_reward={"chatcmpl-1": 0.75},
     tampering={"claim_differs": 1},
 )
+BEGAN = BeganRecord(
+    policy_version=2,
+    began_at=1.5,
+    export_style="concat",
+    turn_discount=1.0,
+    trains_without_advantage=False,
+    tokenizer_path="/models/m",
+)
+FATE = FateRecord(
+    rollout_id="r1",
+    fate=Fate.TRAINED,
+    reason="",
+    policy_version=3,
+    decided_at=4.5,
+    step=4,
+    staleness=1,
+    num_trained_tokens=2,
+    num_uncertified_tokens=0,
+    baseline_mean=0.5,
+    baseline_scale=2.0,
+)
+CLOSED = ClosedRecord(ended="failed", error="e", closed_at=5.5)
 RECORDS: list[Any] = [
     OPEN,
     TURN,
     END,
+    BEGAN,
+    FATE,
+    CLOSED,
     GenerateRequest(
         prompt_token_ids=int32([1, 2]),
         max_new_tokens=8,
@@ -177,7 +207,7 @@ GOLDEN = {
         "6f70656e65645f6174cb3ff8000000000000a56167656e74a463616c63"
     ),
     ("turn", 1): (
-        "de0014a46b696e64a47475726ea17601aa726f6c6c6f75745f6964a27231a77475726e5f6964aa63"
+        "de0015a46b696e64a47475726ea17601aa726f6c6c6f75745f6964a27231a77475726e5f6964aa63"
         "686174636d706c2d31ae706172656e745f7475726e5f6964c0a4666f726ba4726f6f74b1636f6e74"
         "6578745f746f6b656e5f696473c4080100000002000000a9746f6b656e5f696473c4080300000000"
         "000100b0726f6c6c6f75745f6c6f6770726f6273c408000000bf000080bfa876657273696f6e73c4"
@@ -185,7 +215,7 @@ GOLDEN = {
         "74a56d6f64656ca16dab74656d7065726174757265cb3ff0000000000000a5746f705f70cb3ff000"
         "0000000000aa737461727465645f6174cb3ff8000000000000a8656e6465645f6174cb4004000000"
         "000000b16e756d5f70726f6d70745f746f6b656e7302ad656e67696e655f64696765737400ab636f"
-        "6e73747261696e6564c2"
+        "6e73747261696e6564c2a873747265616d6564c2"
     ),
     ("end", 1): (
         "de0014a46b696e64a3656e64a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a9636f"
@@ -197,6 +227,23 @@ GOLDEN = {
         "00ae6567726573735f7265667573656481a7612e623a34343302ad7772697474656e5f6279746573"
         "cd1000ae636c61696d65645f72657761726481aa63686174636d706c2d31cb3fe8000000000000a9"
         "74616d706572696e6781ad636c61696d5f6469666665727301"
+    ),
+    ("began", 1): (
+        "88a46b696e64a5626567616ea17601ae706f6c6963795f76657273696f6e02a8626567616e5f6174"
+        "cb3ff8000000000000ac6578706f72745f7374796c65a6636f6e636174ad7475726e5f646973636f"
+        "756e74cb3ff0000000000000b8747261696e735f776974686f75745f616476616e74616765c2ae74"
+        "6f6b656e697a65725f70617468a92f6d6f64656c732f6d"
+    ),
+    ("fate", 1): (
+        "8da46b696e64a466617465a17601aa726f6c6c6f75745f6964a27231a466617465a7747261696e65"
+        "64a6726561736f6ea0ae706f6c6963795f76657273696f6e03aa646563696465645f6174cb401200"
+        "0000000000a47374657004a97374616c656e65737301b26e756d5f747261696e65645f746f6b656e"
+        "7302b66e756d5f756e6365727469666965645f746f6b656e7300ad626173656c696e655f6d65616e"
+        "cb3fe0000000000000ae626173656c696e655f7363616c65cb4000000000000000"
+    ),
+    ("closed", 1): (
+        "85a46b696e64a6636c6f736564a17601a5656e646564a66661696c6564a56572726f72a165a9636c"
+        "6f7365645f6174cb4016000000000000"
     ),
     ("generate", 1): (
         "8ba46b696e64a867656e6572617465a17601b070726f6d70745f746f6b656e5f696473c408010000"
@@ -282,6 +329,13 @@ def test_trajectory_records_come_back(record: Any) -> None:
     back = decode_record(encode_record(record))
     assert same(back, record)
     assert type(getattr(back, "outcome", Outcome.COMPLETED)) is Outcome
+
+
+@pytest.mark.parametrize("record", [BEGAN, FATE, CLOSED], ids=lambda record: str(record.KIND))
+def test_ledger_records_come_back_and_are_no_trajectory_records(record: Any) -> None:
+    assert decode_ledger_record(encode_record(record)) == record
+    with pytest.raises(RecordError, match=f"unknown record kind '{record.KIND}'"):
+        decode_record(encode_record(record))
 
 
 def test_a_reader_takes_records_with_fields_that_it_does_not_know() -> None:

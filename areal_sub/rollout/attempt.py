@@ -12,10 +12,11 @@ Whatever the agent does becomes an outcome on its end record. Only a failure of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,7 +95,7 @@ class RolloutRunner:
         try:
             await self._open(assignment, agent, key, gconfig)
             report = await self._run_agent(assignment, agent, key)
-            await self._end(report, await self._judge(assignment, report))
+            await _whole(self._end(report, await self._judge(assignment, report)))
         except BaseException:
             self._stream.forget(assignment.rollout_id)
             raise
@@ -116,7 +117,15 @@ class RolloutRunner:
             "transcript": self.grader is not None,
             "gconfig": gconfig.model_dump(include=sampling),
         }
-        await self._proxy.call("open_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
+        try:
+            await _whole(self._proxy.call("open_rollout", params, timeout_s=CONTROL_TIMEOUT_S))
+        except asyncio.CancelledError:
+            failure = _our_failure(
+                assignment.rollout_id, Outcome.CANCELLED, "", started_at=time.monotonic()
+            )
+            with contextlib.suppress(ArealSubError):  # it was not opened, or the proxy is gone
+                await _whole(self._end(failure, word_of_the_agent(failure)))
+            raise
 
     async def _run_agent(self, assignment: Assignment, agent: Agent, key: str) -> RunReport:
         extra = {**agent.env, **self._openai.env}
@@ -142,15 +151,15 @@ class RolloutRunner:
                 request = self._of_program(request, agent.command)
             return await self._agents.run(request)
         except TaskError as error:
-            return _our_failure(request, Outcome.START_FAILED, str(error), started_at)
+            return _our_failure(request.rollout_id, Outcome.START_FAILED, str(error), started_at)
         except asyncio.CancelledError:
-            cancelled = _our_failure(request, Outcome.CANCELLED, "", started_at)
-            await asyncio.shield(self._end(cancelled, word_of_the_agent(cancelled)))
+            failure = _our_failure(request.rollout_id, Outcome.CANCELLED, "", started_at)
+            await asyncio.shield(self._end(failure, word_of_the_agent(failure)))
             raise
         except PeerGone:
             raise
         except ArealSubError as error:
-            return _our_failure(request, Outcome.LOST, str(error), started_at)
+            return _our_failure(request.rollout_id, Outcome.LOST, str(error), started_at)
 
     def _of_program(self, request: RunRequest, command: Command) -> RunRequest:
         """Raises `TaskError` where the task lacks a field."""
@@ -199,9 +208,20 @@ class RolloutRunner:
         await self._proxy.call("end_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
 
 
-def _our_failure(request: RunRequest, outcome: Outcome, error: str, started_at: float) -> RunReport:
+async def _whole(call: Coroutine[Any, Any, Any]) -> None:
+    """Where a cancellation comes in the middle, the call is finished first: it has a deadline, and
+    what it has begun to record must not be left half done."""
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
+def _our_failure(rollout_id: str, outcome: Outcome, error: str, started_at: float) -> RunReport:
     return RunReport(
-        rollout_id=request.rollout_id,
+        rollout_id=rollout_id,
         outcome=outcome,
         result=None,
         error=error,

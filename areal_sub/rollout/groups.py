@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from areal_sub.errors import WorkflowError
-from areal_sub.records import Outcome
+from areal_sub.records import Fate, Outcome
 from areal_sub.rollout.attempt import Assignment
 from areal_sub.rollout.staleness import Admission, staleness
 from areal_sub.trajectory.tree import Trajectory
@@ -48,6 +48,23 @@ class Group:
             and staleness(version, t.oldest_version) <= max_staleness
         ]
 
+    def left_out(self, *, version: int, max_staleness: int) -> list[tuple[Trajectory, Fate]]:
+        """Those that are not trained under `version`, and why."""
+        survivors = self.survivors(version=version, max_staleness=max_staleness)
+        ids = {t.open.rollout_id for t in survivors} if len(survivors) >= MIN_SURVIVORS else set()
+        fresh = {t.open.rollout_id for t in survivors}
+        return [
+            (t, _why_left_out(t, is_fresh=t.open.rollout_id in fresh))
+            for t in self.trajectories
+            if t.open.rollout_id not in ids
+        ]
+
+
+def _why_left_out(trajectory: Trajectory, *, is_fresh: bool) -> Fate:
+    if trajectory.end.outcome is not Outcome.COMPLETED:
+        return Fate.FAILED
+    return Fate.NO_BASELINE if is_fresh else Fate.STALE
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -70,8 +87,12 @@ class GroupSource:
         version: int,
         num_given_up: int = 0,
         on_rollout: Callable[[Trajectory], None],
+        on_left_out: Callable[[Trajectory, Fate], None],
     ) -> None:
-        """`tasks` begins at the task number `position` of the run that is resumed, else at 0."""
+        """`tasks` begins at the task number `position` of the run that is resumed, else at 0.
+
+        `on_left_out` gets each rollout that will not be in a batch, when that is known.
+        """
         self._tasks = tasks
         self._run = run
         self._admission = admission
@@ -81,6 +102,8 @@ class GroupSource:
         self._num_given_up = num_given_up
         self._num_admitted = self.position
         self._on_rollout = on_rollout
+        self._on_left_out = on_left_out
+        self._held: set[str] = set()  # groups that were started, and are not yet decided on
         self._running: set[asyncio.Task[None]] = set()
         self._num_running_rollouts = 0
         self._finished: list[Group] = []
@@ -121,6 +144,7 @@ class GroupSource:
             task_id, data = next(self._tasks)
             group_id = f"g{self._num_admitted:06d}"
             self._num_admitted += 1
+            self._held.add(group_id)
             running = asyncio.ensure_future(self._run_group(group_id, task_id, data))
             self._running.add(running)
             self._num_running_rollouts += self._admission.num_samples
@@ -167,6 +191,7 @@ class GroupSource:
         Raises what ended a process of ours, or `WorkflowError` where no group is usable.
         """
         usable: list[tuple[Trajectory, ...]] = []
+        taken: list[Group] = []
         num_stale = num_given_up = 0
         while True:
             self.admit()
@@ -179,6 +204,7 @@ class GroupSource:
                 num_stale += num_completed - len(survivors)
                 if len(survivors) >= MIN_SURVIVORS:
                     usable.append(tuple(survivors))
+                    taken.append(group)
                     self._num_consumed += 1
                     self._num_given_up_in_a_row = 0
                     self._reasons.clear()
@@ -186,6 +212,8 @@ class GroupSource:
                     num_given_up += 1
                     self._give_up(group)
             if len(usable) == self._admission.batch_size:
+                for group in taken:
+                    self._decide(group)
                 return Batch(groups=tuple(usable), num_stale=num_stale, num_given_up=num_given_up)
             if self._failure is not None:
                 raise self._failure
@@ -193,7 +221,21 @@ class GroupSource:
             self._event.clear()
             await self._event.wait()
 
+    def held_rollouts(self) -> list[str]:
+        """Rollouts of groups that no batch took and that were not given up. Some may not have
+        been opened yet."""
+        samples = range(self._admission.num_samples)
+        return [f"{group_id}-{i}" for group_id in sorted(self._held) for i in samples]
+
+    def _decide(self, group: Group) -> None:
+        """The group leaves: in a batch that is handed out now, or as it is of no use."""
+        self._held.discard(group.group_id)
+        eta = self._admission.max_head_offpolicyness
+        for trajectory, fate in group.left_out(version=self._version, max_staleness=eta):
+            self._on_left_out(trajectory, fate)
+
     def _give_up(self, group: Group) -> None:
+        self._decide(group)
         self._num_given_up += 1
         self._num_given_up_in_a_row += 1
         self._reasons.update(_reason(t) for t in group.trajectories)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from areal_sub.config.schema import GenerationConfig
@@ -33,8 +33,12 @@ async def evaluate(
     *,
     version: int,
     max_concurrent_rollouts: int,
+    on_start: Callable[[str], None],
 ) -> Evaluation:
-    """`gconfig.n_samples` rollouts of each task. Raises `PeerGone`, `DeadlineExceeded`."""
+    """`gconfig.n_samples` rollouts of each task; `on_start` gets the id of each.
+
+    Raises `PeerGone`, `DeadlineExceeded`.
+    """
     slots = asyncio.Semaphore(max_concurrent_rollouts)
     rewards: list[float] = []
     by_agent: dict[str, list[float]] = {}
@@ -53,6 +57,7 @@ async def evaluate(
         # By the task: the same agent each time, so that evaluations can be compared.
         agent = agents.pick(f"valid-{number}")
         async with slots:
+            on_start(assignment.rollout_id)
             trajectory = await rollouts.run(assignment, agent, gconfig)
         outcomes[trajectory.end.outcome] += 1
         if trajectory.end.outcome is Outcome.GRADER_FAILED:

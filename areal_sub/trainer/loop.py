@@ -37,7 +37,8 @@ from areal_sub.rollout.staleness import Admission
 from areal_sub.trainer.checkpoints import FINAL, save_checkpoint, step_name
 from areal_sub.trainer.datasets import Task, TaskOrder
 from areal_sub.trainer.evaluate import Evaluation, evaluate
-from areal_sub.trainer.exactness import certify
+from areal_sub.trainer.exactness import Exactness, certify
+from areal_sub.trainer.ledger import Ledger, learned
 from areal_sub.trainer.metrics import MetricsLog
 from areal_sub.trainer.progress import Grading, Progress
 from areal_sub.trainer.run_dir import RunDir
@@ -77,6 +78,7 @@ class TrainLoop:
         learner_thread: ThreadPoolExecutor,
         metrics: MetricsLog,
         progress: Progress,
+        ledger: Ledger,
         *,
         version: int,
         num_given_up: int,
@@ -89,7 +91,9 @@ class TrainLoop:
         self._thread = learner_thread
         self._metrics = metrics
         self._progress = progress
+        self._ledger = ledger
         self._version = version
+        self._undecided: list[str] = []  # rollouts of the batch or the evaluation that goes on
         self._source = self._make_source(num_given_up)
         self._eval_due = Every(config.evaluator)
         self._save_due = Every(config.saver)
@@ -107,6 +111,7 @@ class TrainLoop:
             await self._look_at_rewards()  # what ended since the last step, too
         finally:
             await self._source.close()
+            self._ledger.left([*self._undecided, *self._source.held_rollouts()], self._version)
 
     async def _step(self, step: int) -> None:
         started_at = time.monotonic()
@@ -115,8 +120,14 @@ class TrainLoop:
         waited_until = time.monotonic()
 
         self._progress.now("learning")
-        groups = [[self._samples(trajectory) for trajectory in group] for group in batch.groups]
-        stats = await self._in_thread(self._learner.step, groups)
+        self._undecided = [t.open.rollout_id for group in batch.groups for t in group]
+        groups = [[(t, *self._samples(t)) for t in group] for group in batch.groups]
+        samples = [[samples for _, samples, _ in group] for group in groups]
+        stats = await self._in_thread(self._learner.step, samples)
+        all_skipped = stats.num_skipped_steps == stats.num_optimizer_steps
+        for record in learned(groups, self._config, step=step, all_skipped=all_skipped):
+            self._ledger.decided(record)
+        self._undecided = []
         learned_at = time.monotonic()
 
         self._progress.now("updating weights")
@@ -136,6 +147,7 @@ class TrainLoop:
         if self._workload.valid_tasks and (self._eval_due(step, epoch) or last):
             row |= await self._evaluate()
         row |= await self._look_at_rewards()
+        row |= {f"fate/{fate}": count for fate, count in self._ledger.take_counts().items()}
         row["time/step_s"] = time.monotonic() - started_at
         row["rate/rollouts_per_s"] = row["batch/num_rollouts"] / row["time/step_s"]
         row["rate/tokens_per_s"] = row["batch/num_sampled_tokens"] / row["time/step_s"]
@@ -180,16 +192,17 @@ class TrainLoop:
             version=self._version,
             num_given_up=num_given_up,
             on_rollout=self._progress.saw,
+            on_left_out=lambda t, fate: self._ledger.left_out(t, fate, self._version),
         )
 
-    def _samples(self, trajectory: Trajectory) -> RolloutSamples:
+    def _samples(self, trajectory: Trajectory) -> tuple[RolloutSamples, Exactness]:
         openai = self._config.rollout.openai
         samples = rollout_samples(
             trajectory, export_style=openai.export_style, turn_discount=openai.turn_discount
         )
         samples, exactness = certify(trajectory, samples)
         self._progress.exactness += exactness
-        return samples
+        return samples, exactness
 
     async def _update_weights(self, version: int) -> None:
         """Export, load between two decode steps of the engine, and let admission go on."""
@@ -214,7 +227,10 @@ class TrainLoop:
             self._config.eval_gconfig or _one_sample(self._config.gconfig),
             version=self._version,
             max_concurrent_rollouts=self._config.rollout.max_concurrent_rollouts,
+            on_start=self._undecided.append,
         )
+        self._ledger.evaluated(self._undecided, self._version)
+        self._undecided = []
         return {
             "reward/valid": result.mean_reward,
             "valid/num_rollouts": result.num_rollouts,

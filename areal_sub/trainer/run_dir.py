@@ -3,7 +3,8 @@
     fileroot/experiment_name/trial_name/
         config.yaml      the resolved configuration of the latest attempt
         lock             held by the running trainer
-        journal/         records, one file per attempt (`0001.journal`, ...)
+        journal/         records, one file per attempt (`0001.journal`, ...), and what the trainer
+                         did with each rollout (`0001.ledger`)
         logs/            engine, proxy, supervisor
         recover/         recovery points          checkpoints/   HF folders: step_N, final
         metrics.jsonl    one line per step        tensorboard/   the same for TensorBoard
@@ -33,7 +34,7 @@ class RunDir:
         self._lock = lock
         self.journals.mkdir(exist_ok=True)
         self.logs.mkdir(exist_ok=True)
-        self.attempt = 1 + max((int(p.stem) for p in self.journals.glob("*.journal")), default=0)
+        self.attempt = 1 + max((int(p.stem) for p in self.journals.glob("[0-9]*.*")), default=0)
 
     @classmethod
     def open(cls, config: Config) -> RunDir:
@@ -67,6 +68,11 @@ class RunDir:
     def journal(self) -> Path:
         """This attempt's."""
         return self.journals / f"{self.attempt:04d}.journal"
+
+    @property
+    def ledger(self) -> Path:
+        """This attempt's."""
+        return self.journals / f"{self.attempt:04d}.ledger"
 
     @property
     def logs(self) -> Path:

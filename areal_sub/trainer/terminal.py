@@ -21,6 +21,7 @@ from areal_sub.trainer.agents import agent_text
 from areal_sub.trainer.checkpoints import FINAL
 from areal_sub.trainer.progress import Grading, Progress
 from areal_sub.trainer.run_dir import RunDir
+from areal_sub.trajectory.accounting import Accounting
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MAX_SPARK = 60
@@ -163,6 +164,8 @@ class Terminal:
         if progress.grading is not None:
             self.say(f"  grader             {_grading_text(progress.grading)}")
         self._say_tampering(progress)
+        if progress.accounting is not None:
+            self._accounted(progress.accounting)
         for label, path in (
             ("checkpoint", run.checkpoints / FINAL),
             ("journal", run.journal),
@@ -173,6 +176,14 @@ class Terminal:
         ):
             if path.exists():
                 self.say(f"  {label:18} {path}")
+
+    def _accounted(self, accounting: Accounting) -> None:
+        self.say(f"  accounted for      {accounting}")
+        for problem in accounting.problems:
+            self._console.print(
+                Text(f"  error: rollouts are not accounted for: {problem}", style="bold red"),
+                soft_wrap=True,
+            )
 
 
 _TAMPERING_TEXT = {

@@ -21,12 +21,13 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from areal_sub.config import Config
-from areal_sub.errors import ConfigError
+from areal_sub.errors import ArealSubError, ConfigError
 from areal_sub.learner.checkpoint import Recovery, load_recovery
 from areal_sub.learner.learner import Learner
 from areal_sub.trainer.agents import agents_of, check_tasks
 from areal_sub.trainer.checkpoints import FINAL
 from areal_sub.trainer.datasets import Task, load_tasks, tasks_from_rows
+from areal_sub.trainer.ledger import Ledger
 from areal_sub.trainer.loop import TrainLoop, Workload
 from areal_sub.trainer.metrics import MetricsLog
 from areal_sub.trainer.models import model_folder
@@ -34,6 +35,8 @@ from areal_sub.trainer.progress import Progress
 from areal_sub.trainer.run_dir import RunDir
 from areal_sub.trainer.terminal import Terminal
 from areal_sub.trainer.wiring import Stack
+from areal_sub.trajectory.accounting import Accounting, account, judge_run
+from areal_sub.trajectory.run_log import read_run
 
 Rows = Iterable[dict[str, Any]]
 
@@ -122,6 +125,7 @@ class Trainer:
                 _run_interruptible(_run(config, workload, run, base, recovery, progress, terminal))
         finally:
             run.close()
+            progress.accounting = _accounting(run)
             terminal.summary(run, progress)
         final = run.checkpoints / FINAL
         return TrainResult(
@@ -159,6 +163,10 @@ async def _run(
         terminal.say(f"going on from step {version} ({recovery.folder})")
     learner_thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
     metrics = MetricsLog(run, config.stats_logger, first_step=version + 1)
+    ledger = Ledger(
+        run.ledger, config, policy_version=version, tokenizer_path=workload.tokenizer_path
+    )
+    ended, why = "failed", ""
     progress.rows, progress.step = metrics.rows, version
     progress.now("starting engine, proxy and pool")
 
@@ -202,13 +210,31 @@ async def _run(
                 learner_thread,
                 metrics,
                 progress,
+                ledger,
                 version=version,
                 num_given_up=recovery.extra["num_given_up"] if recovery else 0,
             )
             await stack.guard(loop.train())
+        ended = "done"
+    except asyncio.CancelledError:
+        ended = "interrupted"
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise
     finally:
         metrics.close()
         learner_thread.shutdown(wait=False, cancel_futures=True)
+        ledger.close(ended, why)
+
+
+def _accounting(run: RunDir) -> Accounting:
+    """Of all attempts of the run. Nothing that is wrong with its files may hide how it ended."""
+    try:
+        attempts = read_run(run.journals)
+        return account(attempts, judge_run(attempts))
+    except (ArealSubError, OSError) as error:
+        return Accounting(num_started=0, fates={}, problems=(f"it cannot be checked: {error}",))
 
 
 async def _awaited(future: asyncio.Future[Learner]) -> Learner:

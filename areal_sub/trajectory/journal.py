@@ -9,7 +9,8 @@ power cut: nothing is fsynced per record); a reader never sees a half-written fr
 memory is bounded by one batch, however far behind it is. A tail that was torn by a crash is cut
 when the file is next opened for writing; damage anywhere else is an error, never skipped.
 
-The proxy writes it and serves `follow`; `read_journal` is for everyone else.
+The proxy writes it and serves `follow`; `read_journal` is for everyone else. The trainer's ledger
+(`trainer/ledger.py`) is a file of the same format.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from areal_sub.errors import RecordError
-from areal_sub.records import TrajectoryRecord, encode_record
+from areal_sub.records import LedgerRecord, TrajectoryRecord, encode_record
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Journal:
             os.close(self._fd)
             raise
 
-    def append(self, record: TrajectoryRecord) -> int:
+    def append(self, record: TrajectoryRecord | LedgerRecord) -> int:
         """Write `record`; returns the offset behind it. Raises `RecordError` where it cannot."""
         payload = encode_record(record)
         if len(payload) > MAX_RECORD_BYTES:
@@ -171,6 +172,18 @@ def read_journal(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
             yield offset, payload
     finally:
         os.close(fd)
+
+
+def has_writer(path: Path) -> bool:
+    """Whether a process is writing the journal at this moment."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _check_header(fd: int, path: Path) -> None:

@@ -7,7 +7,7 @@ turn's full sequence as recorded, so nothing is ever tokenized again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,15 +73,8 @@ def rollout_samples(
     )
     returns = dict(zip(turn_ids, values.tolist(), strict=True))
     samples: list[TrainingSample] = []
-    if export_style == "concat":
-        seen: set[str] = set()
-        for branch in trajectory.branches():
-            own = {turn.turn_id for turn in branch} - seen
-            seen |= own
-            samples += _sample(trajectory, branch, own, returns)
-    else:
-        for turn_id in turn_ids:
-            samples += _sample(trajectory, trajectory.branch(turn_id), {turn_id}, returns)
+    for branch, own in sample_branches(trajectory, export_style):
+        samples.append(_sample(trajectory, branch, own, returns))
     return RolloutSamples(
         rollout_id=trajectory.open.rollout_id,
         group_id=trajectory.open.group_id,
@@ -89,6 +82,24 @@ def rollout_samples(
         turn_returns=values,
         samples=tuple(samples),
     )
+
+
+def sample_branches(
+    trajectory: Trajectory, export_style: ExportStyle
+) -> Iterator[tuple[list[TurnRecord], set[str]]]:
+    """Of each training sample, in order: its turns, and the ids of those that it trains."""
+    sampled = {turn.turn_id for turn in trajectory.turns.values() if len(turn.token_ids)}
+    if export_style == "individual":
+        for turn_id in trajectory.turns:
+            if turn_id in sampled:
+                yield trajectory.branch(turn_id), {turn_id}
+        return
+    seen: set[str] = set()
+    for branch in trajectory.branches():
+        own = {turn.turn_id for turn in branch} - seen
+        seen |= own
+        if own & sampled:
+            yield branch, own
 
 
 def turn_returns(
@@ -117,8 +128,8 @@ def _sample(
     branch: Sequence[TurnRecord],
     trained: set[str],
     returns: Mapping[str, float],
-) -> list[TrainingSample]:
-    """The sample of `branch` that trains the turns `trained`; none where they sampled nothing."""
+) -> TrainingSample:
+    """The sample of `branch` that trains the turns `trained`."""
     length = sum(len(turn.context_token_ids) + len(turn.token_ids) for turn in branch)
     sample = TrainingSample(
         rollout_id=trajectory.open.rollout_id,
@@ -141,11 +152,9 @@ def _sample(
             sample.versions[sampled_at:end] = turn.versions
             sample.returns[sampled_at:end] = returns[turn.turn_id]
         start = end
-    if not sample.loss_mask.any():
-        return []
     if sample.loss_mask[0]:
         raise RecordError(
             f"rollout {sample.rollout_id}, turn {branch[0].turn_id}: tokens sampled from an empty "
             "prompt: nothing predicts the first of them"
         )
-    return [sample]
+    return sample

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI, OpenAI
@@ -71,3 +74,35 @@ async def misbehave(data: dict[str, Any]) -> Any:
             start_new_session=True,
         )
     return float(data["number"] % 2)
+
+
+def _wait_for_steps(metrics: Path, num_steps: int) -> None:
+    """The rollout's deadline ends the wait."""
+    while len(metrics.read_text().splitlines()) < num_steps:
+        time.sleep(0.02)
+
+
+_calls: Counter[str] = Counter()  # agents that run inline share it
+_first_is_back = asyncio.Event()
+
+
+async def every_fate(data: dict[str, Any], **extra_kwargs: Any) -> float:
+    """Inline, so that siblings know of one another, and of the run. Ends as the task says."""
+    async with AsyncOpenAI(max_retries=0, **extra_kwargs) as client:
+        await client.chat.completions.create(
+            model="policy", messages=data["messages"], max_tokens=4
+        )
+    how = data.get("how", "valid")
+    _calls[how] += 1
+    is_first = _calls[how] % 2 == 1
+    if how == "slow":  # until two steps were taken since its call
+        await asyncio.to_thread(_wait_for_steps, Path(data["metrics"]), 2)
+    if how == "half" and not is_first:
+        raise ValueError("the agent's own mistake")
+    if how == "endless" and is_first:
+        _first_is_back.set()
+    elif how == "endless":
+        await asyncio.Event().wait()
+    if how == "last":
+        await _first_is_back.wait()
+    return 0.5 if how == "equal" else float(is_first)

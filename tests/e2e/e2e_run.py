@@ -72,6 +72,8 @@ class Run:
             time.sleep(0.02)
 
     def finish(self) -> str:
-        """Wait for its end; what it printed."""
+        """Wait for its end; what it printed. Every rollout is accounted for, however it ended."""
         self.process.wait(timeout=WAIT_S)
-        return self.output.read_text()
+        output = self.output.read_text()
+        assert "not accounted for" not in output, output
+        return output

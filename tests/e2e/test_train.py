@@ -115,8 +115,12 @@ def test_no_process_outlives_the_trainer_and_a_killed_run_goes_on(
     run.wait_until(lambda: not run.survivors(), "end of all processes", timeout_s=left_s)
     assert run.process.returncode == (-9 if sign == signal.SIGKILL else 128 + sign)
 
+    printed = run.finish()
+    assert ("  accounted for" in printed) == (sign != signal.SIGKILL), printed
+
     resumed = start_run(*again)
     output = resumed.finish()
+    assert "  accounted for" in output
     assert resumed.process.returncode == 0, output
     assert "going on from step" in output
     assert [row["step"] for row in metrics(resumed)] == [1, 2, 3, 4]

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from areal_sub.errors import PeerGone, WorkflowError
-from areal_sub.records import EndRecord, Fork, OpenRecord, Outcome, TurnRecord, float32, int32
+from areal_sub.records import EndRecord, Fate, Fork, OpenRecord, Outcome, TurnRecord, float32, int32
 from areal_sub.rollout.attempt import Assignment
 from areal_sub.rollout.groups import GroupSource
 from areal_sub.rollout.staleness import Admission
@@ -72,6 +72,7 @@ class Agents:
         self.held = held
         self.release = asyncio.Event()
         self.started: list[Assignment] = []
+        self.left_out: list[tuple[str, Fate]] = []
 
     async def run(self, assignment: Assignment) -> Trajectory:
         self.started.append(assignment)
@@ -88,7 +89,14 @@ def source(agents: Agents, *, eta: int = 0, version: int = 0, num_samples: int =
         num_samples=num_samples,
     )
     tasks = ((f"task{i}", {"i": i}) for i in itertools.count())
-    return GroupSource(tasks, agents.run, admission, version=version, on_rollout=lambda _: None)
+    return GroupSource(
+        tasks,
+        agents.run,
+        admission,
+        version=version,
+        on_rollout=lambda _: None,
+        on_left_out=lambda t, fate: agents.left_out.append((t.open.rollout_id, fate)),
+    )
 
 
 def drive(test: Callable[[], Awaitable[None]]) -> None:
@@ -134,6 +142,7 @@ def test_asynchronous_runs_ahead_and_a_straggler_does_not_hold_the_batch() -> No
         trained = [group[0].open.task_id for batch in batches for group in batch.groups]
         assert "task0" not in trained
         assert sum(b.num_stale for b in batches) == 3
+        assert agents.left_out == [(f"g000000-{i}", Fate.STALE) for i in range(3)]
         assert sum(b.num_given_up for b in batches) == 1
         await groups.close()
 
@@ -150,13 +159,22 @@ def test_failed_rollouts_are_left_out_and_too_small_groups_are_replaced() -> Non
         return Outcome.COMPLETED
 
     async def test() -> None:
-        groups = source(Agents(ends))
+        agents = Agents(ends)
+        groups = source(agents)
         batch = await groups.next_batch()
         assert [(group[0].open.task_id, len(group)) for group in batch.groups] == [
             ("task0", 2),
             ("task2", 3),
         ]
         assert batch.num_given_up == 1
+        # The group that is of no use is decided on first, the batch's when it is handed out.
+        assert agents.left_out == [
+            ("g000001-0", Fate.NO_BASELINE),
+            ("g000001-1", Fate.FAILED),
+            ("g000001-2", Fate.FAILED),
+            ("g000000-0", Fate.FAILED),
+        ]
+        assert groups.held_rollouts() == []
         assert groups.position == 3 and groups.num_given_up == 1
         await groups.close()
 
@@ -184,6 +202,8 @@ def test_the_end_of_a_process_of_ours_ends_the_wait() -> None:
         groups = source(agents)
         with pytest.raises(PeerGone, match="engine"):
             await groups.next_batch()
+        assert groups.held_rollouts()[:3] == ["g000000-0", "g000000-1", "g000000-2"]
+        assert agents.left_out == []
         await groups.close()
 
     drive(test)
