@@ -81,7 +81,8 @@ def test_two_agents_in_one_run_each_in_its_environment(start_run: StartRun) -> N
         assert sum(nums) == row["batch/num_rollouts"] and all(num % 4 == 0 for num in nums)
     assert seen == {"python", "program"}
     groups: dict[str, set[str]] = {}
-    for _, raw in read_journal(next((run.root / "journal").iterdir())):
+    (journal,) = (run.root / "journal").glob("*.journal")
+    for _, raw in read_journal(journal):
         record = decode_record(raw)
         if isinstance(record, OpenRecord) and record.split == "train":
             groups.setdefault(record.group_id, set()).add(record.agent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 
@@ -59,8 +60,11 @@ def test_a_cheating_agent_is_paid_what_the_grader_says_and_each_attempt_is_liste
         assert "used the key of another rollout, which had ended (finished_key)" in output
     else:  # only the key says who calls
         assert "called after its end (call_after_end)" in output
-    num = all_signs["control_route"]
-    assert f"{num} x asked for what only the control plane does (control_route)" in output
+    told = re.search(r"([0-9]+) x asked for what only the control plane does", output)
+    assert told, output
+    # What was cancelled at the end of the run may have asked for more than was looked at.
+    least = 16 * len(CONTROL_ROUTES)
+    assert least <= int(told[1]) <= all_signs["control_route"]
     assert ": claimed 1, graded 0." in output and ": POST /k/.../rl/set-reward" in output
     assert "reward     cheating:grade_length" in output
     assert "cheating:grade_length: " in output and " graded, 0 retried\n" in output
