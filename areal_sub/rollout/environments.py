@@ -184,8 +184,28 @@ def _of_node_modules(folder: Path) -> Environment:
     return Environment(
         programs=(str(modules / ".bin"),),
         readable=(str(folder),),
-        env={"NODE_PATH": str(modules)},
+        env={"NODE_PATH": str(modules), **_node_options()},
     )
+
+
+def _node_options() -> dict[str, str]:
+    """Node's own HTTP parser is WebAssembly, for which V8 reserves 10 GB of address space as a
+    guard: more than a child may have. Checks in the code do instead, where this Node knows them."""
+    env = {"NODE_OPTIONS": "--disable-wasm-trap-handler"}
+    node = shutil.which("node")
+    if node is None:
+        return {}
+    try:
+        asked = subprocess.run(
+            [node, "--version"],
+            env={**os.environ, **env},
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=ASK_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise WorkflowError(f"rollout.openai.agent_env: {node} cannot be used: {error}") from None
+    return env if asked.returncode == 0 else {}
 
 
 class _Builder:

@@ -13,8 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from catalog import AGENTS, HERE, Agent
 from e2e_run import Run
+from real_agents import AGENTS, HERE, Agent
 
 from areal_sub.records import EndRecord, Fork, OpenRecord, Outcome, TurnRecord, decode_record
 from areal_sub.rollout.environments import cache_folder, prepare
@@ -89,7 +89,7 @@ def journal_of(run: Run) -> tuple[dict[str, OpenRecord], list[TurnRecord], list[
 
 
 def write_seen(agent: Agent, turns: list[TurnRecord], num_rollouts: int, share: str) -> None:
-    """For `write_table.py`, where `tests/agents/run` wants one."""
+    """For `write_agents.py`, where `tests/agents/run` wants one."""
     folder = os.environ.get("AREAL_SUB_SEEN")
     if not folder:
         return

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from areal_sub.config.schema import SandboxConfig
 from areal_sub.errors import WorkflowError
 from areal_sub.rollout import environments
 from areal_sub.rollout.environments import Environment, cache_folder, prepare
@@ -336,5 +337,22 @@ def test_node_packages_are_installed_without_their_scripts(
 def test_node_modules_that_are_there_are_used(make: Prepare, node_package: Path) -> None:
     (node_package / "node_modules").mkdir()
     found = make(node_package)
-    assert found.env == {"NODE_PATH": str(node_package / "node_modules")}
+    assert found.env["NODE_PATH"] == str(node_package / "node_modules")
     assert found.readable == (str(node_package),)
+
+
+def test_node_fetches_in_a_childs_address_space(make: Prepare, node_package: Path) -> None:
+    """Loading the HTTP parser fails on its own, beside the connection that is refused."""
+    (node_package / "node_modules").mkdir()
+    found = make(node_package)
+    if "NODE_OPTIONS" not in found.env:
+        pytest.skip("this Node does not know --disable-wasm-trap-handler")
+    code = 'fetch("http://127.0.0.1:1000").catch((error) => console.log(error.cause.code))'
+    limit = SandboxConfig().max_memory_bytes
+    done = subprocess.run(
+        ["prlimit", f"--as={limit}", "node", "-e", code],
+        env={**os.environ, **found.env},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "ECONNREFUSED\n"), done.stderr

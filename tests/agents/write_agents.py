@@ -1,6 +1,6 @@
 """Writes what the compatibility suite saw into a page, between its two markers.
 
-python tests/agents/write_table.py docs/compatibility.md FOLDER
+python tests/agents/write_agents.py docs/compatibility.md FOLDER
 
 The row of an agent that did not run, or failed, stays as it was; one that left the catalog goes.
 """
@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from catalog import AGENTS
+from real_agents import AGENTS
 
 BEGIN, END = "<!-- agents:begin -->", "<!-- agents:end -->"
 COLUMNS = ("agent", "version", "dialect", "streamed", "turns", "forks", "exact")

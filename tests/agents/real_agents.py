@@ -39,6 +39,7 @@ class Agent:
 
 
 READY = "areal_sub.workflow"
+PROGRAMS = HERE / "programs"
 
 AGENTS = (
     Agent(
@@ -99,5 +100,25 @@ AGENTS = (
         agent_env="requirements/anthropic.txt",
         dialects=("messages",),
         workflow=f"{READY}.anthropic.math_agent.MathAgent",
+    ),
+    Agent(
+        name="OpenAI SDK for Node, with a tool",
+        package="openai",
+        agent_env="node",
+        dialects=("chat",),
+        workflow=f"cmd:node {PROGRAMS}/openai_sdk.cjs {{task}}",
+        streamed=True,
+        has_tools=True,
+        overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
+    ),
+    Agent(
+        name="Anthropic SDK for Node, with a tool",
+        package="@anthropic-ai/sdk",
+        agent_env="node",
+        dialects=("messages",),
+        workflow=f"cmd:node {PROGRAMS}/anthropic_sdk.cjs {{task}}",
+        streamed=True,
+        has_tools=True,
+        overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
     ),
 )
