@@ -37,9 +37,6 @@ def test_a_cheating_agent_is_paid_what_the_grader_says_and_each_attempt_is_liste
     output = run.finish()
     assert run.process.returncode == 0, output
     ended = ends(run)
-    all_signs: Counter[str] = Counter()
-    for end in ended:
-        all_signs.update(end.tampering)
     ended = ended[:16]  # of the two steps; later ones were begun for a third
     tampering: Counter[str] = Counter()
     for end in ended:
@@ -62,9 +59,7 @@ def test_a_cheating_agent_is_paid_what_the_grader_says_and_each_attempt_is_liste
         assert "called after its end (call_after_end)" in output
     told = re.search(r"([0-9]+) x asked for what only the control plane does", output)
     assert told, output
-    # What was cancelled at the end of the run may have asked for more than was looked at.
-    least = 16 * len(CONTROL_ROUTES)
-    assert least <= int(told[1]) <= all_signs["control_route"]
+    assert int(told[1]) >= 16 * len(CONTROL_ROUTES)  # those cancelled at the end asked for more
     assert ": claimed 1, graded 0." in output and ": POST /k/.../rl/set-reward" in output
     assert "reward     cheating:grade_length" in output
     assert "cheating:grade_length: " in output and " graded, 0 retried\n" in output

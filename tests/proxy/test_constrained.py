@@ -137,13 +137,19 @@ def test_every_dialect_forces_calls(with_engine: Any) -> None:
     with_engine(work)
 
 
+class Verdict(BaseModel):
+    """No text in it, which a random model would go on with until it is cut off."""
+
+    sure: bool
+
+
 def test_every_dialect_gives_json(with_engine: Any) -> None:
-    schema = Plan.model_json_schema()
+    schema = Verdict.model_json_schema()
 
     async def work(proxy: Any) -> None:
         rollout = await proxy.open(max_new_tokens=500)
         async with rollout.client() as client:
-            response = await client.responses.parse(model="m", input="Hello", text_format=Plan)
+            response = await client.responses.parse(model="m", input="Hello", text_format=Verdict)
         async with rollout.anthropic() as client:
             strict = {"additionalProperties": False, **schema}
             answer = await client.messages.create(
@@ -155,11 +161,11 @@ def test_every_dialect_gives_json(with_engine: Any) -> None:
         gemini = await rollout.gemini().models.generate_content(
             model="m",
             contents="Hello there",
-            config={"response_mime_type": "application/json", "response_schema": Plan},
+            config={"response_mime_type": "application/json", "response_schema": Verdict},
         )
-        assert isinstance(response.output_parsed, Plan)
-        Plan.model_validate_json(answer.content[0].text)
-        assert isinstance(gemini.parsed, Plan)
+        assert isinstance(response.output_parsed, Verdict)
+        Verdict.model_validate_json(answer.content[0].text)
+        assert isinstance(gemini.parsed, Verdict)
         assert all(turn.constrained for turn in rollout.turns())
 
     with_engine(work)
