@@ -30,7 +30,6 @@ from typing import Any
 from benchmarks.rollouts import ROOT, read_line, start
 from sandbox import Ending, PlanError, Sandbox, SandboxSpec
 from sandbox.layers.environ import allowed
-from sandbox.probe import probe
 
 NOTHING, CALL = "benchmarks.first_call:nothing", "benchmarks.first_call:call"
 Once = Callable[[], Awaitable[None]]
@@ -53,9 +52,7 @@ async def sandboxed(
     async def hand_over(listener: int) -> None:
         socket.send_fds(to_stub, [f"{id(numbers)}-{next(numbers)}".encode()], [listener])
 
-    async with Sandbox(
-        spec, target=target, python_path=[str(ROOT)], reserve=reserve, probed=probe()
-    ) as box:
+    async with Sandbox(spec, target=target, python_path=[str(ROOT)], reserve=reserve) as box:
 
         async def once() -> None:
             report = await box.zygote.run({}, env=_env(port), on_listener=hand_over)
@@ -130,6 +127,7 @@ def ways(target: str, port: int, door: Path) -> dict[str, AbstractAsyncContextMa
         "tier namespaces": sandboxed(target, port, door, tier="namespaces"),
         "tier namespaces, reserve": sandboxed(target, port, door, tier="namespaces", reserve=4),
         "tier process": sandboxed(target, port, door, tier="process"),
+        "tier bwrap": sandboxed(target, port, door, tier="bwrap"),
         "fresh python": program(python, port),
         "executor, reused": executor(target, port, method="fork", reused=True),
         "forkserver, fresh": executor(target, port, method="forkserver", reused=False),

@@ -28,6 +28,7 @@ from . import plan as plans
 from .errors import SpecError, ZygoteFailed
 from .folders import remove_tree
 from .launch import Launched, launch, memory_file
+from .layers import bwrap
 from .probe import Probe
 from .report import ChildReport, Ending
 from .run import KILL_TIMEOUT_S, READY_TIMEOUT_S, OutputSink, Pipe, Run, settle
@@ -92,14 +93,16 @@ class Zygote:
             "pickled": base64.b64encode(pickled).decode(),
             "python_path": list(python_path),
             "plan": plans.to_json(made),
-            "folder": str(folder),
+            "folder": bwrap.FOLDER if made.outer else str(folder),
         }
         home = folder / "zygote"
         _make_folders(folder, home)
         label = target or "pickled"
         try:
-            launched = launch(spec, settings, python=python, folder=str(home), label=label)
-        except OSError as error:
+            launched = launch(
+                spec, settings, made.outer, python=python, folder=str(home), label=label
+            )
+        except (OSError, subprocess.SubprocessError) as error:
             _remove(folder)
             raise ZygoteFailed(f"cannot start {python!r}: {error}") from None
         zygote = cls(launched, spec, made, folder)
@@ -112,7 +115,7 @@ class Zygote:
             raise ZygoteFailed(f"{label!r} was not imported within {timeout_s:g} s", tail) from None
         except ZygoteFailed as error:
             await zygote.close()
-            if made.tier != "namespaces" or os.getuid() != 0:
+            if not made.root or os.getuid() != 0:
                 raise
             raise ZygoteFailed(
                 f"{error}{_closed_to_others(python_path)}", error.traceback

@@ -10,10 +10,12 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .layers import bwrap
+from .plan import Step
 from .spec import SandboxSpec
 from .wire import write_all
 
@@ -31,6 +33,16 @@ sys.argv[1:] = []
 del load, util, os, sys
 main(*fds)
 """
+
+# The file is executed as if it were a module of the package, so that its folder counts as one.
+_ASK = """\
+import json, sys
+module = {"__name__": "interpreter", "__file__": sys.argv[1]}
+with open(sys.argv[1], "rb") as file:
+    exec(compile(file.read(), sys.argv[1], "exec"), module)
+print(json.dumps(module["interpreter_paths"]()))
+"""
+ASK_TIMEOUT_S = 20.0
 
 # Libraries that start a thread per core on import: a zygote must be single-threaded.
 _SINGLE_THREADED = {
@@ -56,6 +68,7 @@ class Launched:
 def launch(
     spec: SandboxSpec,
     settings: Mapping[str, Any],
+    outer: Sequence[Step],
     *,
     python: str,
     folder: str,
@@ -65,18 +78,22 @@ def launch(
 
     `label` only shows in the list of processes.
     """
-    env = {**_SINGLE_THREADED, **spec.env, "HOME": folder, "TMPDIR": folder}
+    package = os.path.dirname(os.path.abspath(__file__))
+    words = [python, "-I", "-X", "utf8", "-c", _BOOT, f"sandbox:{label}", package]
+    home = folder
+    for step in outer:
+        words = [*bwrap.around(step.args, interpreter_paths_of(python)), *words]
+        home = bwrap.FOLDER
+    env = {**_SINGLE_THREADED, **spec.env, "HOME": home, "TMPDIR": home}
     channel, far_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lifeline, far_lifeline = socket.socketpair()
     output, far_output = os.pipe()
     # A file and not a pipe: a pickled agent may be larger than any pipe, and nobody waits here.
     stdin = memory_file("zygote-settings", json.dumps(settings).encode())
-    package = os.path.dirname(os.path.abspath(__file__))
     passed = (far_channel.fileno(), far_lifeline.fileno())
     try:
         guardian = subprocess.Popen(
-            [python, "-I", "-X", "utf8", "-c", _BOOT, f"sandbox:{label}", package]
-            + [str(fd) for fd in passed],
+            words + [str(fd) for fd in passed],
             env=env,
             cwd=folder,
             stdin=stdin,
@@ -96,6 +113,21 @@ def launch(
         os.close(far_output)
         os.close(stdin)
     return Launched(guardian, channel, lifeline, output)
+
+
+def interpreter_paths_of(python: str) -> list[str]:
+    """What `interpreter.interpreter_paths` says in another interpreter. Raises `OSError`, and
+    `subprocess.SubprocessError` where it fails."""
+    file = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter.py")
+    asked = subprocess.run(
+        [python, "-I", "-X", "utf8", "-c", _ASK, file],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=ASK_TIMEOUT_S,
+        check=True,
+    )
+    paths: list[str] = json.loads(asked.stdout)
+    return paths
 
 
 def memory_file(name: str, content: bytes) -> int:

@@ -1,5 +1,6 @@
 """Spec + probe → the ordered steps of each stage. Pure; the result can be printed and compared.
 
+    outer    around all of it, by a program of others; only in the tiers that are called so
     root     once per zygote, before any process of it runs agent code
     zygote   what encloses the zygote before it imports the agent; its children inherit it
     cell     around one child, by its init, which runs no agent code
@@ -25,7 +26,7 @@ from .layers.scratch import ROOM
 from .probe import Probe
 from .spec import Limits, SandboxSpec
 
-STAGES = ("root", "zygote", "cell", "child")
+STAGES = ("outer", "root", "zygote", "cell", "child")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Plan:
     child: tuple[Step, ...]
     weaknesses: tuple[str, ...] = ()
     """What this tier does not do on this machine, each as a sentence."""
+    outer: tuple[Step, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"tier {self.tier}"]
@@ -63,7 +65,7 @@ class Plan:
 def plan(spec: SandboxSpec, probe: Probe) -> Plan:
     """Raises `PlanError` naming every layer of the tier that this machine does not give."""
     tier = strongest(probe) if spec.tier == "auto" else spec.tier
-    made = {"namespaces": _namespaces, "process": _process}[tier](spec, probe)
+    made = _MAKE[tier](spec, probe)
     missing = [f"{layer}: {reason}" for layer, reason in _missing(made, probe).items()]
     if missing:
         raise PlanError(f"the tier {tier!r} is not to be had here: {'; '.join(missing)}")
@@ -131,6 +133,12 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
     )
 
 
+def _bwrap(spec: SandboxSpec, probe: Probe) -> Plan:
+    paths = {"readable": list(spec.readable), "hidden": list(spec.hidden)}
+    inner = _namespaces(spec, probe)
+    return dataclasses.replace(inner, tier="bwrap", outer=(Step("bwrap", paths),))
+
+
 def _process(spec: SandboxSpec, probe: Probe) -> Plan:
     readable = [
         *root_layer.SYSTEM_PATHS,
@@ -163,6 +171,9 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
         ),
         weaknesses=_process_weaknesses(probe),
     )
+
+
+_MAKE = {"namespaces": _namespaces, "process": _process, "bwrap": _bwrap}
 
 
 def _process_weaknesses(probe: Probe) -> tuple[str, ...]:

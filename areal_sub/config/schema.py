@@ -35,8 +35,9 @@ class SchedulerConfig(Section):
 class SandboxConfig(Section):
     """What a child may use. Enforced per rollout."""
 
-    tier: Literal["auto", "namespaces", "process"] = "auto"
-    """Which layers: see `docs/security.md`. `auto`: the strongest tier that this machine gives."""
+    tier: Literal["auto", "namespaces", "process", "bwrap"] = "auto"
+    """Which layers: see `docs/security.md`. `auto`: `namespaces`, or `process` where that is not to
+    be had."""
     readable: list[str] = []
     """Folders and files that children can read, beside the system's, the interpreter's and those on
     their import path."""

@@ -39,6 +39,7 @@ from areal_sub.rpc import Server
 from sandbox import ChildReport, Ending, Limits, SandboxError, SandboxSpec, Zygote, ZygoteFailed
 from sandbox.folders import remove_tree
 from sandbox.kernel import become_subreaper
+from sandbox.layers import checks
 from sandbox.layers.environ import allowed
 from sandbox.plan import plan
 from sandbox.probe import Probe, probe
@@ -294,7 +295,7 @@ async def main(settings: dict[str, Any]) -> None:
             allowed(os.environ, settings["env_passthrough"]),
             settings.get("hidden", []),
         ),
-        probe(),
+        probe(checks(settings["sandbox"]["tier"])),
         work_dir=Path(work_dir),
         python=settings.get("python", sys.executable),
         python_path=[*settings["python_path"], own_path],

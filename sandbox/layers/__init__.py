@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import (
+    bwrap,
     capabilities,
     descriptors,
     environ,
@@ -30,7 +31,7 @@ from . import (
 )
 from .context import Context
 
-__all__ = ["APPLY", "PROBE", "Context"]
+__all__ = ["APPLY", "OUTER", "PROBE", "Context", "checks"]
 
 _LAYERS = (
     session,
@@ -49,7 +50,16 @@ _LAYERS = (
     capabilities,
 )
 
+_OUTER = (bwrap,)
+
 APPLY: Mapping[str, Callable[[Mapping[str, Any], Context], None]] = {
-    layer.NAME: layer.apply for layer in _LAYERS
+    layer.NAME: layer.apply for layer in (*_LAYERS, *_OUTER)
 }
 PROBE: Mapping[str, Callable[[], str]] = {layer.NAME: layer.probe for layer in _LAYERS}
+OUTER: Mapping[str, Callable[[], str]] = {layer.NAME: layer.probe for layer in _OUTER}
+"""Of the outer tiers, each called like its tier. They start programs of others: not in no time."""
+
+
+def checks(tier: str) -> Mapping[str, Callable[[], str]]:
+    """What to probe for a tier."""
+    return {**PROBE, tier: OUTER[tier]} if tier in OUTER else PROBE

@@ -76,11 +76,11 @@ def layout(paths: Iterable[str]) -> Layout:
             resolved = _resolve(path, links)
             if os.path.exists(resolved):
                 real.add(resolved)
-    mounts = [path for path in sorted(real) if not any(_is_below(path, other) for other in real)]
+    mounts = [path for path in sorted(real) if not any(is_below(path, other) for other in real)]
     outside = {
         link: target
         for link, target in links.items()
-        if not any(_is_below(link, mounted) for mounted in mounts)
+        if not any(is_below(link, mounted) for mounted in mounts)
     }
     return Layout(tuple(mounts), outside)
 
@@ -113,7 +113,7 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
     for path, text in _FILES.items():
         Path(_in_root(path)).write_text(text)
     for link, target in {**_LINKS, **wanted.links}.items():
-        if any(_is_below(path, link) for path in wanted.mounts):
+        if any(is_below(path, link) for path in wanted.mounts):
             continue  # /tmp, where the project lies in it: a folder, then, and read-only
         os.makedirs(os.path.dirname(_in_root(link)), 0o755, exist_ok=True)
         os.symlink(target, _in_root(link))
@@ -168,5 +168,5 @@ def _resolve(path: str, links: dict[str, str]) -> str:
     return at
 
 
-def _is_below(path: str, folder: str) -> bool:
+def is_below(path: str, folder: str) -> bool:
     return path != folder and path.startswith(folder.rstrip("/") + "/")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-TIERS = ("namespaces", "process")
+TIERS = ("namespaces", "process", "bwrap")
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ def open_(says: str) -> End:
 
 
 def row(number: str, title: str, namespaces: End, process: End | None = None) -> Attack:
-    """The same end in both tiers, unless there are two."""
-    return Attack(number, title, {"namespaces": namespaces, "process": process or namespaces})
+    """The same end in all tiers, unless there are two. In `bwrap` the tier `namespaces` runs."""
+    ends = {"namespaces": namespaces, "process": process or namespaces, "bwrap": namespaces}
+    return Attack(number, title, ends)
 
 
 def limited(attack: Attack, wall_s: float | None = None, **limits: int) -> Attack:
@@ -157,7 +158,7 @@ PROCESSES = (
     row(
         "21",
         "a fork bomb",
-        stopped("limit of processes", "EAGAIN"),
+        stopped("limit of processes, or of memory", "EAGAIN MEMORY_LIMIT"),
         open_("Processes are not limited in number; all are killed when the run ends."),
     ),
     row("22", "a user namespace by unshare, clone, clone3", _seccomp()),
