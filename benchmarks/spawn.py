@@ -127,6 +127,7 @@ def ways(target: str, port: int, door: Path) -> dict[str, AbstractAsyncContextMa
         "tier namespaces": sandboxed(target, port, door, tier="namespaces"),
         "tier namespaces, reserve": sandboxed(target, port, door, tier="namespaces", reserve=4),
         "tier process": sandboxed(target, port, door, tier="process"),
+        "tier gvisor": sandboxed(target, port, door, tier="gvisor"),
         "tier bwrap": sandboxed(target, port, door, tier="bwrap"),
         "fresh python": program(python, port),
         "executor, reused": executor(target, port, method="fork", reused=True),
@@ -138,6 +139,11 @@ def ways(target: str, port: int, door: Path) -> dict[str, AbstractAsyncContextMa
         sealed = [bwrap, "--ro-bind", "/", "/", "--unshare-all", "--dev", "/dev", "--proc", "/proc"]
         inside = [*sealed, "--share-net", *python] if called else [*sealed, "/bin/true"]
         found["bwrap python" if called else "bwrap true"] = program(inside, port)
+    runsc = shutil.which("runsc")
+    if runsc and not called:  # in there is no way to the stub
+        found["runsc true"] = program(
+            [runsc, "--rootless", "--network=none", "--ignore-cgroups", "do", "/bin/true"], port
+        )
     return found
 
 
@@ -203,7 +209,7 @@ async def run(args: argparse.Namespace, port: int, door: Path) -> dict[str, Any]
     ):
         rows = {}
         for name, way in ways(target, port, door).items():
-            slow = name in ("fresh python", "spawn, fresh", "bwrap python")
+            slow = name in ("fresh python", "spawn, fresh", "bwrap python", "runsc true")
             rows[name] = await measure(way, max(5, args.num // 10) if slow else args.num)
         show(title, rows)
         tables[title] = {name: row for name, row in rows.items() if isinstance(row, dict)}

@@ -4,7 +4,8 @@
     tier namespaces:  guardian ── keeper ─┬─ zygote ── agent (in the cell of its init)
                                           └─ init
 
-In an outer tier (bwrap) the same, in the namespaces of a program of others.
+In the tier `bwrap` the same, in the namespaces of a program of others; in `gvisor` a `bridge` and a
+`relay` stand in its place.
 
 The guardian runs nothing of the agent's: it waits for its lifeline's end-of-file or for the end of
 the process below it, then kills everything below it. So whatever import-time code does, closing one

@@ -6,6 +6,7 @@ Called by the layers, and by the processes around a child (guardian, keeper, zyg
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import signal
@@ -54,6 +55,7 @@ _HUGE_PAGE_BYTES = 2 * 2**20
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
@@ -63,6 +65,7 @@ PR_GET_NO_NEW_PRIVS = 39
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
+CAP_NET_ADMIN = 12
 CAP_SYS_ADMIN = 21
 _CAPABILITY_VERSION_3 = 0x20080522
 _NUM_CAPABILITIES = 64
@@ -136,7 +139,11 @@ class _BpfProgram(ctypes.Structure):
 
 def keep_capabilities(keep: int) -> None:
     """Give up every capability that is not in the bit set `keep`, for good."""
-    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    try:
+        _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel without such a set: gVisor's
+            raise
     for capability in range(_NUM_CAPABILITIES):
         if not keep >> capability & 1:
             try:
@@ -148,6 +155,11 @@ def keep_capabilities(keep: int) -> None:
     # Two of struct __user_cap_data_struct: effective, permitted, inheritable.
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
     _checked(_libc.capset(header, data), "capset")
+
+
+def keep_capabilities_of_next_user() -> None:
+    """The next change of users leaves them permitted, though not effective."""
+    _prctl(PR_SET_KEEPCAPS, 1)
 
 
 # Namespaces.

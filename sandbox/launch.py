@@ -10,27 +10,27 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .layers import bwrap
+from .layers import bwrap, gvisor
 from .plan import Step
 from .spec import SandboxSpec
 from .wire import write_all
 
 _BOOT = """\
-import importlib.util as util, os, sys
-def load(folder):
+import importlib, importlib.util as util, os, sys
+def load(folder, name):
     spec = util.spec_from_file_location(
         "_sandbox", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
     sys.modules["_sandbox"] = module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    from _sandbox import guardian
-    return guardian.main
-main, fds = load(sys.argv[2]), [int(fd) for fd in sys.argv[3:]]
+    return importlib.import_module("_sandbox." + name).main
+main, fds = load(*sys.argv[2:4]), [int(fd) for fd in sys.argv[4:]]
 sys.argv[1:] = []
-del load, util, os, sys
+del load, importlib, util, os, sys
 main(*fds)
 """
 
@@ -78,13 +78,25 @@ def launch(
 
     `label` only shows in the list of processes.
     """
-    package = os.path.dirname(os.path.abspath(__file__))
-    words = [python, "-I", "-X", "utf8", "-c", _BOOT, f"sandbox:{label}", package]
-    home = folder
+    env = {**_SINGLE_THREADED, **spec.env, "HOME": folder, "TMPDIR": folder}
+    words = _words(python, "guardian", label)
     for step in outer:
-        words = [*bwrap.around(step.args, interpreter_paths_of(python)), *words]
-        home = bwrap.FOLDER
-    env = {**_SINGLE_THREADED, **spec.env, "HOME": home, "TMPDIR": home}
+        shown = interpreter_paths_of(python)
+        if step.layer == gvisor.NAME:
+            home = {"HOME": gvisor.FOLDER, "TMPDIR": gvisor.FOLDER}
+            command, delete = gvisor.prepare(
+                step.args,
+                shown,
+                folder=folder,
+                argv=_words(python, "relay", label),
+                env={**env, **home},
+            )
+            settings = {"inside": settings, "command": command, "delete": delete}
+            # Ours, not the agent's: it stands outside.
+            words = _words(sys.executable, "bridge", label)
+        else:
+            words = [*bwrap.around(step.args, shown), *words]
+            env |= {"HOME": bwrap.FOLDER, "TMPDIR": bwrap.FOLDER}
     channel, far_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lifeline, far_lifeline = socket.socketpair()
     output, far_output = os.pipe()
@@ -113,6 +125,11 @@ def launch(
         os.close(far_output)
         os.close(stdin)
     return Launched(guardian, channel, lifeline, output)
+
+
+def _words(python: str, module: str, label: str) -> list[str]:
+    package = os.path.dirname(os.path.abspath(__file__))
+    return [python, "-I", "-X", "utf8", "-c", _BOOT, f"sandbox:{label}", package, module]
 
 
 def interpreter_paths_of(python: str) -> list[str]:

@@ -173,7 +173,45 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
     )
 
 
-_MAKE = {"namespaces": _namespaces, "process": _process, "bwrap": _bwrap}
+def _gvisor(spec: SandboxSpec, probe: Probe) -> Plan:
+    paths = {"readable": list(spec.readable), "hidden": list(spec.hidden)}
+    return Plan(
+        tier="gvisor",
+        outer=(Step("gvisor", {**paths, "scratch_bytes": spec.limits.scratch_bytes}),),
+        root=(),
+        zygote=(
+            # For each child's own network; seccomp leaves nothing else to do with them.
+            Step(
+                "unprivileged",
+                {
+                    "id": root_layer.INSIDE_ID,
+                    "keep": [kernel.CAP_SYS_ADMIN, kernel.CAP_NET_ADMIN],
+                },
+            ),
+            Step("no_new_privs", {}),
+            Step("seccomp", {"permit": ["unshare"], "only_tcp": False}),
+            Step("rlimits", _zygote_rlimits(spec.limits)),
+        ),
+        cell=(Step("some_namespaces", {}), Step("loopback", {"port": spec.port})),
+        child=(
+            Step("session", {"umask": 0o077}),
+            Step("descriptors", {}),
+            Step("environ", {"env": dict(spec.env)}),
+            Step("randomness", {}),
+            Step("rlimits", _rlimits(spec.limits)),
+            Step("capabilities", {"keep": []}),
+            Step("no_new_privs", {}),
+            Step("seccomp", {"deny": ["unshare"]}),
+        ),
+        weaknesses=(
+            "children of one agent can list each other's processes and reach each other's files: "
+            "gVisor has neither Landlock nor mount namespaces",
+            "the number of processes of a child is not limited, nor what they use together",
+        ),
+    )
+
+
+_MAKE = {"namespaces": _namespaces, "process": _process, "bwrap": _bwrap, "gvisor": _gvisor}
 
 
 def _process_weaknesses(probe: Probe) -> tuple[str, ...]:
@@ -213,7 +251,9 @@ def _zygote_rlimits(limits: Limits) -> dict[str, list[int]]:
 
 
 def _missing(made: Plan, probe: Probe) -> dict[str, str]:
-    layers = dict.fromkeys(step.layer for stage in STAGES for step in getattr(made, stage))
+    # What is in gVisor is up to gVisor's kernel: its layer tries that inside.
+    stages = ("outer",) if made.tier == "gvisor" else STAGES
+    layers = dict.fromkeys(step.layer for stage in stages for step in getattr(made, stage))
     return {
         layer: reason
         for layer in layers

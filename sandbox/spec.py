@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import SpecError
 
-TIERS = ("auto", "namespaces", "process", "bwrap")
+TIERS = ("auto", "namespaces", "process", "bwrap", "gvisor")
 
 # Variables that make a loader or an interpreter run other code. They never enter the environment
 # that a zygote is started with.

@@ -35,7 +35,7 @@ class SchedulerConfig(Section):
 class SandboxConfig(Section):
     """What a child may use. Enforced per rollout."""
 
-    tier: Literal["auto", "namespaces", "process", "bwrap"] = "auto"
+    tier: Literal["auto", "namespaces", "process", "bwrap", "gvisor"] = "auto"
     """Which layers: see `docs/security.md`. `auto`: `namespaces`, or `process` where that is not to
     be had."""
     readable: list[str] = []

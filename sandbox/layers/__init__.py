@@ -17,6 +17,7 @@ from . import (
     capabilities,
     descriptors,
     environ,
+    gvisor,
     landlock,
     loopback,
     namespaces,
@@ -28,10 +29,12 @@ from . import (
     scratch,
     seccomp,
     session,
+    some_namespaces,
+    unprivileged,
 )
 from .context import Context
 
-__all__ = ["APPLY", "OUTER", "PROBE", "Context", "checks"]
+__all__ = ["APPLY", "INSIDE_GVISOR", "OUTER", "PROBE", "Context", "checks"]
 
 _LAYERS = (
     session,
@@ -50,14 +53,31 @@ _LAYERS = (
     capabilities,
 )
 
-_OUTER = (bwrap,)
+_OUTER = (bwrap, gvisor)
+_INSIDE_GVISOR = (
+    session,
+    descriptors,
+    environ,
+    randomness,
+    rlimits,
+    no_new_privs,
+    seccomp,
+    capabilities,
+    unprivileged,
+    some_namespaces,
+)
 
 APPLY: Mapping[str, Callable[[Mapping[str, Any], Context], None]] = {
-    layer.NAME: layer.apply for layer in (*_LAYERS, *_OUTER)
+    layer.NAME: layer.apply for layer in (*_LAYERS, *_INSIDE_GVISOR, *_OUTER)
 }
 PROBE: Mapping[str, Callable[[], str]] = {layer.NAME: layer.probe for layer in _LAYERS}
 OUTER: Mapping[str, Callable[[], str]] = {layer.NAME: layer.probe for layer in _OUTER}
 """Of the outer tiers, each called like its tier. They start programs of others: not in no time."""
+
+INSIDE_GVISOR: Mapping[str, Callable[[], str]] = {
+    layer.NAME: layer.probe for layer in _INSIDE_GVISOR
+}
+"""What the tier `gvisor` needs of gVisor's kernel; `gvisor.probe` tries them in there."""
 
 
 def checks(tier: str) -> Mapping[str, Callable[[], str]]:

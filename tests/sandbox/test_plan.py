@@ -42,7 +42,7 @@ def test_a_spec_goes_to_json_and_back() -> None:
         ("[]", "must be a JSON object"),
         ("{", "not JSON"),
         ('{"teir": "process"}', "no field 'teir'"),
-        ('{"tier": "gvisor"}', "unknown sandbox tier 'gvisor'"),
+        ('{"tier": "docker"}', "unknown sandbox tier 'docker'"),
         ('{"limits": {"wall": 1}}', "limits has no field 'wall'"),
         ('{"limits": {"cpu_s": 0}}', "limits.cpu_s"),
         ('{"limits": {"cpu_s": 1.5}}', "limits.cpu_s"),
