@@ -204,8 +204,9 @@ def _gvisor(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("seccomp", {"deny": ["unshare"]}),
         ),
         weaknesses=(
-            "children of one agent can list each other's processes and reach each other's files: "
-            "gVisor has neither Landlock nor mount namespaces",
+            "children of one agent that run at a time can reach each other's files, and read with "
+            "which environment a program was executed: gVisor has neither Landlock nor mount "
+            "namespaces",
             "the number of processes of a child is not limited, nor what they use together",
         ),
     )

@@ -32,7 +32,7 @@ from sandbox import (
 from sandbox.layers import PROBE, bwrap, checks, gvisor, root
 from sandbox.layers.environ import allowed
 from sandbox.layers.root import Layout
-from sandbox.plan import plan
+from sandbox.plan import Step, plan
 from sandbox.probe import Probe, probe
 
 AGENTS = Path(__file__).parent / "agents"
@@ -395,6 +395,23 @@ def test_a_program_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "runsc").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert "unknown platform: x" in probe(checks("gvisor")).layers["gvisor"]
+
+
+def test_the_plan_asks_nothing_of_the_hosts_kernel() -> None:
+    spec = SandboxSpec(tier="gvisor", readable=("/srv",), hidden=("/srv/keys",), port=8080)
+    made = plan(spec, Probe({"gvisor": ""}))
+    args = {"readable": ["/srv"], "hidden": ["/srv/keys"], "scratch_bytes": 2**29}
+    assert made.outer == (Step("gvisor", args),)
+    assert made.root == ()
+    assert [step.layer for step in made.zygote] == [
+        *("unprivileged", "no_new_privs", "seccomp", "rlimits")
+    ]
+    assert made.cell == (Step("some_namespaces", {}), Step("loopback", {"port": 8080}))
+    assert [step.layer for step in made.child] == [
+        *("session", "descriptors", "environ", "randomness", "rlimits"),
+        *("capabilities", "no_new_privs", "seccomp"),
+    ]
+    assert len(made.weaknesses) == 2
 
 
 def test_the_bundle_and_the_command_are_values() -> None:
