@@ -15,7 +15,8 @@ INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
 ALL_EXTRAS := train data gguf dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-smollm2 test test-attacks lint format bench bench-spawn docs constraints clean
+.PHONY: help train train-smollm2 test test-families test-attacks lint format bench bench-spawn \
+	bench-proxy bench-constrained soak docs constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,17 +47,33 @@ format:  ## Format the code and fix what can be fixed by itself
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+test-families:  ## Model families with their real vocabularies (downloads, some 20 MB, cached)
+	$(INSTALL) $(ALL_EXTRAS)
+	AREAL_SUB_REGISTRIES=1 $(BIN)/python -m pytest -q tests/proxy/families
+
 test-attacks:  ## Attempt every attack of docs/security.md, in each tier, as this user and as nobody
 	$(INSTALL) $(ALL_EXTRAS)
 	BIN="$(BIN)" tests/attacks/run $(ARGS)
+
+bench-proxy:  ## The proxy beside others: CPU and latency per model call (ARGS="--litellm PYTHON")
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.proxy $(ARGS)
 
 bench-spawn:  ## Compare ways of starting a child: time to its end, and to its first model call
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.spawn $(ARGS)
 
+soak:  ## 10,000 children in sequence, 500 at once, a killed caller: does anything grow or stay?
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
 bench:  ## Compare ways of running agents: wall time and CPU of 256 rollouts
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.rollouts $(ARGS)
+
+bench-constrained:  ## Tokens per second of the embedded engine with and without a grammar
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.constrained $(ARGS)
 
 docs:  ## Write docs/configuration.md from the schema
 	$(INSTALL) train

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
+from areal_sub.errors import GrammarError, RpcError
 from areal_sub.records import EngineInfo, GenerateChunk, GenerateRequest
 from areal_sub.rpc import Client
 
@@ -33,11 +34,17 @@ class EngineClient:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Chunks until one has a `finish_reason`. Closing the iterator aborts the request.
 
-        The deadline is the caller's (`asyncio.timeout` around the iteration).
+        The deadline is the caller's (`asyncio.timeout` around the iteration). Raises `GrammarError`
+        before the first chunk where the output cannot be held to `request.grammar`.
         """
-        async with aclosing(self._client.stream("generate", request.to_map())) as items:
-            async for item in items:
-                yield GenerateChunk.from_map(item)
+        try:
+            async with aclosing(self._client.stream("generate", request.to_map())) as items:
+                async for item in items:
+                    yield GenerateChunk.from_map(item)
+        except RpcError as error:
+            if error.kind == GrammarError.__name__:
+                raise GrammarError(error.text) from None
+            raise
 
     async def update_weights(self, path: Path, version: int, *, timeout_s: float) -> None:
         """Load the safetensors file at `path` between two decode steps; requests go on running."""

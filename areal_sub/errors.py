@@ -35,8 +35,20 @@ class RecordError(ArealSubError):
     """Bytes that should be a record are not one."""
 
 
+class GrammarError(ArealSubError):
+    """An output cannot be held to this grammar: it is malformed, not supported, or too costly."""
+
+
 class RpcError(ArealSubError):
-    """A call to another process of ours failed there; the message is the far side's."""
+    """A call to another process of ours failed there; the message is the far side's.
+
+    `kind` and `text`: the far side's error, where it was one: its class and its own words.
+    """
+
+    def __init__(self, message: str, *, kind: str = "", text: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.text = text
 
 
 class PeerGone(RpcError):

@@ -74,6 +74,7 @@ class Fork(StrEnum):
     HISTORY_EDITED = "history_edited"  # a message that we had not sampled differs or is gone
     ASSISTANT_EDITED = "assistant_edited"  # what the agent says we sampled is not what we sampled
     TEMPLATE_REWROTE = "template_rewrote"  # the chat template renders the same history differently
+    REASONING_DROPPED = "reasoning_dropped"  # the agent left out what an answer of ours had thought
 
 
 def extend_digest(digest: int, token_ids: Int32Array) -> int:
@@ -164,7 +165,7 @@ class TurnRecord(_Record):
     rollout_logprobs: Float32Array  # [num_sampled] of the distribution sampled from
     versions: Int32Array  # [num_sampled] policy version of each sampled token
     finish_reason: str  # "stop" | "length" | "tool_calls" | "aborted"
-    dialect: str  # "chat"
+    dialect: str  # "chat" | "completions" | "responses" | "messages" | "gemini"
     model: str  # the model name that the agent asked for
     temperature: float
     top_p: float
@@ -172,6 +173,11 @@ class TurnRecord(_Record):
     ended_at: float  # Unix time, s
     num_prompt_tokens: int  # the full prompt's length
     engine_digest: int = 0  # the engine's, at the last token that was kept: see `GenerateChunk`
+    constrained: bool = False
+    """Drawn under a grammar: tokens that it forbids had probability 0, but `rollout_logprobs` are
+    those of softmax(logits / temperature) over the whole vocabulary, without top_p and top_k. That
+    is what the learner computes, so that its ratio is 1 on equal weights; the distribution that was
+    sampled from is not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +200,9 @@ class EndRecord(_Record):
     num_turns: int
     num_rejected_calls: int  # calls with this rollout's key that were refused
     ended_at: float
+    egress_refused: dict[str, int] = field(default_factory=dict)
+    """ "host:port" that the sandbox's allowlist refused → how often; bounded."""
+    written_bytes: int = 0  # what the child's files took at its end
 
 
 TrajectoryRecord = OpenRecord | TurnRecord | EndRecord
@@ -240,6 +249,10 @@ class GenerateRequest(_Record):
     stop_token_ids: list[int] = field(default_factory=list)
     stream: bool = False  # False: one chunk, at the end
     affinity: str = ""  # requests with the same value share a prefix (the rollout id)
+    grammar: str = ""
+    """What the sampled tokens may be, or "": anything. In llguidance's variant of Lark, with
+    `%json {schema}` and `<[token id]>` as terms; where it is complete, `stop_token_ids` may come.
+    `logprobs` stay those of the model's own distribution: see `TurnRecord.constrained`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +299,8 @@ class RunRequest(_Record):
     data: dict[str, Any]  # the task
     env: dict[str, str]  # added to the child's scrubbed environment
     timeout_s: float
+    workspace: str = ""  # absolute folder whose content the child starts in, or "" for none
+    outputs: list[str] = field(default_factory=list)  # paths in there to bring back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,3 +322,9 @@ class RunReport(_Record):
     cpu_s: float
     max_rss_bytes: int
     num_killed: int = 0  # processes that the agent left behind
+    egress_refused: dict[str, int] = field(default_factory=dict)
+    """ "host:port" that the sandbox's allowlist refused → how often; bounded."""
+    written_bytes: int = 0  # what its files took at its end
+    outputs: dict[str, bytes] = field(default_factory=dict)  # path → content
+    outputs_refused: list[list[str]] = field(default_factory=list)  # [path, why] of what was not
+    outputs_missing: list[str] = field(default_factory=list)  # declared, and not there

@@ -6,7 +6,7 @@ engine. Agents never can: the sockets lie in a 0700 directory that no child is t
 One connection multiplexes any number of calls. Messages are msgpack arrays, back to back:
 
     caller  → callee   [CALL, id, method, params]      [CANCEL, id]
-    callee  → caller   [ITEM, id, payload]*  then  [DONE, id, payload] | [ERROR, id, text]
+    callee  → caller   [ITEM, id, payload]*  then  [DONE, id, payload] | [ERROR, id, [kind, text]]
 
 A handler is `async def h(params) -> payload`, or an async generator whose items stream to the
 caller. Invariants: a call ends with exactly one DONE or ERROR; when either side goes away, all of
@@ -131,14 +131,14 @@ class Server:
                         await writer.drain()
                 reply = [DONE, call_id, None]
         except asyncio.CancelledError:
-            reply = [ERROR, call_id, "cancelled"]
+            reply = [ERROR, call_id, ["CancelledError", "cancelled"]]
         except ArealSubError as error:
-            reply = [ERROR, call_id, f"{type(error).__name__}: {error}"]
+            reply = [ERROR, call_id, [type(error).__name__, str(error)]]
         except ConnectionError:
             return
         except Exception as error:
             log.exception("rpc method %s failed", method)
-            reply = [ERROR, call_id, f"{type(error).__name__}: {error}"]
+            reply = [ERROR, call_id, [type(error).__name__, str(error)]]
         with contextlib.suppress(ConnectionError):
             writer.write(_pack(reply))
             await writer.drain()
@@ -198,7 +198,7 @@ class Client:
         finally:
             self._queues.pop(call_id, None)
         if kind == ERROR:
-            raise self._gone or RpcError(f"{self.peer}: {payload}")
+            raise self._gone or self._far_error(payload)
         return payload
 
     async def stream(self, method: str, params: Params | None = None) -> AsyncGenerator[Any, None]:
@@ -213,7 +213,7 @@ class Client:
                     continue
                 finished = True
                 if kind == ERROR:
-                    raise self._gone or RpcError(f"{self.peer}: {payload}")
+                    raise self._gone or self._far_error(payload)
                 return
         finally:
             del self._queues[call_id]
@@ -230,6 +230,10 @@ class Client:
         self._queues[call_id] = queue
         self._writer.write(_pack([CALL, call_id, method, params or {}]))
         return call_id, queue
+
+    def _far_error(self, payload: list[str]) -> RpcError:
+        kind, text = payload
+        return RpcError(f"{self.peer}: {kind}: {text}", kind=kind, text=text)
 
     def _cancel(self, call_id: int) -> None:
         if self._gone is None and not self._writer.is_closing():

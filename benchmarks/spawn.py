@@ -77,7 +77,23 @@ async def program(argv: list[str], port: int) -> AsyncIterator[Once]:
 
 @asynccontextmanager
 async def forked(target: str, port: int) -> AsyncIterator[Once]:
-    """A bare `os.fork` of a warm process: no limits, no isolation, nothing killed."""
+    """A bare `os.fork` of a warm process: no limits, no isolation, nothing killed. Such a server
+    forks one at a time, so there are two."""
+    async with one_fork_server(target, port) as first, one_fork_server(target, port) as second:
+        free: asyncio.Queue[Once] = asyncio.Queue()
+        for server in (first, second):
+            free.put_nowait(server)
+
+        async def once() -> None:
+            server = await free.get()
+            await server()
+            free.put_nowait(server)
+
+        yield once
+
+
+@asynccontextmanager
+async def one_fork_server(target: str, port: int) -> AsyncIterator[Once]:
     with start("benchmarks.bare_fork", target, str(port)) as server:
         assert server.stdin is not None
         assert server.stdout is not None
@@ -85,12 +101,10 @@ async def forked(target: str, port: int) -> AsyncIterator[Once]:
         loop = asyncio.get_running_loop()
         pipe = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), server.stdout)
-        one_at_a_time = asyncio.Semaphore(2)
 
         async def once() -> None:
-            async with one_at_a_time:
-                print(file=server.stdin, flush=True)
-                assert await pipe.readline() == b"0\n"
+            print(file=server.stdin, flush=True)
+            assert await pipe.readline() == b"0\n"
 
         yield once
         server.stdin.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from . import plan as plans
 from .box import BlockingSandbox
@@ -15,7 +16,7 @@ from .layers import OUTER, PROBE, checks
 from .layers.environ import allowed
 from .probe import probe
 from .report import ChildReport, Ending
-from .spec import TIERS, Limits, SandboxSpec
+from .spec import CGROUPS, TIERS, Limits, SandboxSpec
 from .wire import write_all
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -40,20 +41,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         spec = SandboxSpec(
             tier=args.tier,
+            cgroups=args.cgroups,
             env=allowed(os.environ),
             limits=limits,
             readable=tuple(os.path.abspath(path) for path in args.ro),
+            allow=args.net,
+            mounts=_mounts(args.mount),
         )
         if args.plan:
             print(plans.plan(spec, probe(checks(spec.tier))))
             return 0
         if not args.command:
             raise SandboxError("no command: write it after --")
+        if bool(args.output) != (args.collect_to is not None):
+            raise SandboxError("--output and --collect-to go together")
+        if args.collect_to is not None and args.collect_to.exists():
+            raise SandboxError(f"--collect-to {args.collect_to}: it exists; name a new folder")
         with BlockingSandbox(spec) as box:
-            report = box.execute(args.command, env=_variables(args.env), on_output=write_all)
+            report = box.execute(
+                args.command,
+                env=_variables(args.env),
+                workspace=args.workspace,
+                outputs=args.output,
+                on_output=write_all,
+            )
+        if args.output:
+            _leave(report, args.collect_to)
     except SandboxError as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return NOT_RUN_CODE
+    for refused, count in report.egress_refused.items():
+        print(f"sandbox: refused {refused} ({count}x): see --net", file=sys.stderr)
     return _exit_code(report)
 
 
@@ -66,6 +84,32 @@ def _exit_code(report: ChildReport) -> int:
     return TIMED_OUT_CODE if report.ending is Ending.TIMEOUT else NOT_RUN_CODE
 
 
+def _leave(report: ChildReport, folder: Path) -> None:
+    """Write the outputs into `folder`, which is made here; say what is not among them."""
+    try:
+        folder.mkdir(parents=True)
+        for name, content in report.outputs.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError as error:
+        raise SandboxError(f"--collect-to {folder}: {error}") from None
+    for name in report.outputs_missing:
+        print(f"sandbox: output {name}: not there", file=sys.stderr)
+    for name, why in report.outputs_refused:
+        print(f"sandbox: output {name}: refused: {why}", file=sys.stderr)
+
+
+def _mounts(words: Sequence[str]) -> Mapping[str, str]:
+    mounts = {}
+    for word in words:
+        inside, equals, outside = word.partition("=")
+        if not equals:
+            raise SandboxError(f"--mount {word}: write INSIDE=OUTSIDE")
+        mounts[inside] = os.path.abspath(outside)
+    return mounts
+
+
 def _variables(words: Sequence[str]) -> dict[str, str]:
     variables = {}
     for word in words:
@@ -74,6 +118,15 @@ def _variables(words: Sequence[str]) -> dict[str, str]:
             raise SandboxError(f"--env {word}: write NAME=VALUE")
         variables[name] = value
     return variables
+
+
+def _network(text: str) -> tuple[str, ...]:
+    if text == "none":
+        return ()
+    kind, colon, entries = text.partition(":")
+    if kind != "allow" or not colon:
+        raise argparse.ArgumentTypeError(f"{text!r}: write none, or allow:HOST:PORT,HOST:PORT")
+    return tuple(entries.split(","))
 
 
 def _size(text: str) -> int:
@@ -89,12 +142,25 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parser("doctor", help="show which layers this machine gives, and what to do")
     run = actions.add_parser("run", help="run a command in a fresh child")
     run.add_argument("--tier", choices=TIERS, default="auto")
-    run.add_argument("--net", choices=["none"], default="none", help="there is no other way yet")
+    run.add_argument("--cgroups", choices=CGROUPS, default="auto", help="have the kernel bound it")
+    run.add_argument(
+        "--net",
+        type=_network,
+        default="none",
+        metavar="none|allow:HOST:PORT[,HOST:PORT]",
+        help="what it can reach, through a proxy that HTTP_PROXY and its like name",
+    )
     run.add_argument("--mem", type=_size, default="2G", help="of all its processes together")
     run.add_argument("--disk", type=_size, default="512M", help="of all its files together")
     run.add_argument("--procs", type=int, default=256, help="processes and threads")
     run.add_argument("--time", type=float, default=300.0, help="seconds")
     run.add_argument("--ro", action="append", default=[], metavar="PATH", help="can be read, too")
+    run.add_argument("--mount", action="append", default=[], metavar="INSIDE=OUTSIDE")
+    run.add_argument("--workspace", metavar="DIR", help="its content is where the command starts")
+    run.add_argument(
+        "--output", action="append", default=[], metavar="PATH", help="taken out of it"
+    )
+    run.add_argument("--collect-to", type=Path, metavar="DIR", help="a new folder, for outputs")
     run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     run.add_argument("--plan", action="store_true", help="print what would be applied, and end")
     run.add_argument("command", nargs="*")

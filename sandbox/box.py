@@ -102,9 +102,13 @@ class Sandbox:
         kwargs: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+        outputs: Sequence[str] = (),
     ) -> ChildReport:
         """Call the target with `data` (JSON types) in a fresh child: see `Zygote.run`."""
-        return await self.zygote.run(data, kwargs=kwargs, env=env, wall_s=wall_s)
+        return await self.zygote.run(
+            data, kwargs=kwargs, env=env, wall_s=wall_s, workspace=workspace, outputs=outputs
+        )
 
     async def execute(
         self,
@@ -112,10 +116,14 @@ class Sandbox:
         *,
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+        outputs: Sequence[str] = (),
         on_output: OutputSink | None = None,
     ) -> ChildReport:
         """Execute a program in a fresh child: see `Zygote.execute`."""
-        return await self.zygote.execute(argv, env=env, wall_s=wall_s, on_output=on_output)
+        return await self.zygote.execute(
+            argv, env=env, wall_s=wall_s, workspace=workspace, outputs=outputs, on_output=on_output
+        )
 
 
 class BlockingSandbox:

@@ -22,10 +22,29 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from . import kernel
-from .frames import CHUNK_BYTES, CONNECTION, MAX_CONNECTIONS, Breach, Kind, Mux, Stream, Wire
+from . import kernel, outputs
+from .archive import Archive
+from .frames import (
+    CHUNK_BYTES,
+    CONNECTION,
+    MAX_CONNECTIONS,
+    STREAMS_PER_CHILD,
+    Breach,
+    Incoming,
+    Kind,
+    Mux,
+    Stream,
+    Wire,
+)
 from .layers import Context, loopback
-from .wire import CHILD_READY, MAX_ORDER_BYTES, MAX_READY_BYTES, MAX_STATUS_BYTES, Descriptors
+from .wire import (
+    CHILD_READY,
+    MAX_DESCRIPTORS,
+    MAX_ORDER_BYTES,
+    MAX_READY_BYTES,
+    MAX_STATUS_BYTES,
+    Descriptors,
+)
 
 END_TIMEOUT_S = 5.0
 KILLED_CODE = 137
@@ -82,7 +101,7 @@ def _own_network() -> None:
     else:
         kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNET)
         kernel.map_user("self", uid, uid, gid)
-    loopback.apply({"port": None}, Context())
+    loopback.apply({"ports": []}, Context())
 
 
 def _end(inside: subprocess.Popen[bytes], delete: list[str]) -> int:
@@ -135,16 +154,17 @@ class Bridge:
         self._was_ended = True
 
     def _on_order(self, _: int) -> None:
-        message, fds, _, _ = socket.recv_fds(self._channel, MAX_ORDER_BYTES, 5)
+        message, fds, _, _ = socket.recv_fds(self._channel, MAX_ORDER_BYTES, MAX_DESCRIPTORS)
         if not message:
             self._was_ended = True
             return
-        received = Descriptors(*fds)
+        received = Descriptors.of(fds)
         self._num_children += 1
         number = self._num_children
         pipes = (received.stdout, received.stderr, received.result)
         streams = [
-            Stream(self._mux, 4 * number + part, fd, writes=True) for part, fd in enumerate(pipes)
+            Stream(self._mux, STREAMS_PER_CHILD * number + part, fd, writes=True)
+            for part, fd in enumerate(pipes)
         ]
         child = _Child(
             number,
@@ -159,17 +179,36 @@ class Bridge:
         self._wire.send(Kind.ORDER, number)
 
     def _on_control(self, child: _Child) -> None:
-        """Nothing is ever said on it but its end: the child has to end."""
+        """The order for outputs, or the connection's end: the child has to end, too."""
+        message = b""
+        with contextlib.suppress(OSError):
+            message = child.control.recv(outputs.MAX_ORDER_BYTES)
+        if message:
+            most = outputs.max_archive_bytes(outputs.Order.decode(message))
+            number = STREAMS_PER_CHILD * child.number + STREAMS_PER_CHILD - 1
+            child.outputs = Incoming(self._mux, number, most)
+            self._wire.send(Kind.OUTPUTS, child.number, message)
+            return
         self._mux.watch(child.control.fileno(), 0, lambda _: None)
         child.was_ordered_to_end = True
         self._wire.send(Kind.END, child.number)
 
     def _on_request(self, child: _Child) -> None:
         self._mux.watch(child.request.fileno(), 0, lambda _: None)
-        _, fds, _, _ = socket.recv_fds(child.request, 16, 1)
-        for fd in fds:
-            with open(fd, "rb") as file:
+        _, fds, _, _ = socket.recv_fds(child.request, 16, 2)
+        if len(fds) > 1:  # first: the request starts the child
+            self._send_file(Kind.WORKSPACE, child, fds[1])
+        if fds:
+            with open(fds[0], "rb") as file:
                 self._wire.send(Kind.REQUEST, child.number, file.read())
+
+    def _send_file(self, kind: Kind, child: _Child, fd: int) -> None:
+        """In pieces, by position: others read the same one."""
+        at = 0
+        while piece := os.pread(fd, CHUNK_BYTES, at):
+            self._wire.send(kind, child.number, piece)
+            at += len(piece)
+        os.close(fd)
 
     def _on_frames(self, _: int) -> None:
         for kind, number, payload in self._wire.receive():
@@ -238,12 +277,23 @@ class Bridge:
                 child.control.send(child.status)
         if not child.is_over:
             return
+        if child.outputs is not None:
+            child.outputs.close()
+            if child.was_told:
+                self._hand_out(child, child.outputs.whole)
         for stream in child.streams:
             stream.close()
         for end in (child.control, child.request):
             self._mux.watch(end.fileno(), 0, lambda _: None)
             end.close()
         del self._children[child.number]
+
+    def _hand_out(self, child: _Child, packed: Archive | None) -> None:
+        with contextlib.suppress(OSError):
+            if packed is None:
+                child.control.send(outputs.COLLECTED + b"\nthey did not come out of gVisor")
+            else:
+                socket.send_fds(child.control, [outputs.COLLECTED], [packed.fd])
 
 
 class _Child:
@@ -252,6 +302,7 @@ class _Child:
     ) -> None:
         self.number, self.control, self.request, self.streams = number, control, request, streams
         self.address: Any = None
+        self.outputs: Incoming | None = None
         self.num_connections = 0
         self.is_ready = False
         self.status: bytes | None = None

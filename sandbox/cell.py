@@ -1,6 +1,6 @@
 """A cell: the namespaces of one child, and their pid 1, which runs none of the agent's code.
 
-The init makes the cell's files, network and listener, hands both ends out (the listener to whoever
+The init makes the cell's files, network and listeners, hands both out (the listeners to whoever
 ordered the child, the namespaces to the zygote, which forks the agent's process into them), and
 waits: for the agent's end, told by the zygote, or for the end of the control connection. Then it
 kills whatever is left in the cell, sends the `Status`, and ends, and the kernel ends the cell.
@@ -12,6 +12,7 @@ bounded and checked, and concerns that child alone.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import signal
@@ -21,10 +22,11 @@ import traceback
 from collections.abc import Mapping
 from typing import NoReturn
 
-from . import kernel, reaper
+from . import kernel, outputs, reaper
 from .errors import StepFailed
 from .layers import Context, polled_limits
 from .layers.root import INSIDE_ID
+from .layers.scratch import BOX
 from .plan import Plan, apply
 from .wire import (
     CHILD_READY,
@@ -66,7 +68,7 @@ def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn
         signal.set_wakeup_fd(-1)  # the keeper's
         kernel.map_user("self", INSIDE_ID, INSIDE_ID, INSIDE_ID)
         own = {fds.control, fds.request, fds.stdout, fds.stderr, fds.result, to_zygote.fileno()}
-        kernel.close_all_descriptors_but({0, 1, 2} | own)
+        kernel.close_all_descriptors_but({0, 1, 2, *own, *fds.group})
         context = Context()
         try:
             apply(made.cell, context)
@@ -82,23 +84,22 @@ def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn
 
 
 def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None:
-    listener = context.listener
     control = socket.socket(fileno=fds.control)
     exited, tell_exit = os.pipe()
     failures, tell_failure = os.pipe()
     doors = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES]
-    for_agent = [tell_failure, fds.request, fds.stdout, fds.stderr, fds.result]
+    for_agent = [tell_failure, fds.request, fds.stdout, fds.stderr, fds.result, *fds.group]
     handed = [*doors, tell_exit, *for_agent]
     socket.send_fds(to_zygote, [b"fork"], handed)
     to_zygote.close()
     for fd in handed:
         os.close(fd)
-    socket.send_fds(control, [CHILD_READY], [listener] if listener >= 0 else [])
-    if listener >= 0:
+    socket.send_fds(control, [CHILD_READY], context.listeners)
+    for listener in context.listeners:
         os.close(listener)
     kernel.set_name("sandbox-init")
 
-    stopped_by = _until_over(control.fileno(), exited, context.polled)
+    stopped_by, order = _until_over(control, exited, context.polled)
     num_killed, error = _clear()
     agent = _read_exit(exited, KILL_TIMEOUT_S)
     if agent is None:
@@ -113,32 +114,72 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None
         cpu_s=agent.cpu_s + orphans.ru_utime + orphans.ru_stime,
         max_rss_bytes=max(agent.max_rss_bytes, orphans.ru_maxrss * 1024),
         num_killed=num_killed,
+        written_bytes=_written_bytes(),
         limit=stopped_by if stopped_by != _ORDERED else "",
         failed_step=one_line(failed_step) or ("enter" if agent.error else ""),
         error=reason or agent.error or error,
     )
-    _report(control.fileno(), status)
+    if not order:
+        _report(control.fileno(), status)
+        return
+    with contextlib.suppress(OSError):  # whoever wanted to know may be gone
+        control.send(encode_status(status))  # first: whatever becomes of the outputs
+        _send_outputs(control, order)
+        control.shutdown(socket.SHUT_RDWR)
+
+
+def _send_outputs(control: socket.socket, order: bytes) -> None:
+    try:
+        packed = outputs.collect(BOX, "work", outputs.Order.decode(order))
+    except (OSError, ValueError) as error:
+        control.send(outputs.COLLECTED + f"\n{error}".encode()[:MAX_STATUS_BYTES])
+    else:
+        socket.send_fds(control, [outputs.COLLECTED], [packed.fd])
+
+
+def _written_bytes() -> int:
+    files = os.statvfs(BOX)
+    return (files.f_blocks - files.f_bfree) * files.f_frsize
 
 
 _ORDERED = "ordered"
 
 
-def _until_over(control: int, exited: int, limits: Mapping[str, float]) -> str:
-    """ "": the agent's process ended. Else why it has to: `_ORDERED`, or the limit it is over."""
-    watch = reaper.Watch(control, exited)
-    look_at = time.monotonic() + polled_limits.INTERVAL_S
+def _until_over(
+    control: socket.socket, exited: int, limits: Mapping[str, float]
+) -> tuple[str, bytes]:
+    """ "": the agent's process ended. Else why it has to: `_ORDERED`, or the limit it is over. And
+    the order for outputs, which comes before the agent's request; b"" where none came.
+
+    Without `limits` (the child has a group) nobody looks.
+    """
+    order = b""
+    watch = reaper.Watch(control.fileno(), exited)
+    look_at = time.monotonic() + polled_limits.INTERVAL_S if limits else math.inf
     while True:
-        ready = watch.wait_any(max(0.0, look_at - time.monotonic()))
+        wait_s = max(0.0, look_at - time.monotonic()) if limits else None
+        ready = watch.wait_any(wait_s)
         for _ in reaper.reap():
             pass
+        if control.fileno() in ready:
+            message = _receive(control)
+            order = message or order
+            if message == b"" and exited not in ready:
+                return _ORDERED, order
         if exited in ready:
-            return ""
-        if control in ready:
-            return _ORDERED
+            return "", order
         if time.monotonic() >= look_at:
             if limit := polled_limits.exceeded(limits):
-                return limit
+                return limit, order
             look_at = time.monotonic() + polled_limits.INTERVAL_S
+
+
+def _receive(control: socket.socket) -> bytes:
+    """A message, or b"" where the connection has ended."""
+    try:
+        return control.recv(outputs.MAX_ORDER_BYTES)
+    except OSError:
+        return b""
 
 
 def _clear() -> tuple[int, str]:

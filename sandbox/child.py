@@ -22,6 +22,7 @@ from .layers import Context
 from .layers.context import RESULT_FD
 from .plan import Step, apply
 from .target import Program, bind
+from .unpacking import unpack, why_not_unpacked
 from .wire import MAX_LINE_CHARS, encode_error, encode_value, shorten, write_all
 
 SETUP_FAILED_CODE = 125
@@ -41,13 +42,17 @@ def run_agent(target: Any, steps: Sequence[Step], context: Context, failures: in
             kernel.set_name("sandbox-child")
         except Exception as error:
             step = error.step if isinstance(error, StepFailed) else "apply"
-            reason = error.reason if isinstance(error, StepFailed) else str(error)
-            os.write(failures, f"{step}\n{shorten(reason, MAX_LINE_CHARS)}".encode()[:4096])
-            os._exit(SETUP_FAILED_CODE)
-        os.close(failures)
-        request = _receive(context.request)
+            _fail(failures, step, error.reason if isinstance(error, StepFailed) else str(error))
+        request, workspace = _receive(context.request)
         if request is None:
             os._exit(0)  # nobody needs this child any more
+        if workspace is not None:
+            try:
+                unpack(workspace)
+            except Exception as error:
+                _fail(failures, "workspace", why_not_unpacked(error))
+            os.close(workspace)
+        os.close(failures)
         os.environ.update(request["env"])
         if isinstance(target, Program):
             code = _execute(request["argv"])
@@ -57,18 +62,25 @@ def run_agent(target: Any, steps: Sequence[Step], context: Context, failures: in
         os._exit(code)
 
 
-def _receive(fd: int) -> dict[str, Any] | None:
-    """The request: JSON in a file whose descriptor is sent. None: nobody will send one.
+def _fail(failures: int, step: str, reason: str) -> NoReturn:
+    line = shorten(reason, MAX_LINE_CHARS)
+    os.write(failures, f"{step}\n{line}".encode("utf-8", "backslashreplace")[:4096])
+    os._exit(SETUP_FAILED_CODE)
+
+
+def _receive(fd: int) -> tuple[dict[str, Any] | None, int | None]:
+    """The request: JSON in a file whose descriptor is sent. None: nobody will send one. And the
+    descriptor of the workspace's archive, where there is one.
 
     `{"data", "kwargs", "env"}`, or `{"argv", "env"}` for a program.
     """
     with socket.socket(fileno=fd) as sender:
-        _, received, _, _ = socket.recv_fds(sender, 16, 1)
+        _, received, _, _ = socket.recv_fds(sender, 16, 2)
     if not received:
-        return None
+        return None, None
     with open(received[0], "rb") as file:
         request: dict[str, Any] = json.load(file)
-    return request
+    return request, received[1] if len(received) > 1 else None
 
 
 def _execute(argv: list[str]) -> int:

@@ -13,6 +13,9 @@ def describe(probed: Probe) -> str:
     if not probed.layers.get("landlock", "?"):
         at = next(i for i, line in enumerate(lines) if line.startswith("landlock"))
         lines[at] += f" (ABI {probed.landlock_abi})"
+    if not probed.layers.get("cgroups", "?"):
+        at = next(i for i, line in enumerate(lines) if line.startswith("cgroups"))
+        lines[at] += f" (v{probed.cgroup_version})"
     lines.append("")
     for tier in TIERS:
         if tier == "auto":

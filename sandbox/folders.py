@@ -10,6 +10,7 @@ import contextlib
 import os
 
 PARTS = ("home", "work", "tmp")
+MAX_COUNTED, MAX_DEPTH = 100_000, 64
 
 
 def make_private(folder: str) -> None:
@@ -17,6 +18,23 @@ def make_private(folder: str) -> None:
     os.mkdir(folder, 0o700)
     for part in PARTS:
         os.mkdir(os.path.join(folder, part), 0o700)
+
+
+def bytes_of(folder: str) -> int:
+    """What the files below `folder` take on disk, as far as `MAX_COUNTED` and `MAX_DEPTH` go."""
+    num_bytes = num_counted = 0
+    pending = [(folder, 0)]
+    while pending:
+        directory, depth = pending.pop()
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                num_counted += 1
+                if num_counted > MAX_COUNTED:
+                    return num_bytes
+                num_bytes += entry.stat(follow_symlinks=False).st_blocks * 512
+                if depth < MAX_DEPTH and entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, depth + 1))
+    return num_bytes
 
 
 def remove_tree(folder: str) -> None:

@@ -18,12 +18,16 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .archive import Archive, Writer
+
 HEADER = struct.Struct("!BII")
 WINDOW_BYTES = 256 * 1024
 """Of one stream, on the way and not yet taken by its reader."""
 CHUNK_BYTES = 64 * 1024
 CONNECTION = 1 << 31
-"""Streams with this bit are connections to a child's listener; others are its pipes."""
+"""Streams with this bit are connections to a child's listener; others are a child's own."""
+STREAMS_PER_CHILD = 4
+"""Its pipes, and as the last one the archive of its outputs."""
 MAX_CONNECTIONS = 64
 """Open at once, of one child; more wait in the backlog of its listener."""
 
@@ -33,6 +37,8 @@ class Kind(enum.IntEnum):
     SETTINGS = 1
     ORDER = 2
     REQUEST = 3
+    WORKSPACE = 13  # its archive, in pieces, before the request
+    OUTPUTS = 14  # the order for them, before the request
     # From the relay.
     ZYGOTE = 4  # what the zygote says of its import
     READY = 5  # sealed, without a listener
@@ -103,7 +109,7 @@ class Mux:
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self.streams: dict[int, Stream] = {}
+        self.streams: dict[int, Stream | Incoming] = {}
         self._selector = selectors.DefaultSelector()
 
     def watch(self, fd: int, events: int, act: Callable[[int], None]) -> None:
@@ -253,3 +259,32 @@ class Stream:
         reading = selectors.EVENT_READ if self._reads and self._credit else 0
         writing = selectors.EVENT_WRITE if self._buffer else 0
         self._mux.watch(self._fd, reading | writing, self._act)
+
+
+class Incoming:
+    """A stream whose bytes go into a file, which nobody has to read in time."""
+
+    def __init__(self, mux: Mux, number: int, max_bytes: int) -> None:
+        self._mux, self._number, self._left = mux, number, max_bytes
+        self._writer = Writer("outputs")
+        self.whole: Archive | None = None
+        """Once all of it has come. What is in it is not checked."""
+        mux.streams[number] = self
+
+    def take(self, payload: bytes) -> None:
+        self._left -= len(payload)
+        if self._left < 0:
+            raise Breach(f"more bytes than were asked for in the stream {self._number}")
+        self._writer.append(payload)
+        self._mux.wire.send(Kind.CREDIT, self._number, len(payload).to_bytes(4, "big"))
+
+    def grant(self, payload: bytes) -> None:
+        raise Breach(f"a credit for the stream {self._number}, which only comes in")
+
+    def take_eof(self) -> None:
+        del self._mux.streams[self._number]
+        self.whole = self._writer.seal()
+
+    def close(self) -> None:
+        """What is still to come is of no account."""
+        self._mux.streams.pop(self._number, None)

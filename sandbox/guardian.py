@@ -23,13 +23,13 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from . import keeper, kernel, plan, reaper, zygote
+from . import cgroups, keeper, kernel, plan, reaper, zygote
 from .layers import Context
 
 
-def main(channel_fd: int, lifeline_fd: int) -> NoReturn:
+def main(channel_fd: int, lifeline_fd: int, *group_fds: int) -> NoReturn:
     """Settings as JSON on stdin: `target` or `pickled` (base64 of dill), `python_path`, `plan`,
-    `folder`. Returns in no process."""
+    `folder`, `groups` (folders). `group_fds`: into the zygote's group. Returns in no process."""
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -42,13 +42,17 @@ def main(channel_fd: int, lifeline_fd: int) -> NoReturn:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
         settings["plan"] = plan.from_json(settings["plan"])
         plan.apply(settings["plan"].outer, Context())
+        settings["group"] = group_fds
         lifeline = socket.socket(fileno=lifeline_fd)
         channel = socket.socket(fileno=channel_fd)
         start = keeper.start if settings["plan"].root else _start_zygote
         below = start(settings, channel, lifeline)
         channel.close()
+        for fd in group_fds:
+            os.close(fd)
         kernel.set_name("sandbox-guard")
         code = _guard(below, lifeline)
+        cgroups.remove_all(settings["groups"])
     except BaseException:
         traceback.print_exc()
     finally:

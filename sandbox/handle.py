@@ -25,15 +25,22 @@ from pathlib import Path
 from typing import Any
 
 from . import plan as plans
-from .errors import SpecError, ZygoteFailed
+from .cgroups import REMOVE_TIMEOUT_S, Group, Groups, NoGroups, find, remove_all
+from .egress_handle import EgressHandle, Leash
+from .errors import PlanError, SpecError, StepFailed, ZygoteFailed
 from .folders import remove_tree
-from .launch import Launched, launch, memory_file
+from .launch import Launched, interpreter_paths_of, launch, memory_file
 from .layers import bwrap
+from .outputs import make_order
 from .probe import Probe
 from .report import ChildReport, Ending
 from .run import KILL_TIMEOUT_S, READY_TIMEOUT_S, OutputSink, Pipe, Run, settle
 from .spec import SandboxSpec, check_env
 from .wire import MAX_READY_BYTES, one_line, text
+from .workspace import Templates
+
+RETIRE_INTERVAL_S = 0.05
+"""Between two attempts to remove a child's group that the last process has not quite left."""
 
 ListenerTaker = Callable[[int], Awaitable[None]]
 
@@ -42,18 +49,25 @@ class Zygote:
     """One agent, imported and warm. Make it with `await Zygote.start(...)`."""
 
     def __init__(
-        self, launched: Launched, spec: SandboxSpec, made: plans.Plan, folder: Path
+        self,
+        launched: Launched,
+        spec: SandboxSpec,
+        made: plans.Plan,
+        folder: Path,
+        groups: Groups | None,
     ) -> None:
         self.spec = spec
         self.plan = made
         self.notes: list[str] = []
         """What the warm-up could not do, and whether the agent's import started threads."""
         self._folder = folder
+        self._groups = groups
         self._guardian = launched.guardian
         self._channel = launched.channel
         self._lifeline = launched.lifeline
         self._loop = asyncio.get_running_loop()
         self._output = Pipe(launched.output, spec.limits.output_bytes, self._on_output)
+        self._templates = Templates(spec.limits)
         self._sending = asyncio.Lock()
         self._runs: set[Run] = set()
         self._reserve: collections.deque[Run] = collections.deque()
@@ -61,6 +75,7 @@ class Zygote:
         self._refilling: asyncio.Task[None] | None = None
         self._num_runs = 0
         self._closed = False
+        self._egress: EgressHandle | None = None
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._pidfd = os.pidfd_open(self._guardian.pid)
         self._loop.add_reader(self._pidfd, self._on_gone)
@@ -88,6 +103,7 @@ class Zygote:
         read. Raises `PlanError`, and `ZygoteFailed` with the agent's traceback.
         """
         made = plans.plan(dataclasses.replace(spec, readable=(*spec.readable, *python_path)), probe)
+        interpreter = await _shown_around(made, python)
         settings = {
             "target": target,
             "pickled": base64.b64encode(pickled).decode(),
@@ -99,15 +115,38 @@ class Zygote:
         _make_folders(folder, home)
         label = target or "pickled"
         try:
-            launched = launch(
-                spec, settings, made.outer, python=python, folder=str(home), label=label
-            )
-        except (OSError, subprocess.SubprocessError) as error:
+            groups = _make_groups(made)
+        except PlanError:
             _remove(folder)
+            raise
+        settings["groups"] = folders = groups.folders if groups is not None else []
+        enter: list[int] = []
+        try:
+            enter = groups.zygote.enter() if groups is not None else []
+            based = dataclasses.replace(spec, env=plans.environment(spec))
+            launched = launch(
+                based,
+                settings,
+                made.outer,
+                python=python,
+                folder=str(home),
+                label=label,
+                group=enter,
+                interpreter=interpreter,
+            )
+        except OSError as error:
+            _remove(folder)
+            remove_all(folders)
             raise ZygoteFailed(f"cannot start {python!r}: {error}") from None
-        zygote = cls(launched, spec, made, folder)
+        finally:
+            for fd in enter:
+                os.close(fd)
+        zygote = cls(launched, spec, made, folder, groups)
         try:
             async with asyncio.timeout(timeout_s):
+                if made.allow:
+                    zygote._egress = EgressHandle(made, zygote._cut_lifeline)
+                    await zygote._egress.ready()
                 await zygote._until_ready(label)
         except TimeoutError:
             await zygote.close()
@@ -135,6 +174,11 @@ class Zygote:
     def guardian_pid(self) -> int:
         return self._guardian.pid
 
+    @property
+    def pids(self) -> set[int]:
+        """The children of this process that belong to the zygote."""
+        return {self._guardian.pid} | ({self._egress.pid} if self._egress is not None else set())
+
     async def run(
         self,
         data: Any,
@@ -142,17 +186,22 @@ class Zygote:
         kwargs: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+        outputs: Sequence[str] = (),
         on_listener: ListenerTaker | None = None,
     ) -> ChildReport:
         """Run the agent once, in a fresh child, with `data` (JSON types).
 
+        `workspace` is a folder whose content the child finds in its working directory, as its own.
+        `outputs` are paths in there, of files or folders, with `*`, `?` and `[...]` in their parts:
+        what of it is there at the child's end, however it comes, is in the report.
         `on_listener` is awaited before the agent runs, with the descriptor of the listener in the
         child's own network, in tiers where it has one; it is closed afterwards. Returns when all
         its processes are gone. Cancelling kills the child first. Raises `SpecError` for an invalid
-        `env`, `TypeError` or `ValueError` for data that is not JSON.
+        `env`, `workspace` or `outputs`, `TypeError` or `ValueError` for data that is not JSON.
         """
         request = {"data": data, "kwargs": dict(kwargs or {})}
-        return await self._run(request, env, wall_s, on_listener, None)
+        return await self._run(request, env, wall_s, workspace, outputs, on_listener, None)
 
     async def execute(
         self,
@@ -160,47 +209,85 @@ class Zygote:
         *,
         env: Mapping[str, str] | None = None,
         wall_s: float | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+        outputs: Sequence[str] = (),
         on_listener: ListenerTaker | None = None,
         on_output: OutputSink | None = None,
     ) -> ChildReport:
         """Execute a program in a fresh child, where the zygote was started without a target.
 
         Its end is EXITED, with its code. `on_output` gets what it writes as it comes: 1 or 2, and
-        the bytes. Raises `SpecError` for an invalid `argv` or `env`.
+        the bytes. Raises `SpecError` for an invalid `argv`, `env`, `workspace`
+        or `outputs`.
         """
         if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
             raise SpecError(f"argv must be one or more strings without NUL, not {argv!r}")
-        return await self._run({"argv": list(argv)}, env, wall_s, on_listener, on_output)
+        request = {"argv": list(argv)}
+        return await self._run(request, env, wall_s, workspace, outputs, on_listener, on_output)
 
     async def _run(
         self,
         request: dict[str, Any],
         env: Mapping[str, str] | None,
         wall_s: float | None,
+        workspace: str | os.PathLike[str] | None,
+        outputs: Sequence[str],
         on_listener: ListenerTaker | None,
         on_output: OutputSink | None,
     ) -> ChildReport:
         check_env(env or {})
-        limit_s = self.spec.limits.wall_s if wall_s is None else wall_s
+        limits = self.spec.limits
+        limit_s = limits.wall_s if wall_s is None else wall_s
         try:
             encoded = json.dumps({**request, "env": dict(env or {})}).encode()
         except RecursionError:
             raise ValueError("the data is nested too deeply") from None
+        order = None
+        if outputs:
+            order = make_order(outputs, limits.outputs_bytes, limits.outputs_files)
+        template = None
+        if workspace is not None:
+            template = await asyncio.to_thread(self._templates.packed, os.fspath(workspace))
         request_fd = memory_file("request", encoded)
-        run = self._from_reserve() or await self._new_run()
+        try:
+            run = self._from_reserve() or await self._new_run()
+        except StepFailed as failure:
+            os.close(request_fd)
+            return ChildReport(Ending.SETUP_FAILED, error=str(failure))
+        leash: Leash | None = None
         try:
             await run.ready()
-            if run.listener is not None and on_listener is not None:
-                await on_listener(run.listener)
-            run.begin(request_fd, limit_s, on_output)
+            if run.listeners:  # in the order of the plan's ports: the caller's, the egress proxy's
+                if self.spec.port is not None and on_listener is not None:
+                    await on_listener(run.listeners[0])
+                if self._egress is not None:
+                    leash = await self._hand_over(run)
+            request_fds = [request_fd] if template is None else [request_fd, template.fd]
+            here = self.plan.tier == "process"  # where an init is the agent's zygote's fork
+            run.begin(request_fds, limit_s, on_output, order, collect_here=here)
             self._refill()
             report = await run.ended()
-            if run.is_over and run.folder.exists():  # its init was killed before it came to that
-                await asyncio.to_thread(_remove, run.folder)
+            if leash is not None:
+                report = dataclasses.replace(report, egress_refused=await leash.end())
             return report
         finally:
+            if leash is not None:
+                leash.close()
             os.close(request_fd)
             self._release(run)
+            # It was kept for its outputs, or its init was killed before it came to that.
+            if run.is_over and run.folder.exists():
+                await asyncio.to_thread(_remove, run.folder)
+
+    async def _hand_over(self, run: Run) -> Leash | None:
+        """A child never runs without the way out that it was promised: None ends it."""
+        assert self._egress is not None
+        try:
+            return await self._egress.take(run.listeners[-1])
+        except OSError:  # the proxy has ended, or hangs; the zygote goes with it
+            self._egress.kill()
+            run.stop(Ending.LOST)
+            return None
 
     def _from_reserve(self) -> Run | None:
         while self._reserve:
@@ -216,16 +303,27 @@ class Zygote:
 
     async def _fill_reserve(self) -> None:
         while self.is_alive and len(self._reserve) < self._num_reserve:
-            run = await self._new_run()
+            try:
+                run = await self._new_run()
+            except StepFailed:
+                return  # likewise
             self._reserve.append(run)
             await run.ready()
             if not run.is_usable:  # what is wrong with it shows where one is needed
                 return
 
     async def _new_run(self) -> Run:
-        """A child that was ordered, and is being sealed."""
+        """A child that was ordered, and is being sealed. Raises `StepFailed`."""
         self._num_runs += 1
-        run = Run(self.spec.limits, self._folder / str(self._num_runs), self._on_disobeyed)
+        folder = self._folder / str(self._num_runs)
+        group, enter = None, []
+        if self._groups is not None:
+            try:
+                group = self._groups.new()
+                enter = group.enter()
+            except OSError as error:
+                raise StepFailed("cgroups", f"no group can be made: {error}") from None
+        run = Run(self.spec.limits, folder, self._on_disobeyed, group, enter)
         self._runs.add(run)
         await self._order(run)
         return run
@@ -233,6 +331,18 @@ class Zygote:
     def _release(self, run: Run) -> None:
         self._runs.discard(run)
         run.release()
+        if run.group is not None:  # not now: nobody waits for it, but somebody for the report
+            deadline = self._loop.time() + REMOVE_TIMEOUT_S
+            self._loop.call_soon(self._retire, run.group, deadline)
+
+    def _retire(self, group: Group, deadline: float) -> None:
+        """Remove the group of a child whose processes are gone, or will be with the zygote."""
+        if group.remove() or not self.is_alive:
+            return
+        if self._loop.time() > deadline:  # it is not the child's: the zygote has put it there
+            self._cut_lifeline()
+        else:
+            self._loop.call_later(RETIRE_INTERVAL_S, self._retire, group, deadline)
 
     async def close(self, timeout_s: float = 10.0) -> None:
         """End everything: children, zygote, guardian. Never raises; idempotent."""
@@ -250,6 +360,8 @@ class Zygote:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await asyncio.shield(self._gone)
+        if self._egress is not None:
+            await self._egress.gone()
 
     async def gone(self) -> None:
         """Returns once the guardian, so everything below it, has ended."""
@@ -286,7 +398,7 @@ class Zygote:
         """Send the order for a child. A zygote that is gone ends the run as LOST."""
         order = json.dumps({"folder": str(run.folder)}).encode()
         try:
-            fds = [run.far_control.fileno(), run.far_request.fileno(), *run.far_pipes]
+            fds = [run.far_control.fileno(), run.far_request.fileno(), *run.far_fds]
             async with self._sending:
                 while self.is_alive:
                     try:
@@ -335,15 +447,43 @@ class Zygote:
         with contextlib.suppress(OSError):  # whoever waits for it still does: it hears the end
             self._channel.shutdown(socket.SHUT_RDWR)
         self._lifeline.close()
+        if self._egress is not None:
+            self._egress.end()
         for run in self._runs:  # an init that outlived its guardian still obeys this
             run.stop(Ending.LOST)
         # In a thread: what children left may be large, and the other zygotes go on.
-        removal = self._loop.run_in_executor(None, _remove, self._folder)
+        removal = self._loop.run_in_executor(None, self._remove_all)
         removal.add_done_callback(lambda _: self._on_removed())
+
+    def _remove_all(self) -> None:
+        _remove(self._folder)
+        if self._groups is not None:  # the guardian has done it, unless it was killed
+            remove_all(self._groups.folders)
 
     def _on_removed(self) -> None:
         settle(self._gone)
         self._channel.close()
+
+
+async def _shown_around(made: plans.Plan, python: str) -> Sequence[str]:
+    """What an outer tier has to show of the interpreter. Raises `ZygoteFailed`."""
+    if not made.outer:
+        return ()
+    try:
+        return await asyncio.to_thread(interpreter_paths_of, python)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ZygoteFailed(f"cannot start {python!r}: {error}") from None
+
+
+def _make_groups(made: plans.Plan) -> Groups | None:
+    """Where the plan has groups. Raises `PlanError` where they are not to be had any more."""
+    zygote, child = made.group("zygote"), made.group("child")
+    if zygote is None or child is None:
+        return None
+    try:
+        return Groups(find(), zygote=zygote, child=child)
+    except (NoGroups, OSError) as error:
+        raise PlanError(f"cgroups: no group can be made: {error}") from None
 
 
 def _closed_to_others(python_path: Sequence[str]) -> str:

@@ -15,14 +15,16 @@ import resource
 import signal
 import socket
 import traceback
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import kernel, reaper
 from .child import run_agent
 from .errors import StepFailed
-from .folders import make_private, remove_tree
+from .folders import bytes_of, make_private, remove_tree
 from .interpreter import interpreter_paths
 from .layers import Context
+from .outputs import MAX_ORDER_BYTES
 from .plan import Plan, apply
 from .wire import CHILD_READY, Descriptors, Status, encode_status
 
@@ -33,7 +35,7 @@ def run_init(target: Any, made: Plan, folder: str, fds: Descriptors) -> NoReturn
     try:
         signal.set_wakeup_fd(-1)  # the zygote's
         own = {fds.control, fds.request, fds.stdout, fds.stderr, fds.result}
-        kernel.close_all_descriptors_but({0, 1, 2} | own)
+        kernel.close_all_descriptors_but({0, 1, 2, *own, *fds.group})
         os.setsid()
         if not made.cell:
             kernel.become_subreaper()
@@ -45,14 +47,16 @@ def run_init(target: Any, made: Plan, folder: str, fds: Descriptors) -> NoReturn
             if made.cell:
                 _become_pid_1()
             make_private(folder)
-            status = _run_and_clear(target, made, folder, fds, control, around.listener)
+            listeners = around.listeners
+            status, order = _run_and_clear(target, made, folder, fds, control, listeners)
         except StepFailed as error:
-            status = Status(failed_step=error.step, error=error.reason)
+            status, order = Status(failed_step=error.step, error=error.reason), b""
         except OSError as error:
-            status = Status(failed_step="init", error=str(error))
+            status, order = Status(failed_step="init", error=str(error)), b""
         with contextlib.suppress(OSError):  # whoever wanted to know may be gone
             control.send(encode_status(status))
-        remove_tree(folder)
+        if not order:  # else its outputs are collected by whoever ordered them, who removes it
+            remove_tree(folder)
         code = 0
     except BaseException:
         traceback.print_exc()  # to the zygote's own stderr
@@ -75,8 +79,9 @@ def _run_and_clear(
     folder: str,
     fds: Descriptors,
     control: socket.socket,
-    listener: int,
-) -> Status:
+    listeners: Sequence[int],
+) -> tuple[Status, bytes]:
+    """The status, and the order for outputs; b"" where none came."""
     watch = reaper.Watch(fds.control)
     failures, failure_writer = os.pipe()
     agent = os.fork()
@@ -88,19 +93,24 @@ def _run_and_clear(
             result=fds.result,
             request=fds.request,
             readable=interpreter_paths(),
+            group=list(fds.group),
         )
         run_agent(target, made.child, context, failure_writer)
     # Only the agent's processes hold these now: their end-of-file is the agent's.
-    for fd in (fds.stdout, fds.stderr, fds.result, fds.request, failure_writer):
+    for fd in (fds.stdout, fds.stderr, fds.result, fds.request, failure_writer, *fds.group):
         os.close(fd)
     with contextlib.suppress(OSError):
-        socket.send_fds(control, [CHILD_READY], [listener] if listener >= 0 else [])
-    if listener >= 0:
+        socket.send_fds(control, [CHILD_READY], listeners)
+    for listener in listeners:
         os.close(listener)
 
+    order = b""
     ended: int | None = None
     while ended is None:
-        stop = watch.wait()
+        stop = False
+        if watch.wait():
+            message = _receive(control)
+            order, stop = message or order, not message
         for pid, wait_status in reaper.reap():
             if pid == agent:
                 ended = wait_status
@@ -117,12 +127,22 @@ def _run_and_clear(
     failed_step, _, reason = os.read(failures, 4096).decode(errors="replace").partition("\n")
     exit_code, signal_number = reaper.exit_of(ended)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Status(
+    status = Status(
         exit_code=exit_code,
         signal=signal_number,
         cpu_s=usage.ru_utime + usage.ru_stime,
         max_rss_bytes=usage.ru_maxrss * 1024,
         num_killed=num_killed,
+        written_bytes=bytes_of(folder),
         failed_step=failed_step,
         error=reason or error,
     )
+    return status, order
+
+
+def _receive(control: socket.socket) -> bytes:
+    """The order for outputs, or b"" where the connection has ended: the child has to, too."""
+    try:
+        return control.recv(MAX_ORDER_BYTES)
+    except OSError:
+        return b""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 
 
-def interpreter_paths() -> list[str]:
-    """Existing folders and files of the import path, the prefixes and this package."""
+@functools.cache
+def interpreter_paths() -> tuple[str, ...]:
+    """Folders and files of the import path, the prefixes and this package.
+
+    As they are at the first call, so before any agent's module is imported.
+    """
     own = os.path.dirname(os.path.abspath(__file__))
     candidates = [sys.prefix, sys.base_prefix, sys.executable, *sys.path, own]
-    return [path for path in dict.fromkeys(candidates) if os.path.isabs(path) and path != "/"]
+    return tuple(p for p in dict.fromkeys(candidates) if os.path.isabs(p) and p != "/")

@@ -22,7 +22,7 @@ from .interpreter import interpreter_paths
 from .layers import Context
 from .layers.root import INSIDE_ID
 from .plan import Plan, apply
-from .wire import MAX_ORDER_BYTES, MAX_READY_BYTES, Descriptors
+from .wire import MAX_DESCRIPTORS, MAX_ORDER_BYTES, MAX_READY_BYTES, Descriptors
 
 NOBODY = 65534
 
@@ -65,6 +65,8 @@ def _run(settings: dict[str, Any], channel: socket.socket, mapped: int) -> NoRet
             channel.close()
             zygote.run(settings, far)
         far.close()
+        for fd in settings["group"]:
+            os.close(fd)
         code = _keep(made, pid, channel, near)
     except BaseException:
         traceback.print_exc()
@@ -92,10 +94,10 @@ def _keep(made: Plan, zygote_pid: int, channel: socket.socket, to_zygote: socket
                 os.close(control)
         if not ordered:
             continue
-        message, received, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, 5)
+        message, received, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, MAX_DESCRIPTORS)
         if not message:
             return 0
-        fds = Descriptors(*received)
+        fds = Descriptors.of(received)
         try:
             pid = kernel.fork_into(kernel.ALL_NAMESPACES)
         except OSError as error:

@@ -10,6 +10,7 @@ import errno
 import os
 import platform
 import signal
+import stat
 from typing import Any
 
 size_t = ctypes.c_size_t
@@ -34,6 +35,7 @@ ALL_NAMESPACES = (
 # The numbers of system calls since 5.0 are the same on every architecture.
 SYS_OPEN_TREE = 428
 SYS_MOVE_MOUNT = 429
+SYS_OPENAT2 = 437
 SYS_MOUNT_SETATTR = 442
 SYS_LANDLOCK_CREATE_RULESET = 444
 SYS_LANDLOCK_ADD_RULE = 445
@@ -49,6 +51,7 @@ _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 1, 2, 4, 8
 
 _MADV_COLLAPSE = 25
 _HUGE_PAGE_BYTES = 2 * 2**20
@@ -144,12 +147,11 @@ def keep_capabilities(keep: int) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:  # a kernel without such a set: gVisor's
             raise
-    for capability in range(_NUM_CAPABILITIES):
-        if not keep >> capability & 1:
-            try:
-                _prctl(PR_CAPBSET_DROP, capability)
-            except OSError:  # beyond this kernel's last one, or no right to: `capset` counts
-                break
+    drop, zero = ctypes.c_int(PR_CAPBSET_DROP), ctypes.c_ulong(0)
+    for number in range(_NUM_CAPABILITIES):
+        wanted = keep >> number & 1
+        if not wanted and _libc.prctl(drop, ctypes.c_ulong(number), zero, zero, zero) < 0:
+            break  # beyond this kernel's last one, or no right to: `capset` counts
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     low, high = keep & 0xFFFFFFFF, keep >> 32
     # Two of struct __user_cap_data_struct: effective, permitted, inheritable.
@@ -299,6 +301,43 @@ def collapse_private_memory() -> None:
 
 
 # Descriptors.
+
+
+def open_beneath(folder: int, path: str, flags: int) -> int:
+    """`os.open(path)` below the descriptor `folder`: through no link, and on the same mount.
+
+    A relative path without "..". In gVisor, of 2022 at least, part by part.
+    """
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve)  # struct open_how
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    try:
+        return syscall(f"openat2 {path}", SYS_OPENAT2, folder, os.fsencode(path), how, size)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    return walk_beneath(folder, path, flags)
+
+
+def walk_beneath(folder: int, path: str, flags: int) -> int:
+    """`open_beneath` for kernels without openat2. A mount is known by its device only."""
+    device = os.fstat(folder).st_dev
+    *folders, last = path.split("/")
+    at = os.dup(folder)
+    try:
+        for part in folders:
+            below = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = below
+            if stat.S_ISLNK(os.fstat(at).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        found = os.open(last, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        os.close(at)
+    if os.fstat(found).st_dev != device:
+        os.close(found)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    return found
 
 
 def close_all_descriptors_but(keep: set[int]) -> None:

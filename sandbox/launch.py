@@ -1,4 +1,5 @@
 """Starts a zygote: its own folder, a clean environment, and nothing inherited but what it needs.
+And the egress proxy beside it, likewise.
 
 The package is loaded into the agent's interpreter from this folder, under a private name: no import
 path is shared with it, and an agent's own module called like this package does not collide.
@@ -21,16 +22,16 @@ from .spec import SandboxSpec
 from .wire import write_all
 
 _BOOT = """\
-import importlib, importlib.util as util, os, sys
+import importlib, importlib.util, os, sys
 def load(folder, name):
-    spec = util.spec_from_file_location(
+    spec = importlib.util.spec_from_file_location(
         "_sandbox", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
-    sys.modules["_sandbox"] = module = util.module_from_spec(spec)
+    sys.modules["_sandbox"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return importlib.import_module("_sandbox." + name).main
+    return importlib.import_module(f"_sandbox.{name}").main
 main, fds = load(*sys.argv[2:4]), [int(fd) for fd in sys.argv[4:]]
 sys.argv[1:] = []
-del load, importlib, util, os, sys
+del load, importlib, os, sys
 main(*fds)
 """
 
@@ -73,20 +74,23 @@ def launch(
     python: str,
     folder: str,
     label: str,
+    group: Sequence[int] = (),
+    interpreter: Sequence[str] = (),
 ) -> Launched:
     """`folder` is the zygote's working directory and HOME, and must exist. Raises `OSError`.
 
+    `group`: descriptors that lead into the zygote's group; the caller closes them.
+    `interpreter`: where there are `outer` steps, `interpreter_paths_of(python)`.
     `label` only shows in the list of processes.
     """
     env = {**_SINGLE_THREADED, **spec.env, "HOME": folder, "TMPDIR": folder}
     words = _words(python, "guardian", label)
     for step in outer:
-        shown = interpreter_paths_of(python)
         if step.layer == gvisor.NAME:
             home = {"HOME": gvisor.FOLDER, "TMPDIR": gvisor.FOLDER}
             command, delete = gvisor.prepare(
                 step.args,
-                shown,
+                interpreter,
                 folder=folder,
                 argv=_words(python, "relay", label),
                 env={**env, **home},
@@ -95,14 +99,14 @@ def launch(
             # Ours, not the agent's: it stands outside.
             words = _words(sys.executable, "bridge", label)
         else:
-            words = [*bwrap.around(step.args, shown), *words]
+            words = [*bwrap.around(step.args, interpreter), *words]
             env |= {"HOME": bwrap.FOLDER, "TMPDIR": bwrap.FOLDER}
     channel, far_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lifeline, far_lifeline = socket.socketpair()
     output, far_output = os.pipe()
     # A file and not a pipe: a pickled agent may be larger than any pipe, and nobody waits here.
     stdin = memory_file("zygote-settings", json.dumps(settings).encode())
-    passed = (far_channel.fileno(), far_lifeline.fileno())
+    passed = (far_channel.fileno(), far_lifeline.fileno(), *group)
     try:
         guardian = subprocess.Popen(
             words + [str(fd) for fd in passed],
@@ -133,8 +137,8 @@ def _words(python: str, module: str, label: str) -> list[str]:
 
 
 def interpreter_paths_of(python: str) -> list[str]:
-    """What `interpreter.interpreter_paths` says in another interpreter. Raises `OSError`, and
-    `subprocess.SubprocessError` where it fails."""
+    """What `interpreter.interpreter_paths` says in another interpreter. Starts it, so it takes a
+    while. Raises `OSError`, and `subprocess.SubprocessError` where it fails."""
     file = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter.py")
     asked = subprocess.run(
         [python, "-I", "-X", "utf8", "-c", _ASK, file],
@@ -145,6 +149,34 @@ def interpreter_paths_of(python: str) -> list[str]:
     )
     paths: list[str] = json.loads(asked.stdout)
     return paths
+
+
+def launch_egress(settings: Mapping[str, Any]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The egress proxy, and the channel whose end is its end. Raises `OSError`.
+
+    In this process's own interpreter, without an environment; its stderr is this process's.
+    """
+    channel, far_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stdin = memory_file("egress-settings", json.dumps(settings).encode())
+    number = far_channel.fileno()
+    python, *words = _words(sys.executable, "egress", "egress")
+    try:
+        process = subprocess.Popen(
+            [python, "-S", *words, str(number)],
+            env={},
+            cwd="/",
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[number],
+            start_new_session=True,
+        )
+    except OSError:
+        channel.close()
+        raise
+    finally:
+        far_channel.close()
+        os.close(stdin)
+    return process, channel
 
 
 def memory_file(name: str, content: bytes) -> int:

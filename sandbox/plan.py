@@ -5,6 +5,7 @@
     zygote   what encloses the zygote before it imports the agent; its children inherit it
     cell     around one child, by its init, which runs no agent code
     child    in the process that becomes the agent
+    egress   in the egress proxy, where there is one, before it has heard of any child
 
 Order matters. The pipes are put in place before anything can fail loudly, limits come after the
 files they would count, and what takes rights away comes last.
@@ -19,14 +20,20 @@ from typing import Any
 
 from . import kernel
 from .errors import PlanError, StepFailed
-from .layers import APPLY, Context
+from .layers import APPLY, PREPARE, Context
+from .layers import cgroups as cgroups_layer
 from .layers import landlock as landlock_layer
 from .layers import root as root_layer
 from .layers.scratch import ROOM
 from .probe import Probe
 from .spec import Limits, SandboxSpec
 
-STAGES = ("outer", "root", "zygote", "cell", "child")
+STAGES = ("outer", "root", "zygote", "cell", "child", "egress")
+EGRESS_PORT = 3128
+"""Of the egress proxy, in a child's own network; the next one where the caller has taken it."""
+MAX_INITS = 4096
+"""Processes of its own that stand in the group of a zygote, besides those of its agent's import."""
+_DNS_PORT = 53
 
 
 @dataclass(frozen=True)
@@ -54,22 +61,64 @@ class Plan:
     weaknesses: tuple[str, ...] = ()
     """What this tier does not do on this machine, each as a sentence."""
     outer: tuple[Step, ...] = ()
+    egress: tuple[Step, ...] = ()
+    allow: tuple[str, ...] = ()
+    """What children can reach through the egress proxy."""
 
     def __str__(self) -> str:
         lines = [f"tier {self.tier}"]
         for stage in STAGES:
             lines += [f"{stage:<8}{step}" for step in getattr(self, stage)]
+        lines += [f"allow   {entry}" for entry in self.allow]
         return "\n".join(lines + [f"note    {weakness}" for weakness in self.weaknesses])
+
+    def group(self, stage: str) -> Mapping[str, int] | None:
+        """The limits of the group that processes of the stage enter; None: of no group."""
+        steps = (step for step in getattr(self, stage) if step.layer == cgroups_layer.NAME)
+        return next((step.args for step in steps), None)
 
 
 def plan(spec: SandboxSpec, probe: Probe) -> Plan:
     """Raises `PlanError` naming every layer of the tier that this machine does not give."""
     tier = strongest(probe) if spec.tier == "auto" else spec.tier
+    if lacking := _lacking(tier, spec):
+        raise PlanError("; ".join(lacking))
     made = _MAKE[tier](spec, probe)
     missing = [f"{layer}: {reason}" for layer, reason in _missing(made, probe).items()]
     if missing:
         raise PlanError(f"the tier {tier!r} is not to be had here: {'; '.join(missing)}")
     return made
+
+
+def _lacking(tier: str, spec: SandboxSpec) -> list[str]:
+    """What the spec asks for that the tier does not have, each with what to do instead."""
+    sentences = []
+    if spec.allow and tier in _WHY_NO_EGRESS:
+        sentences.append(
+            f"an allowlist ({', '.join(spec.allow)}) takes the tier 'namespaces' or 'bwrap': in "
+            f"the tier {tier!r} {_WHY_NO_EGRESS[tier]}"
+        )
+    if spec.mounts and tier in _WHY_NO_MOUNTS:
+        sentences.append(
+            f"mounts need a root of the child's own, {_WHY_NO_MOUNTS[tier]}: take the tier "
+            "'namespaces' or 'bwrap', or name the folders as readable, at the paths that they have"
+        )
+    if spec.cgroups == "require" and tier == "gvisor":
+        sentences.append(
+            "cgroups cannot be required in the tier 'gvisor', whose processes are not the host's: "
+            "take 'namespaces', 'bwrap' or 'process', or cgroups 'auto', which are none there"
+        )
+    return sentences
+
+
+_WHY_NO_EGRESS = {
+    "process": "children share the host's network, where no listener is theirs alone",
+    "gvisor": "one listener of each child is all that leads out of gVisor",
+}
+_WHY_NO_MOUNTS = {
+    "process": "which the tier 'process' does not make",
+    "gvisor": "and those of the tier 'gvisor' share one",
+}
 
 
 def strongest(probe: Probe) -> str:
@@ -83,8 +132,41 @@ def strongest(probe: Probe) -> str:
     raise PlanError(f"this machine gives no tier; {'; '.join(reasons)}")
 
 
+def has_groups(spec: SandboxSpec, probe: Probe) -> bool:
+    """Whether children get a cgroup each."""
+    return spec.cgroups == "require" or (
+        spec.cgroups == "auto" and not probe.layers.get(cgroups_layer.NAME, "it was not probed")
+    )
+
+
+def _group(spec: SandboxSpec, probe: Probe, limits: Mapping[str, int]) -> tuple[Step, ...]:
+    return (Step("cgroups", limits),) if has_groups(spec, probe) else ()
+
+
+def _zygote_group(limits: Limits) -> dict[str, int]:
+    """Whatever import-time code forks, with the inits of the tier `process`, stays in there."""
+    return {
+        "memory_bytes": limits.memory_bytes + limits.total_memory_bytes,
+        "processes": limits.processes + MAX_INITS,
+    }
+
+
+def _child_group(limits: Limits) -> dict[str, int]:
+    return {
+        "memory_bytes": limits.total_memory_bytes,
+        "processes": limits.processes,
+        "cpu_s": limits.total_cpu_s,
+    }
+
+
+def _why_no_groups(spec: SandboxSpec) -> str:
+    return "cgroups are off" if spec.cgroups == "off" else "no cgroups: the doctor says why"
+
+
 def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
     limits = spec.limits
+    polled = {"memory_bytes": limits.total_memory_bytes, "cpu_s": limits.total_cpu_s}
+    with_groups = has_groups(spec, probe)
     rlimits = {**_rlimits(limits), "RLIMIT_NPROC": [limits.processes] * 2}
     landlock = {
         "readable": ["/"],
@@ -98,11 +180,19 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
         tier="namespaces",
         root=(
             Step("namespaces", {}),
-            Step("root", {"readable": list(spec.readable), "hidden": list(spec.hidden)}),
+            Step(
+                "root",
+                {
+                    "readable": list(spec.readable),
+                    "hidden": list(spec.hidden),
+                    "mounts": dict(spec.mounts),
+                },
+            ),
             Step("scratch", {**scratch, "proc": False}),
-            Step("loopback", {"port": None}),
+            Step("loopback", {"ports": []}),
         ),
         zygote=(
+            *_group(spec, probe, _zygote_group(limits)),
             # To put a new child into the pid namespace of its cell; nothing else is left to do
             # with it, see seccomp.
             Step("capabilities", {"keep": [kernel.CAP_SYS_ADMIN]}),
@@ -114,29 +204,84 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
         cell=(
             Step("namespaces", {}),
             Step("scratch", {**scratch, "proc": True}),
-            Step("loopback", {"port": spec.port}),
             Step(
-                "polled_limits",
-                {"memory_bytes": limits.total_memory_bytes, "cpu_s": limits.total_cpu_s},
+                "loopback", {"ports": _ports(spec) + ([_egress_port(spec)] if spec.allow else [])}
             ),
+            *(() if with_groups else (Step("polled_limits", polled),)),
         ),
         child=(
+            *_group(spec, probe, _child_group(limits)),
             Step("session", {"umask": 0o077}),
             Step("descriptors", {}),
-            Step("environ", {"env": dict(spec.env)}),
+            Step("environ", {"env": environment(spec)}),
             Step("randomness", {}),
             Step("rlimits", rlimits),
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
             Step("seccomp", {"deny": ["setns"]}),
         ),
+        egress=_egress(spec.allow) if spec.allow else (),
+        allow=spec.allow,
+        weaknesses=()
+        if with_groups
+        else (
+            "memory and CPU of all processes of a child together are looked at twice a second "
+            f"({_why_no_groups(spec)})",
+        ),
     )
 
 
 def _bwrap(spec: SandboxSpec, probe: Probe) -> Plan:
-    paths = {"readable": list(spec.readable), "hidden": list(spec.hidden)}
     inner = _namespaces(spec, probe)
-    return dataclasses.replace(inner, tier="bwrap", outer=(Step("bwrap", paths),))
+    # What is to be mounted within has to be there first.
+    shown = [*spec.readable, *spec.mounts.values()]
+    outer = Step("bwrap", {"readable": shown, "hidden": list(spec.hidden)})
+    return dataclasses.replace(inner, tier="bwrap", outer=(outer,))
+
+
+def _egress(allow: Sequence[str]) -> tuple[Step, ...]:
+    """It reads what hostile children send: it needs no file but the resolver's, and no port but
+    those on the list."""
+    landlock = {
+        "readable": [*root_layer.SYSTEM_PATHS, *root_layer.ETC_PATHS, *_RESOLVER_PATHS],
+        "hidden": [],
+        "writable": list(root_layer.DEVICES),
+        "own_folder": False,
+        "ports": sorted({_DNS_PORT, *(int(entry.rpartition(":")[2]) for entry in allow)}),
+    }
+    return (
+        Step("capabilities", {"keep": []}),
+        Step("no_new_privs", {}),
+        Step("landlock", landlock),
+        Step("seccomp", {"permit": [], "only_tcp": False}),
+        Step("rlimits", {"RLIMIT_CORE": [0, 0]}),
+    )
+
+
+_RESOLVER_PATHS = (
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/resolv.conf",
+    # Where that one leads to, and is replaced.
+    "/run/NetworkManager",
+    "/run/resolvconf",
+    "/run/systemd/resolve",
+)
+
+
+def environment(spec: SandboxSpec) -> dict[str, str]:
+    """The base environment of zygote and children: with an allowlist, the way out is in it."""
+    env = dict(spec.env)
+    if spec.allow:
+        url = f"http://127.0.0.1:{_egress_port(spec)}"
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+            env[name] = env[name.lower()] = "127.0.0.1,localhost,::1" if name[0] == "N" else url
+        env["NODE_USE_ENV_PROXY"] = "1"  # Node 22.21 and 24: without it none of these counts
+    return env
+
+
+def _egress_port(spec: SandboxSpec) -> int:
+    return EGRESS_PORT + (spec.port == EGRESS_PORT)
 
 
 def _process(spec: SandboxSpec, probe: Probe) -> Plan:
@@ -147,29 +292,37 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
         "/proc",
         *spec.readable,
     ]
-    common = {"readable": readable, "hidden": list(spec.hidden), "ports": _ports(spec)}
+    common = {
+        "readable": readable,
+        "hidden": list(spec.hidden),
+        "writable": list(root_layer.DEVICES),
+        "own_folder": True,
+        "ports": _ports(spec),
+    }
     return Plan(
         tier="process",
         root=(),
         zygote=(
+            *_group(spec, probe, _zygote_group(spec.limits)),
             # Root's: with CAP_PERFMON alone every process's environment can be read.
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
-            Step("landlock", {**common, "writable": list(root_layer.DEVICES), "own_folder": True}),
+            Step("landlock", common),
             Step("seccomp", {"permit": [], "only_tcp": True}),
             Step("rlimits", _zygote_rlimits(spec.limits)),
         ),
         cell=(),
         child=(
+            *_group(spec, probe, _child_group(spec.limits)),
             Step("session", {"umask": 0o077}),
             Step("descriptors", {}),
             Step("environ", {"env": dict(spec.env)}),
             Step("randomness", {}),
             Step("rlimits", _rlimits(spec.limits)),
             Step("no_new_privs", {}),
-            Step("landlock", {**common, "writable": list(root_layer.DEVICES), "own_folder": True}),
+            Step("landlock", common),
         ),
-        weaknesses=_process_weaknesses(probe),
+        weaknesses=_process_weaknesses(spec, probe),
     )
 
 
@@ -192,7 +345,7 @@ def _gvisor(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("seccomp", {"permit": ["unshare"], "only_tcp": False}),
             Step("rlimits", _zygote_rlimits(spec.limits)),
         ),
-        cell=(Step("some_namespaces", {}), Step("loopback", {"port": spec.port})),
+        cell=(Step("some_namespaces", {}), Step("loopback", {"ports": _ports(spec)})),
         child=(
             Step("session", {"umask": 0o077}),
             Step("descriptors", {}),
@@ -207,7 +360,8 @@ def _gvisor(spec: SandboxSpec, probe: Probe) -> Plan:
             "children of one agent that run at a time can reach each other's files, and read with "
             "which environment a program was executed: gVisor has neither Landlock nor mount "
             "namespaces",
-            "the number of processes of a child is not limited, nor what they use together",
+            "the number of processes of a child is not limited, nor what they use together (there "
+            "are no cgroups in gVisor)",
         ),
     )
 
@@ -215,13 +369,17 @@ def _gvisor(spec: SandboxSpec, probe: Probe) -> Plan:
 _MAKE = {"namespaces": _namespaces, "process": _process, "bwrap": _bwrap, "gvisor": _gvisor}
 
 
-def _process_weaknesses(probe: Probe) -> tuple[str, ...]:
+def _process_weaknesses(spec: SandboxSpec, probe: Probe) -> tuple[str, ...]:
     notes = [
         "other processes and the paths of files can be listed, though not read",
-        "the number of processes of a child is not limited, nor what they use together",
         "the proxy's port number can be connected to on any host",
         "the metadata (mode, times) of this user's own files can be changed",
     ]
+    if not has_groups(spec, probe):
+        notes.append(
+            "the number of processes of a child is not limited, nor what they use together "
+            f"({_why_no_groups(spec)})"
+        )
     if probe.landlock_abi < landlock_layer.NETWORK_ABI:
         notes.append("the network is not confined: that takes Landlock ABI 4, Linux 6.7")
     if probe.landlock_abi < landlock_layer.SCOPE_ABI:
@@ -271,10 +429,18 @@ def apply(steps: Sequence[Step], context: Context) -> None:
             raise StepFailed(step.layer, f"{type(error).__name__}: {error}") from error
 
 
+def prepare(steps: Sequence[Step]) -> None:
+    """Compute what applying the steps takes, in the process that forks those who will do it."""
+    for step in steps:
+        if step.layer in PREPARE:
+            PREPARE[step.layer](step.args)
+
+
 def to_json(made: Plan) -> dict[str, Any]:
     return dataclasses.asdict(made)
 
 
 def from_json(data: Mapping[str, Any]) -> Plan:
-    stages = {name: tuple(Step(**step) for step in data[name]) for name in STAGES}
-    return Plan(tier=data["tier"], weaknesses=tuple(data["weaknesses"]), **stages)
+    stages: dict[str, Any] = {name: tuple(Step(**step) for step in data[name]) for name in STAGES}
+    texts = {name: tuple(data[name]) for name in ("weaknesses", "allow")}
+    return Plan(data["tier"], **stages, **texts)

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from . import cgroups
 from .layers import PROBE, landlock
 
 PROBE_TIMEOUT_S = 10.0
@@ -22,6 +23,8 @@ class Probe:
     layers: Mapping[str, str]
     """Layer → "" where it is to be had, else the reason why not."""
     landlock_abi: int = 0
+    cgroup_version: int = 0
+    """1 or 2, where the layer `cgroups` is to be had."""
 
 
 def probe(checks: Mapping[str, Callable[[], str]] = PROBE) -> Probe:
@@ -30,7 +33,9 @@ def probe(checks: Mapping[str, Callable[[], str]] = PROBE) -> Probe:
         landlock_abi = landlock.abi()
     except OSError:
         landlock_abi = 0
-    return Probe({name: _try_in_child(check) for name, check in checks.items()}, landlock_abi)
+    found = {name: _try_in_child(check) for name, check in checks.items()}
+    has_groups = found.get("cgroups") == ""
+    return Probe(found, landlock_abi, cgroups.find().version if has_groups else 0)
 
 
 def _try_in_child(check: Callable[[], str]) -> str:

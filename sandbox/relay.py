@@ -19,9 +19,21 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from . import kernel, plan, reaper, zygote
-from .frames import CONNECTION, MAX_CONNECTIONS, Kind, Mux, Stream, Wire
+from . import kernel, outputs, plan, reaper, zygote
+from .archive import Writer
+from .folders import remove_tree
+from .frames import (
+    CHUNK_BYTES,
+    CONNECTION,
+    MAX_CONNECTIONS,
+    STREAMS_PER_CHILD,
+    Kind,
+    Mux,
+    Stream,
+    Wire,
+)
 from .launch import memory_file
+from .layers import unprivileged
 from .wire import CHILD_READY, MAX_READY_BYTES, MAX_STATUS_BYTES
 
 MAX_FROM_OUTSIDE_BYTES = 2**31
@@ -53,6 +65,7 @@ class Relay:
         self._children: dict[int, _Child] = {}
         self._channel: socket.socket | None = None
         self._folder = ""
+        self._user = -1
         self._zygote = -1
         self._num_connections = 0
         self._is_over = False
@@ -80,13 +93,20 @@ class Relay:
             elif kind in (Kind.DATA, Kind.CREDIT, Kind.EOF):
                 self._mux.dispatch(kind, number, payload)
             elif (child := self._children.get(number)) is not None:
-                if kind is Kind.REQUEST:
+                if kind is Kind.WORKSPACE:
+                    child.add_workspace(payload)
+                elif kind is Kind.OUTPUTS:
+                    child.order_outputs(payload)
+                elif kind is Kind.REQUEST:
                     child.send_request(payload)
                 elif kind is Kind.END:
                     child.order_end()
 
     def _start(self, settings: dict[str, Any]) -> None:
         settings["plan"] = plan.from_json(settings["plan"])
+        settings["group"] = ()
+        steps = settings["plan"].zygote
+        self._user = next(each.args["id"] for each in steps if each.layer == unprivileged.NAME)
         self._folder = settings["folder"]
         os.chmod(self._folder, 0o1777)
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -124,7 +144,7 @@ class Relay:
             for _, writer in pipes:
                 os.close(writer)
         streams = [
-            Stream(self._mux, 4 * number + part, reader, reads=True)
+            Stream(self._mux, STREAMS_PER_CHILD * number + part, reader, reads=True)
             for part, (reader, _) in enumerate(pipes)
         ]
         child = _Child(number, control, request, streams)
@@ -186,6 +206,10 @@ class Relay:
             self._wire.send(Kind.STATUS, child.number, child.status)
         if not child.is_over:
             return
+        if child.order and not child.is_collected:
+            if not child.is_collecting:
+                self._collect(child)
+            return
         self._wire.send(Kind.END, child.number)
         for stream in child.streams:
             stream.close()
@@ -197,6 +221,48 @@ class Relay:
         child.request.close()
         del self._children[child.number]
 
+    def _collect(self, child: _Child) -> None:
+        """In a process that is the user whose files they are, and may do nothing else."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _run_collector(self._user, f"{self._folder}/{child.number}", child.order, writer)
+        os.close(writer)
+        child.is_collecting = True
+
+        def collected() -> None:
+            os.waitpid(pid, 0)  # it is ending: nobody else has the pipe
+            child.is_collected = True
+
+        number = STREAMS_PER_CHILD * child.number + STREAMS_PER_CHILD - 1
+        Stream(self._mux, number, reader, reads=True, on_closed=collected)
+
+
+def _run_collector(user: int, folder: str, encoded: bytes, writer: int) -> NoReturn:
+    """Write the archive of the outputs in `folder`, and remove that. Never returns."""
+    code = 1
+    try:
+        kernel.close_all_descriptors_but({0, 1, 2, writer})
+        kernel.set_name("sandbox-collect")
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+        around, _, name = folder.rpartition("/")
+        order = outputs.Order.decode(encoded)
+        try:
+            packed = outputs.collect(around, f"{name}/work", order)
+        except OSError as error:
+            packed = outputs.nothing(order, f"they cannot be collected: {error}")
+        at = 0
+        while sent := os.sendfile(writer, packed.fd, at, CHUNK_BYTES):
+            at += sent
+        remove_tree(folder)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
 
 class _Child:
     def __init__(
@@ -205,16 +271,34 @@ class _Child:
         self.number, self.control, self.request, self.streams = number, control, request, streams
         self.listener: socket.socket | None = None
         self.num_connections = 0
+        self.workspace: Writer | None = None
+        self.order = b""
+        self.is_collecting = False
+        self.is_collected = False
         self.status: bytes | None = None
         self.was_told = False
         self.was_ordered_to_end = False
         self.is_over = False
 
+    def add_workspace(self, piece: bytes) -> None:
+        if self.workspace is None:
+            self.workspace = Writer("workspace")
+        self.workspace.append(piece)
+
     def send_request(self, content: bytes) -> None:
-        fd = memory_file("request", content)
+        fds = [request := memory_file("request", content)]
+        workspace = self.workspace.seal() if self.workspace is not None else None
+        if workspace is not None:
+            fds.append(workspace.fd)
         with contextlib.suppress(OSError):  # it is gone: its control connection says so, too
-            socket.send_fds(self.request, [b"run"], [fd])
-        os.close(fd)
+            socket.send_fds(self.request, [b"run"], fds)
+        os.close(request)
+
+    def order_outputs(self, order: bytes) -> None:
+        """Told before the request: so its init leaves the folder to us."""
+        self.order = order
+        with contextlib.suppress(OSError):
+            self.control.send(order)
 
     def order_end(self) -> None:
         self.was_ordered_to_end = True

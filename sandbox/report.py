@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import enum
 import signal
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from .cgroups import Usage
 from .errors import ResultError
 from .spec import Limits
 from .wire import Status, decode_result
@@ -53,14 +55,38 @@ class ChildReport:
     """Of its largest process."""
     num_killed: int = 0
     """Processes that it left behind."""
+    egress_refused: Mapping[str, int] = field(default_factory=dict)
+    """ "host:port" that its allowlist refused → how often; beyond a few dozen of them "others"."""
+    peak_memory_bytes: int = 0
+    """Of all its processes together at one time, by its cgroup: files in memory and what the kernel
+    held for them included. 0 where it had none."""
+    measured_by: str = "processes"
+    """ "cgroup": `cpu_s` is the kernel's account of all its processes, and `peak_memory_bytes` is
+    there; "processes": added up from those that were waited for."""
+    written_bytes: int = 0
+    """What its files took at its end, those of its workspace among them."""
+    outputs: Mapping[str, bytes] = field(default_factory=dict)
+    """The content of each declared output, by its path in the working directory."""
+    outputs_refused: tuple[tuple[str, str], ...] = ()
+    """(path, why) of what was declared, or lay in a declared folder, and was not taken."""
+    outputs_missing: tuple[str, ...] = ()
+    """Declared, and not there."""
 
 
 def conclude(
-    *, stopped: Ending | None, status: Status | None, result: bytes, limits: Limits, wall_s: float
+    *,
+    stopped: Ending | None,
+    status: Status | None,
+    result: bytes,
+    limits: Limits,
+    wall_s: float,
+    used: Usage | None = None,
 ) -> tuple[Ending, Any, str, str]:
     """(ending, value, error, traceback) of a child that is gone.
 
-    `stopped`: why we ended it, if we did; it wins over what the dying child still said.
+    `stopped`: why we ended it, if we did; it wins over what the dying child still said. `used`: by
+    its group, where it had one; of limits of all processes together that wins over what the child
+    made of it (one that lives on after the kernel has killed another one, say).
     """
     if stopped is not None:
         return stopped, None, _stop_error(stopped, limits, wall_s), ""
@@ -68,13 +94,13 @@ def conclude(
         return Ending.LOST, None, "the zygote died under the child", ""
     if status.failed_step:
         error = f"sandbox step {status.failed_step!r} failed: {status.error}"
+        if status.failed_step == "workspace":
+            error += _limit_of_files(status.error, limits)
         return Ending.SETUP_FAILED, None, error, ""
-    if status.limit == "memory":
-        error = f"its processes used more than {limits.total_memory_bytes} bytes of memory together"
-        return Ending.MEMORY_LIMIT, None, error, ""
-    if status.limit == "cpu":
-        error = f"its processes used more than {limits.total_cpu_s} s of CPU together"
-        return Ending.CPU_LIMIT, None, error, ""
+    over = {"memory": Ending.MEMORY_LIMIT, "cpu": Ending.CPU_LIMIT}.get(status.limit)
+    over = over or (exceeded(used, limits) if used is not None else None)
+    if over is not None:
+        return over, None, _stop_error(over, limits, wall_s), ""
     if status.signal is not None:
         error = f"killed by {_signal_name(status.signal)}"
         if status.signal == signal.SIGXCPU:
@@ -93,8 +119,30 @@ def conclude(
     return Ending.RETURNED, message.value, "", ""
 
 
+def exceeded(used: Usage, limits: Limits) -> Ending | None:
+    """Which limit of all processes together a child is over, by its group."""
+    if used.num_oom_kills:
+        return Ending.MEMORY_LIMIT
+    return Ending.CPU_LIMIT if used.cpu_s > limits.total_cpu_s else None
+
+
+def _limit_of_files(error: str, limits: Limits) -> str:
+    """Which limit an error while files are written speaks of; "" where it is none."""
+    if error.startswith("ENOSPC"):
+        return (
+            f"; the child's files may have {limits.scratch_bytes} bytes together "
+            f"(limits.scratch_bytes) and be {limits.scratch_files} (limits.scratch_files)"
+        )
+    if error.startswith("EFBIG"):
+        return f"; a file may have {limits.file_bytes} bytes (limits.file_bytes)"
+    return ""
+
+
 def _stop_error(stopped: Ending, limits: Limits, wall_s: float) -> str:
+    together = "its processes used more than {} together"
     return {
+        Ending.MEMORY_LIMIT: together.format(f"{limits.total_memory_bytes} bytes of memory"),
+        Ending.CPU_LIMIT: together.format(f"{limits.total_cpu_s} s of CPU"),
         Ending.TIMEOUT: f"did not end within {wall_s:g} s",
         Ending.OUTPUT_LIMIT: f"wrote more than {limits.output_bytes} bytes to stdout and stderr",
         Ending.RESULT_LIMIT: f"its result is larger than {limits.result_bytes} bytes",

@@ -12,12 +12,17 @@ import contextlib
 import functools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .report import ChildReport, Ending, conclude
+from . import outputs
+from .archive import Archive
+from .cgroups import Group, Usage
+from .layers.polled_limits import INTERVAL_S
+from .outputs import Outputs
+from .report import ChildReport, Ending, conclude, exceeded
 from .spec import Limits
-from .wire import CHILD_READY, MAX_STATUS_BYTES, Status, clean, decode_status
+from .wire import CHILD_READY, MAX_LISTENERS, MAX_STATUS_BYTES, Status, clean, decode_status
 
 READ_BYTES = 64 * 1024
 TAIL_BYTES = 8 * 1024
@@ -36,7 +41,16 @@ OutputSink = Callable[[int, bytes], None]
 class Run:
     """One child as seen from here."""
 
-    def __init__(self, limits: Limits, folder: Path, on_disobeyed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        folder: Path,
+        on_disobeyed: Callable[[], None],
+        group: Group | None,
+        enter: Sequence[int],
+    ) -> None:
+        self.group = group
+        """Its own; `enter` leads there, and is this run's to close. None: it has none."""
         self.folder = folder
         """The child's own, in tiers where it is on disk."""
         self._loop = asyncio.get_running_loop()
@@ -49,10 +63,14 @@ class Run:
         """The control connection has ended: so has the init."""
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self.listener: int | None = None
-        """Descriptor of the child's listener, where it has one; the caller's, once taken."""
+        self.listeners: list[int] = []
+        """Descriptors of the child's listeners, as the plan orders them, where it has any."""
         self._started_at = self._loop.time()
         self._wall_s = 0.0
+        self._order: outputs.Order | None = None
+        self._collect_here = False
+        self._collected: Archive | str = "the child's end was not seen"
+        """Or why there is none."""
         self._control, self.far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         self._request, self.far_request = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -61,12 +79,13 @@ class Run:
             os.pipe(),
             os.pipe(),
         )
-        self.far_pipes = [far_stdout, far_stderr, far_result]
+        self.far_fds = [far_stdout, far_stderr, far_result, *enter]
         self._stdout = Pipe(stdout, limits.output_bytes, self._on_output)
         self._stderr = Pipe(stderr, limits.output_bytes, self._on_output)
         self._result = Pipe(result, limits.result_bytes, self._on_result, keep_all=True)
         self._loop.add_reader(self._control, self._on_control)
         self._timer = self._loop.call_later(READY_TIMEOUT_S, self.stop, Ending.LOST)
+        self._looking: asyncio.TimerHandle | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -77,8 +96,21 @@ class Run:
         """Returns once it is sealed and waits for its request, or has ended."""
         await asyncio.wait({self._ready, self._ended}, return_when=asyncio.FIRST_COMPLETED)
 
-    def begin(self, request_fd: int, limit_s: float, on_output: OutputSink | None) -> None:
-        """Send the child its request, a file's descriptor; from here on its time counts."""
+    def begin(
+        self,
+        request_fds: list[int],
+        limit_s: float,
+        on_output: OutputSink | None,
+        order: outputs.Order | None,
+        *,
+        collect_here: bool,
+    ) -> None:
+        """Send the child its request, descriptors of files; from here on its time counts.
+
+        `collect_here`: not its init collects its outputs, but this process, from its folder.
+        """
+        self._order = order
+        self._collect_here = collect_here
         if on_output is not None:
             self._stdout.sink = functools.partial(on_output, 1)
             self._stderr.sink = functools.partial(on_output, 2)
@@ -87,15 +119,19 @@ class Run:
         self._started_at = self._loop.time()
         if self.is_usable:
             self._timer = self._loop.call_later(limit_s, self.stop, Ending.TIMEOUT)
+            if self.group is not None:
+                self._looking = self._loop.call_later(INTERVAL_S, self._look)
         with contextlib.suppress(OSError):  # it is gone: the control connection says so, too
-            socket.send_fds(self._request, [b"run"], [request_fd])
+            if order is not None:  # first, so that it is there whenever the child ends
+                self._control.send(order.encode())
+            socket.send_fds(self._request, [b"run"], request_fds)
 
     def close_far_ends(self) -> None:
         self.far_control.close()
         self.far_request.close()
-        for fd in self.far_pipes:
+        for fd in self.far_fds:
             os.close(fd)
-        self.far_pipes = []
+        self.far_fds = []
 
     async def ended(self) -> ChildReport:
         try:
@@ -118,8 +154,10 @@ class Run:
             result=self._result.content(),
             limits=self._limits,
             wall_s=self._limit_s,
+            used=(used := self._used()),
         )
         status = self._status or Status()
+        collected = await self._outputs()
         return ChildReport(
             ending=ending,
             value=value,
@@ -130,10 +168,32 @@ class Run:
             exit_code=status.exit_code,
             signal=status.signal,
             wall_s=self._wall_s,
-            cpu_s=status.cpu_s,
+            cpu_s=used.cpu_s if used else status.cpu_s,
             max_rss_bytes=status.max_rss_bytes,
             num_killed=status.num_killed,
+            peak_memory_bytes=used.peak_memory_bytes if used else 0,
+            measured_by="cgroup" if used else "processes",
+            written_bytes=status.written_bytes,
+            outputs=collected.files,
+            outputs_refused=collected.refused,
+            outputs_missing=collected.missing,
         )
+
+    async def _outputs(self) -> Outputs:
+        if self._order is None:
+            return Outputs()
+        try:
+            if self._collect_here and self._status is not None:
+                where = self.folder
+                self._collected = await asyncio.to_thread(
+                    outputs.collect, str(where.parent), f"{where.name}/work", self._order
+                )
+            if isinstance(self._collected, Archive):
+                return await asyncio.to_thread(outputs.read, self._collected)
+            reason = self._collected
+        except (OSError, ValueError) as error:
+            reason = f"they cannot be collected: {clean(str(error))}"
+        return Outputs(refused=tuple((path, reason) for path in self._order.paths))
 
     def stop(self, why: Ending) -> None:
         """Order the child's init to kill it; the first reason is the one that counts."""
@@ -148,15 +208,37 @@ class Run:
     def release(self) -> None:
         """Close everything. The child is gone, or its zygote was given up."""
         self._timer.cancel()
+        self._stop_looking()
         self.close_far_ends()
         self._loop.remove_reader(self._control)
         self._control.close()
         self._request.close()
-        if self.listener is not None:
-            os.close(self.listener)
-            self.listener = None
+        for listener in self.listeners:
+            os.close(listener)
+        self.listeners = []
         for pipe in (self._stdout, self._stderr, self._result):
             pipe.close()
+
+    def _look(self) -> None:
+        """Memory the kernel bounds, though not all of the child's processes need notice; CPU time
+        it only counts."""
+        used = self._used()
+        if used is None:
+            return
+        if (over := exceeded(used, self._limits)) is not None:
+            self.stop(over)
+        else:
+            self._looking = self._loop.call_later(INTERVAL_S, self._look)
+
+    def _stop_looking(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _used(self) -> Usage | None:
+        """None: it has no group, or the guardian has removed it with the zygote's."""
+        with contextlib.suppress(OSError):
+            return self.group.usage() if self.group is not None else None
+        return None
 
     @property
     def _output_bytes(self) -> int:
@@ -173,15 +255,18 @@ class Run:
     def _on_control(self) -> None:
         fds: list[int] = []
         try:
-            raw, fds, _, _ = socket.recv_fds(self._control, MAX_STATUS_BYTES, 1)
+            raw, fds, _, _ = socket.recv_fds(self._control, MAX_STATUS_BYTES, MAX_LISTENERS)
         except BlockingIOError:
             return
         except OSError:
             raw = b""
         if raw == CHILD_READY and not self._ready.done():
-            self.listener = fds.pop() if fds else None
+            self.listeners, fds = fds, []
             self._timer.cancel()
             self._ready.set_result(None)
+        if raw.startswith(outputs.COLLECTED) and not self._collect_here:
+            self._collected = outputs.collected(raw, fds)
+            return
         for fd in fds:
             os.close(fd)
         if raw == CHILD_READY:
@@ -203,6 +288,7 @@ class Run:
     def _end(self) -> None:
         self._loop.remove_reader(self._control)
         self._timer.cancel()
+        self._stop_looking()
         settle(self._ended)
 
 

@@ -13,13 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .allowlist import parse_entry
 from .errors import SpecError
 
 TIERS = ("auto", "namespaces", "process", "bwrap", "gvisor")
+CGROUPS = ("auto", "off", "require")
 
 # Variables that make a loader or an interpreter run other code. They never enter the environment
 # that a zygote is started with.
 LOADER_PREFIXES = ("LD_", "PYTHON", "DYLD_", "GCONV_")
+
+RESERVED_FOLDERS = frozenset({"box", "dev", "etc", "proc", "run", "sys", "tmp"})
+"""Top folders of a child's root that nothing can be mounted in."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,24 @@ class Limits:
     result_bytes: int = 2**20
     """The result message; more ends the child."""
     total_memory_bytes: int = 8 * 2**30
-    """Of all its processes together, measured twice a second. Tier `namespaces` only."""
+    """Of all its processes together. By its cgroup; without one measured twice a second, in the
+    tier `namespaces` only."""
     total_cpu_s: int = 3600
-    """Of all its processes together, measured twice a second. Tier `namespaces` only."""
+    """Of all its processes together, as above."""
     processes: int = 256
-    """Processes and threads together. Tier `namespaces` only."""
+    """Processes and threads together. Tier `namespaces`, or where there are cgroups."""
     scratch_bytes: int = 2**29
     """All files together, in memory. Tier `namespaces` only."""
     scratch_files: int = 2**16
     """Files and folders together. Tier `namespaces` only."""
+    workspace_bytes: int = 2**28
+    """All files of a workspace's template together."""
+    workspace_files: int = 2**15
+    """Files and folders of a workspace's template."""
+    outputs_bytes: int = 2**24
+    """All outputs together."""
+    outputs_files: int = 2**12
+    """Files and folders that are looked at for outputs."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -64,7 +78,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class SandboxSpec:
-    """What a zygote and its children may do."""
+    """What a zygote and its children may do. What holds in the tier `namespaces` does in `bwrap`,
+    too."""
 
     tier: str = "auto"
     """Which set of layers; `auto`: the strongest that this machine gives."""
@@ -75,22 +90,35 @@ class SandboxSpec:
     """Absolute paths that can be read, beside the system's and the interpreter's own."""
     hidden: tuple[str, ...] = ()
     """Absolute paths of folders within those that cannot."""
+    mounts: Mapping[str, str] = field(default_factory=dict)
+    """Where it is inside → what it is outside, both absolute: more to read, at paths of their own.
+    Tier `namespaces` only."""
     port: int | None = None
     """The one TCP port that can be connected to. In the tier `namespaces` it is of 127.0.0.1 in
     the child's own network, with a listener that the caller gets; in the tier `process` a rule for
     ports, which does not know hosts."""
+    allow: tuple[str, ...] = ()
+    """What can be reached beside that, through an egress proxy: "host:port" each, a name, an IP
+    address or "*.example.com" for the names below it. Tier `namespaces` only. A name never leads
+    to an address that is not public, unless that address is listed, too."""
+    cgroups: str = "auto"
+    """Memory, processes and CPU of a child by a group that the kernel bounds: where this machine
+    gives one (`auto`), never (`off`), or else not at all (`require`)."""
 
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise SpecError(f"unknown sandbox tier {self.tier!r}; there are: {', '.join(TIERS)}")
+        if self.cgroups not in CGROUPS:
+            raise SpecError(f"cgroups: {self.cgroups!r} is none of: {', '.join(CGROUPS)}")
         check_env(self.env)
         for name in ("readable", "hidden"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             for path in getattr(self, name):
-                if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
-                    raise SpecError(f"{name}: {path!r} is not an absolute path")
+                _check_absolute(name, path)
+        _check_mounts(self.mounts)
         if self.port is not None and not (type(self.port) is int and 0 < self.port < 2**16):
             raise SpecError(f"port: {self.port!r} is not a TCP port")
+        object.__setattr__(self, "allow", _checked_allowlist(self.allow))
         for name in self.env:
             if name.startswith(LOADER_PREFIXES):
                 raise SpecError(f"the variable {name!r} steers a loader: it cannot be given")
@@ -120,6 +148,40 @@ def check_env(env: object) -> None:
             raise SpecError(f"{name!r} cannot be the name of an environment variable")
         if not isinstance(value, str) or "\0" in value:
             raise SpecError(f"the environment variable {name!r} must be a string without NUL")
+
+
+def _checked_allowlist(entries: object) -> tuple[str, ...]:
+    if not isinstance(entries, (list, tuple)):
+        raise SpecError(f"allow must be a list of host:port, not {entries!r}")
+    checked = []
+    for entry in entries:
+        try:
+            checked.append(parse_entry(entry) if isinstance(entry, str) else "")
+        except ValueError as error:
+            raise SpecError(f"allow: {entry!r}: {error}") from None
+        if not checked[-1]:
+            raise SpecError(f"allow: {entry!r} is not host:port")
+    return tuple(dict.fromkeys(checked))
+
+
+def _check_absolute(name: str, path: object) -> None:
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+        raise SpecError(f"{name}: {path!r} is not an absolute path")
+
+
+def _check_mounts(mounts: object) -> None:
+    if not isinstance(mounts, Mapping):
+        raise SpecError(f"mounts must map paths to paths, not be {type(mounts).__name__}")
+    for inside, outside in mounts.items():
+        _check_absolute("mounts", inside)
+        _check_absolute("mounts", outside)
+        parts = inside.split("/")[1:]
+        if any(part in ("", ".", "..") for part in parts):
+            raise SpecError(f"mounts: {inside!r} must be a plain path below /")
+        if parts[0] in RESERVED_FOLDERS:
+            raise SpecError(f"mounts: {inside!r} lies in /{parts[0]}, which is the sandbox's own")
+        if any(inside.startswith(f"{other}/") for other in mounts):
+            raise SpecError(f"mounts: {inside!r} lies in another mount")
 
 
 def _known_fields(cls: type[Any], data: object, where: str) -> dict[str, Any]:

@@ -12,10 +12,11 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .cgroups import MAX_FOLDERS
 from .errors import ResultError
 
 MAX_TEXT_CHARS = 16 * 1024
@@ -26,7 +27,11 @@ MAX_STATUS_BYTES = 64 * 1024
 MAX_READY_BYTES = 2**20
 MAX_ORDER_BYTES = 4096
 CHILD_READY = b"ready"
-"""Comes before the status, with the descriptor of the child's listener where it has one."""
+"""Comes before the status, with the descriptors of the child's listeners, in the plan's order."""
+MAX_LISTENERS = 2
+MAX_REFUSED = 64
+"""Hosts and ports that are counted by name of one child; more are counted as `OTHERS`."""
+OTHERS = "others"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,16 @@ class Descriptors:
     stdout: int
     stderr: int
     result: int
+    group: tuple[int, ...] = ()
+    """What leads into the child's group, see `cgroups`; none where it has none."""
+
+    @classmethod
+    def of(cls, received: Sequence[int]) -> Descriptors:
+        control, request, stdout, stderr, result, *group = received
+        return cls(control, request, stdout, stderr, result, tuple(group))
+
+
+MAX_DESCRIPTORS = 5 + MAX_FOLDERS
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,7 @@ class Status:
     cpu_s: float = 0.0
     max_rss_bytes: int = 0
     num_killed: int = 0
+    written_bytes: int = 0
     limit: str = ""
     """ "memory" or "cpu": what all its processes together used too much of."""
     failed_step: str = ""
@@ -146,12 +162,25 @@ def decode_status(raw: bytes) -> Status | None:
     return None if values is None else Status(**values)
 
 
+def decode_refused(raw: bytes) -> dict[str, int] | None:
+    """How often a child was refused what, as its egress proxy tells; None where it does not."""
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(message, dict) or len(message) > MAX_REFUSED + 1:
+        return None
+    counts = {one_line(name): count for name, count in message.items()}
+    return counts if all(type(count) is int for count in counts.values()) else None
+
+
 _FIELDS: dict[str, tuple[type, ...]] = {
     "exit_code": (int, type(None)),
     "signal": (int, type(None)),
     "cpu_s": (float, int),
     "max_rss_bytes": (int,),
     "num_killed": (int,),
+    "written_bytes": (int,),
     "limit": (str,),
     "failed_step": (str,),
     "error": (str,),

@@ -28,10 +28,11 @@ from .init import run_init
 from .interpreter import interpreter_paths
 from .layers import Context
 from .layers.scratch import BOX
-from .plan import Plan, apply
+from .plan import Plan, apply, prepare
 from .target import Program, resolve
 from .warmup import stub_listener, warm_up
 from .wire import (
+    MAX_DESCRIPTORS,
     MAX_LINE_CHARS,
     MAX_ORDER_BYTES,
     MAX_TEXT_CHARS,
@@ -66,11 +67,13 @@ def run(settings: Mapping[str, Any], channel: socket.socket) -> NoReturn:
             folder=settings["folder"],
             ports=[listener.getsockname()[1]],
             readable=interpreter_paths(),
+            group=list(settings["group"]),
         )
         if in_cells:
             os.environ.update(HOME=f"{BOX}/home", TMPDIR=f"{BOX}/tmp")
             os.chdir(f"{BOX}/work")
         apply(made.zygote, context)
+        prepare(made.child)
         target = _prepare(settings, channel, listener)
         if target is not None:
             (_serve_cells if in_cells else _serve)(target, made, channel)
@@ -142,10 +145,11 @@ def _serve_cells(target: Any, made: Plan, channel: socket.socket) -> None:
             _tell(tell, Exit(exit_code, signal_number, cpu_s, usage.ru_maxrss * 1024))
         if not ordered:
             continue
-        message, received, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, len(_DOORS) + 6)
+        most = len(_DOORS) + 1 + MAX_DESCRIPTORS  # the control connection stays with the init
+        message, received, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, most)
         if not message:
             return
-        doors, (tell, failures, *pipes) = received[: len(_DOORS)], received[len(_DOORS) :]
+        doors, (tell, failures, *for_agent) = received[: len(_DOORS)], received[len(_DOORS) :]
         try:
             kernel.enter(doors[1], kernel.CLONE_NEWPID)  # for the next fork
             pid = os.fork()
@@ -154,13 +158,18 @@ def _serve_cells(target: Any, made: Plan, channel: socket.socket) -> None:
         else:
             if pid == 0:
                 _enter(doors, failures)
-                request, stdout, stderr, result = pipes
+                request, stdout, stderr, result, *group = for_agent
                 context = Context(
-                    folder=BOX, stdout=stdout, stderr=stderr, result=result, request=request
+                    folder=BOX,
+                    stdout=stdout,
+                    stderr=stderr,
+                    result=result,
+                    request=request,
+                    group=group,
                 )
                 run_agent(target, made.child, context, failures)
             tells[pid] = tell
-        for fd in (*doors, failures, *pipes):
+        for fd in (*doors, failures, *for_agent):
             os.close(fd)
 
 
@@ -196,10 +205,10 @@ def _serve(target: Any, made: Plan, channel: socket.socket) -> None:
             control.close()
         if not ordered:
             continue
-        message, received, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, 5)
+        message, received, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, MAX_DESCRIPTORS)
         if not message:
             return
-        fds = Descriptors(*received)
+        fds = Descriptors.of(received)
         control = socket.socket(fileno=os.dup(fds.control))
         try:
             pid = os.fork()

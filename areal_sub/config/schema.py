@@ -7,9 +7,10 @@ Pure data (pydantic, strict, frozen): no file access, no defaults that depend on
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+import string
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -32,33 +33,81 @@ class SchedulerConfig(Section):
     """Where the processes of a run are started."""
 
 
+class NetworkConfig(Section):
+    """What a child may reach beside its model. Tier `namespaces` only."""
+
+    allow: list[str] = []
+    """`host:port` each, for agents with web tools: a name, an IP address or `*.example.com` (the
+    names below it). Reached through a proxy that `HTTP_PROXY` and its like name in the child's
+    environment; see `docs/security.md`."""
+
+    @field_validator("allow")
+    @classmethod
+    def _are_hosts_with_ports(cls, entries: list[str]) -> list[str]:
+        for entry in entries:  # what else there is to check, the sandbox does before the first run
+            if not re.fullmatch(r"([^\s:/@\[\]]+|\[[^\s\]]+\]):[0-9]{1,5}", entry):
+                raise ValueError(f"{entry!r} is not host:port, as in api.example.com:443")
+        return entries
+
+
 class SandboxConfig(Section):
     """What a child may use. Enforced per rollout."""
 
     tier: Literal["auto", "namespaces", "process", "bwrap", "gvisor"] = "auto"
     """Which layers: see `docs/security.md`. `auto`: `namespaces`, or `process` where that is not to
-    be had."""
+    be had. What is said of `namespaces` here holds in `bwrap`, too."""
+    cgroups: Literal["auto", "off", "require"] = "auto"
+    """Memory, processes and CPU of a child by a cgroup of its own: where this machine gives one
+    (`auto`), never (`off`), or else no run at all (`require`). Not in the tier `gvisor`."""
     readable: list[str] = []
     """Folders and files that children can read, beside the system's, the interpreter's and those on
     their import path."""
+    workspace: str | None = None
+    """A folder whose content each child finds in its working directory, as its own; relative to the
+    trainer's. `{field}` stands for that field of the task, which has to be a plain name:
+    `tasks/{id}/repo`. What is around all of them (`tasks`) is hidden from agents."""
+    outputs: list[str] = []
+    """Files and folders in the child's working directory that come out of it at its end; `*`, `?`
+    and `[...]` may stand in their parts."""
+    mounts: dict[str, str] = {}
+    """More that children can read, at other paths: path inside → path outside. Tier `namespaces`
+    only."""
     reserve: NotNegative = 8
     """Sealed children that stand ready, so that a rollout need not wait for one."""
+    network: NetworkConfig = NetworkConfig()
     max_output_bytes: Positive = 4 * 2**20
     """stdout and stderr together; more ends the child with `output_limit`."""
     max_result_bytes: Positive = 1 * 2**20
     max_memory_bytes: Positive = 8 * 2**30
-    """Address space of each process of the child; in the tier `namespaces`, also what all of them
-    use together (looked at twice a second)."""
+    """Address space of each process of the child; with cgroups also what all of them use together.
+    Without, that is looked at twice a second, in the tier `namespaces` only."""
     max_file_bytes: Positive = 1 * 2**30
     max_open_files: Positive = 1024
     max_cpu_s: Positive = 3600
-    """CPU seconds of each process of the child; in the tier `namespaces`, also of all together."""
+    """CPU seconds of each process of the child; with cgroups, or in the tier `namespaces`, also of
+    all together."""
     max_processes: Positive = 256
-    """Processes and threads of a child. Tier `namespaces` only."""
+    """Processes and threads of a child. With cgroups, or in the tier `namespaces`."""
     max_scratch_bytes: Positive = 512 * 2**20
     """All files of a child together; they lie in memory. Tier `namespaces` only."""
     max_scratch_files: Positive = 65_536
     """Files and folders of a child. Tier `namespaces` only."""
+    max_workspace_bytes: Positive = 256 * 2**20
+    """All files of one workspace together."""
+    max_outputs_bytes: Annotated[int, Field(gt=0, le=128 * 2**20)] = 16 * 2**20
+    """All outputs of one child together."""
+
+    @field_validator("workspace")
+    @classmethod
+    def _fields_are_plain(cls, value: str | None) -> str | None:
+        try:
+            parsed = list(string.Formatter().parse(value or ""))
+        except ValueError as error:
+            raise ValueError(f"{value}: {error}; a plain brace is written twice") from None
+        for _, field, spec, conversion in parsed:
+            if field is not None and (not field.isidentifier() or spec or conversion):
+                raise ValueError(f"{value}: {{{field}}} is not the name of a field of the task")
+        return value
 
 
 class OpenAIConfig(Section):
@@ -71,8 +120,13 @@ class OpenAIConfig(Section):
     """`concat`: one training sample per root-to-leaf branch; `individual`: one per turn."""
     turn_discount: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Backward: reward[i] += turn_discount * reward[i+1], in order of creation."""
-    tool_call_parser: str = "hermes"
-    """How tool calls are written by the model: a name in `areal_sub.proxy.parsers`."""
+    tool_call_parser: str = "auto"
+    """How tool calls are written by the model: `hermes`, `qwen3_coder`, `llama3_json`, `pythonic`,
+    `mistral`, `gemma4`, `harmony` or `none`; `auto`: as its chat template writes them."""
+    reasoning_parser: str = "none"
+    """How reasoning is written by the model: `think` for `<think>…</think>` in front of the answer,
+    which agents then get as the reasoning of their dialect; `none`: it stays in the text. Formats
+    that write it with control tokens (harmony, gemma4, mistral) always tell it apart."""
     chat_template: str | None = None
     """A Jinja file to use instead of the model folder's own template."""
     max_turns: Positive = 64
@@ -87,6 +141,12 @@ class OpenAIConfig(Section):
     num_children: Positive | None = None
     """Children alive at once; default: `rollout.max_concurrent_rollouts`."""
     sandbox: SandboxConfig = SandboxConfig()
+
+    @model_validator(mode="after")
+    def _files_need_children(self) -> Self:
+        if self.mode == "inline" and (self.sandbox.workspace or self.sandbox.outputs):
+            raise ValueError("sandbox.workspace and sandbox.outputs need mode=subproc")
+        return self
 
 
 class RolloutConfig(Section):

@@ -51,6 +51,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_arrived()
         super().on_headers_complete()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Not worth a line: agents try, are answered 426, and go on without."""
+
     def _expect_head(self) -> None:
         self._head_timeout = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
 

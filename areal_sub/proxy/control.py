@@ -130,9 +130,11 @@ def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
         wall_s=params["wall_s"],
         cpu_s=params["cpu_s"],
         max_rss_bytes=params["max_rss_bytes"],
+        egress_refused=dict(params["egress_refused"]),
         num_turns=len(session.turn_ids),
         num_rejected_calls=session.num_rejected,
         ended_at=time.time(),
+        written_bytes=params["written_bytes"],
     )
 
 

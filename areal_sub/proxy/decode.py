@@ -58,22 +58,23 @@ class TextDecoder:
 
 
 class StopStrings:
-    """`feed` text, get what lies before any stop string; `found` once one is complete."""
+    """`feed` text, get what lies before any stop string; `found` is the first complete one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
-        self.found = False
+        self.found: str | None = None
 
     def feed(self, text: str) -> str:
         """Must not be called again once `found`."""
         if not self._stops:
             return text
         text = self._held + text
-        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
+        starts = [(start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:
-            self.found, self._held = True, ""
-            return text[: min(starts)]
+            start, self.found = min(starts)
+            self._held = ""
+            return text[:start]
         cut = len(text) - max(num_held(text, stop) for stop in self._stops)
         self._held = text[cut:]
         return text[:cut]

@@ -2,9 +2,11 @@
 
 Owns: `History`, what one rollout has asked and been answered. Matching is on normalised messages:
 null fields and ids dropped, text parts joined, call arguments compared as JSON, white space around
-an assistant's text ignored. A list of messages is named by the chain of its hashes, so "has anyone
-asked or been answered exactly this" is one lookup, and finding the parent takes one lookup per
-message that is new. Ids of tool calls only decide between answers with the same text.
+an assistant's text ignored; so the dialect that they came in does not matter. What an answer
+thought is part of it: where the agent left that out, the fork says so. A list of messages is named
+by the chain of its hashes, so "has anyone asked or been answered exactly this" is one lookup, and
+finding the parent takes one lookup per message that is new. Ids of tool calls only decide between
+answers with the same text.
 
 Pure but for its own tables; `turns.py` calls it, on the event loop only.
 """
@@ -12,7 +14,7 @@ Pure but for its own tables; `turns.py` calls it, on the event loop only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -34,6 +36,7 @@ class Prompt:
     tools: bytes  # hash of its tools
     chain: bytes  # names its messages
     exact: bytes  # as `chain`, ids of tool calls included
+    bare: bytes  # as `chain`, reasoning left out
     num_recorded: int = 0  # turns sampled from it
 
     def token_ids(self) -> Int32Array:
@@ -45,6 +48,20 @@ class Prompt:
             turn = turn.prompt.parent
         return int32(np.concatenate(parts[::-1]))
 
+    def starts(self, token_ids: Int32Array) -> bool:
+        """Whether `token_ids` begin with the full prompt. Most others differ at its end."""
+        position, prompt, turn = self.num_tokens, self, self.parent
+        while True:
+            start = position - len(prompt.context)
+            if not np.array_equal(token_ids[start:position], prompt.context):
+                return False
+            if turn is None:
+                return True
+            position = start - len(turn.token_ids)
+            if not np.array_equal(token_ids[position:start], turn.token_ids):
+                return False
+            prompt, turn = turn.prompt, turn.prompt.parent
+
 
 @dataclass(slots=True, eq=False)
 class Turn:
@@ -55,6 +72,14 @@ class Turn:
     token_ids: Int32Array  # [num_sampled]
     exact: bytes  # names its conversation, ids of tool calls included
 
+    def num_at_start_of(self, token_ids: Int32Array) -> int | None:
+        """The length of its full sequence, where `token_ids` begin with that; else None."""
+        start = self.prompt.num_tokens
+        end = start + len(self.token_ids)
+        if np.array_equal(token_ids[start:end], self.token_ids) and self.prompt.starts(token_ids):
+            return end
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -64,17 +89,21 @@ class Keys:
     messages: tuple[bytes, ...]
     chain: tuple[bytes, ...]
     exact: tuple[bytes, ...]  # as `chain`, ids of tool calls included
+    bare: tuple[bytes, ...]  # as `chain`, reasoning left out
 
     @classmethod
     def of(cls, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Keys:
         hashes = [message_hash(message) for message in messages]
         chain: list[bytes] = []
         exact: list[bytes] = []
+        bare: list[bytes] = []
         for message, digest in zip(messages, hashes, strict=True):
             chain.append(link(chain[-1] if chain else b"", digest))
             exact.append(link(exact[-1] if exact else b"", digest, ids_of(message)))
+            bare_digest = bare_hash(message) if message.reasoning else digest
+            bare.append(link(bare[-1] if bare else b"", bare_digest))
         digest = _digest(orjson.dumps(list(tools), option=orjson.OPT_SORT_KEYS))
-        return cls(digest, tuple(hashes), tuple(chain), tuple(exact))
+        return cls(digest, tuple(hashes), tuple(chain), tuple(exact), tuple(bare))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +114,14 @@ class Match:
     num_history: int  # messages that the parent's full sequence stands for
     fork: Fork
     twin: Prompt | None  # the same call was made before: use its prompt as it is
+    bare: Turn | None = None  # whom the call would continue, had it kept the reasoning
 
 
 @dataclass(slots=True)
 class History:
     _prompts: dict[tuple[bytes, bytes, str], Prompt] = field(default_factory=dict)
     _answers: dict[bytes, list[Turn]] = field(default_factory=dict)  # by chain with the answer
+    _bare: dict[bytes, Turn] = field(default_factory=dict)  # the same, reasoning left out; the last
     _asked: set[bytes] = field(default_factory=set)  # chains of whole calls
     _seen: set[bytes] = field(default_factory=set)  # chains of all prefixes, answers included
     _seen_exact: set[bytes] = field(default_factory=set)  # the same, by `exact`
@@ -102,7 +133,11 @@ class History:
         twin = self._prompts.get(_prompt_key(keys, parent))
         if twin is not None:
             return Match(twin.parent, num_history, Fork.RESAMPLE, twin)
-        return Match(parent, num_history, self._cause(messages, keys, num_history), None)
+        fork = self._cause(messages, keys, num_history)
+        bare = self._find_bare(messages, keys, num_history)
+        if bare is not None and fork in (Fork.ASSISTANT_EDITED, Fork.HISTORY_EDITED):
+            return Match(parent, num_history, Fork.REASONING_DROPPED, None, bare)
+        return Match(parent, num_history, fork, None)
 
     def add_prompt(
         self, messages: Sequence[Message], keys: Keys, prompt: Prompt, matched: Match
@@ -123,6 +158,36 @@ class History:
                     break
         return known
 
+    def raw_prompt(self, token_ids: Int32Array) -> Prompt:
+        """The prompt that is given as tokens, on top of the turn that it begins with."""
+        parent, num_before = None, 0
+        num_edited = 0  # where the answer to an earlier prompt stood, and something else stands now
+        for turn in (turn for turns in self._answers.values() for turn in turns):
+            num = turn.num_at_start_of(token_ids)
+            if num is not None and num > num_before:
+                parent, num_before = turn, num
+            elif len(token_ids) > turn.prompt.num_tokens and turn.prompt.starts(token_ids):
+                num_edited = max(num_edited, turn.prompt.num_tokens)
+        if num_edited > num_before:
+            fork = Fork.ASSISTANT_EDITED  # or tokenized otherwise than it was sampled
+        elif parent is not None:
+            fork = Fork.NONE
+        else:
+            fork = Fork.NEW_CONVERSATION if self._prompts else Fork.ROOT
+        name = _digest(b"raw" + token_ids.tobytes())
+        prompt = Prompt(
+            parent=parent,
+            fork=fork,
+            context=token_ids[num_before:],
+            num_tokens=len(token_ids),
+            tools=b"",
+            chain=name,
+            exact=name,
+            bare=name,
+        )
+        key = (b"", name, parent.turn_id if parent else "")
+        return self._prompts.setdefault(key, prompt)
+
     def add_turn(
         self, turn_id: str, prompt: Prompt, token_ids: Int32Array, answer: Message
     ) -> Turn:
@@ -131,6 +196,7 @@ class History:
         turn = Turn(turn_id, prompt, token_ids, link(prompt.exact, digest, ids_of(answer)))
         chain = link(prompt.chain, digest)
         self._answers.setdefault(chain, []).append(turn)
+        self._bare[link(prompt.bare, bare_hash(answer))] = turn
         self._seen.add(chain)
         self._seen_exact.add(turn.exact)
         self._sampled.add(digest)
@@ -152,6 +218,13 @@ class History:
                 exact = [turn for turn in turns if turn.exact == keys.exact[index]]
                 return (exact or turns)[-1], index + 1
         return None, 0
+
+    def _find_bare(self, messages: Sequence[Message], keys: Keys, start: int) -> Turn | None:
+        for index in range(len(messages) - 1, start - 1, -1):
+            turn = self._bare.get(keys.bare[index])
+            if turn is not None:
+                return turn
+        return None
 
     def _cause(self, messages: Sequence[Message], keys: Keys, num_history: int) -> Fork:
         """Why the messages after the first `num_history` are not simply new ones."""
@@ -194,8 +267,14 @@ def message_hash(message: Message) -> bytes:
     is_assistant = message.role == "assistant"
     content = message.content.strip() if is_assistant else message.content
     calls = [[call.name, call.parsed_arguments()] for call in message.tool_calls]
-    said = [message.role, content, message.name, calls]
+    # Only some dialects repeat the tool's name in its result.
+    name = "" if message.role == "tool" else message.name
+    said = [message.role, content, name, calls, message.reasoning.strip()]
     return _digest(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))
+
+
+def bare_hash(message: Message) -> bytes:
+    return message_hash(replace(message, reasoning=""))
 
 
 def ids_of(message: Message) -> bytes:

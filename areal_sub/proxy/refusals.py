@@ -21,6 +21,8 @@ class Reason(StrEnum):
     CONTEXT_LENGTH = "context_length_exceeded"
     TURN_LIMIT = "rollout_turn_limit"
     UNKNOWN_ROUTE = "unknown_route"
+    UNKNOWN_ANSWER = "unknown_answer"  # an earlier answer that is not kept
+    UPGRADE_REQUIRED = "upgrade_required"
     WRONG_METHOD = "wrong_method"
     ENGINE_GONE = "engine_gone"
     ENGINE_FAILED = "engine_failed"
@@ -38,6 +40,8 @@ STATUS = {
     Reason.CONTEXT_LENGTH: 400,
     Reason.TURN_LIMIT: 400,
     Reason.UNKNOWN_ROUTE: 404,
+    Reason.UNKNOWN_ANSWER: 404,
+    Reason.UPGRADE_REQUIRED: 426,
     Reason.WRONG_METHOD: 405,
     Reason.ENGINE_GONE: 503,
     Reason.ENGINE_FAILED: 502,
@@ -54,6 +58,22 @@ class Refusal(ArealSubError):
         self.reason = reason
         self.status = STATUS[reason]
         self.param = param
+
+
+class ContextTooLong(Refusal):
+    """The dialects word this one themselves: SDKs and agents look for the wording."""
+
+    def __init__(self, num_tokens: int, max_model_len: int) -> None:
+        """`num_tokens`: of the prompt and one new token, or fewer."""
+        super().__init__(
+            Reason.CONTEXT_LENGTH,
+            f"This model's maximum context length is {max_model_len} tokens. However, "
+            f"your messages and at least one new token need {num_tokens} tokens or more. "
+            "Please reduce the length of the messages.",
+            param="messages",
+        )
+        self.num_tokens = num_tokens
+        self.max_model_len = max_model_len
 
 
 def invalid(message: str, param: str | None = None) -> Refusal:

@@ -18,37 +18,65 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Collection, Sequence
+import string
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from areal_sub.proxy.neutral import Message
+from areal_sub.proxy.families import AUTO, END_OF_TURN, FORMATS, AnswerFormat, choose
+from areal_sub.proxy.history import message_hash
+from areal_sub.proxy.neutral import Choice, Message, ToolCall
+from areal_sub.proxy.parsers import ParsedCall
 from areal_sub.proxy.template import ChatTemplate, RenderError, load_chat_template
 from areal_sub.proxy.vocabulary import Vocabulary, any_of
 
 log = logging.getLogger(__name__)
 
-Tools = Sequence[dict[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+
+# Enough of a prompt to hold a tag, or a header, that begins the answer.
+NUM_END_CHARS = 256
+
+_LETTERS_AND_DIGITS = string.ascii_letters + string.digits
+_SHORT_CALL_ID = re.compile("[a-zA-Z0-9]{9}")
 
 
 class Renderer:
     def __init__(
-        self, vocabulary: Vocabulary, template: ChatTemplate, visible: Collection[str] = ()
+        self,
+        vocabulary: Vocabulary,
+        template: ChatTemplate,
+        answer_format: AnswerFormat = FORMATS["hermes"],
     ) -> None:
-        """`visible`: special tokens that models write as text (the tool-call parser's tags)."""
         self.vocabulary = vocabulary
         self.template = template
-        hidden = (vocabulary.special_texts - set(visible)).union(vocabulary.stop_texts)
+        self.format = answer_format
+        echoed = set(answer_format.echoed)
+        hidden = (vocabulary.special_texts - echoed).union(vocabulary.stop_texts)
         self.not_text = any_of(vocabulary.control_ids)
         self.not_text_of_assistant = any_of(hidden)
         self._warn_where_unusual()
 
     @classmethod
     def load(
-        cls, folder: Path, chat_template: Path | None = None, visible: Collection[str] = ()
+        cls,
+        folder: Path,
+        chat_template: Path | None = None,
+        tool_call_parser: str = AUTO,
+        reasoning_parser: str = "none",
     ) -> Renderer:
-        """From a model folder. Raises `ModelError`."""
-        return cls(Vocabulary(folder), load_chat_template(folder, chat_template), visible)
+        """From a model folder; the parsers by the names of `families`. Raises `ModelError` and
+        `ConfigError`."""
+        vocabulary = Vocabulary(folder)
+        template = load_chat_template(folder, chat_template)
+        answer_format = choose(tool_call_parser, reasoning_parser, template.source)
+        vocabulary.add_stops(
+            vocabulary.control_ids[text]
+            for text in END_OF_TURN
+            if text in vocabulary.control_ids and text in template.source
+        )
+        return cls(vocabulary, template, answer_format)
 
     def prompt(self, messages: Sequence[Message], tools: Tools) -> list[int]:
         """Ids of the whole prompt, up to where the assistant speaks. Raises `RenderError`."""
@@ -73,10 +101,16 @@ class Renderer:
             history = shield.render(shown[:num_history], shown_tools, False)
         except RenderError:
             return None
-        if not (history.startswith(before) and whole.startswith(history)):
-            return None
         stop_texts = self.vocabulary.stop_texts
-        end_of_turn = max((history.rfind(t, len(before)) for t in stop_texts), default=-1)
+        if history.startswith(before) and whole.startswith(history):
+            end_of_turn = max((history.rfind(t, len(before)) for t in stop_texts), default=-1)
+        else:
+            # Some templates write a last answer in a way of its own.
+            asked = shield.render(shown[: num_history - 1], shown_tools, True)
+            found = self._answer_in(whole, asked, shield, tools)
+            if found is None or message_hash(found[0]) != message_hash(messages[num_history - 1]):
+                return None
+            end_of_turn = found[1]
         has_end = end_of_turn >= 0
         text = whole[end_of_turn:] if has_end else whole[len(history) :]
         ids = self.vocabulary.encode(text, shield.reveal)
@@ -86,6 +120,43 @@ class Renderer:
         if sampled_end and (has_end or ids[:1] == [last_id]):
             return ids[1:]
         return ids
+
+    def read_back(
+        self, messages: Sequence[Message], tools: Tools, num_history: int
+    ) -> Message | None:
+        """What answer `messages[num_history - 1]` is by what the template shows of it in the longer
+        conversation; None where that does not continue the answer's prompt. Raises `RenderError`.
+        """
+        shield = _Shield(self)
+        shown, shown_tools = shield.messages(messages), shield.tools(tools)
+        whole = shield.render(shown, shown_tools, True)
+        asked = shield.render(shown[: num_history - 1], shown_tools, True)
+        found = self._answer_in(whole, asked, shield, tools)
+        return found[0] if found is not None else None
+
+    def _answer_in(
+        self, whole: str, asked: str, shield: _Shield, tools: Tools
+    ) -> tuple[Message, int] | None:
+        """The answer to prompt `asked` that `whole` shows, and where in `whole` its turn ends."""
+        if not whole.startswith(asked):
+            return None
+        ends = [whole.find(text, len(asked)) for text in self.vocabulary.stop_texts]
+        end = min((index for index in ends if index >= 0), default=None)
+        if end is None:
+            return None
+        # A parser sees the end of the turn where it is one of its tags.
+        seen = next((tag for tag in self.format.tags if whole.startswith(tag, end)), "")
+        parser = self.format.parser(tools, shield.reveal(asked[-NUM_END_CHARS:]))
+        answer = Choice()
+        for piece in [
+            *parser.feed(shield.reveal(whole[len(asked) : end] + seen)),
+            *parser.finish(),
+        ]:
+            if isinstance(piece, ParsedCall):
+                answer.append(ToolCall(piece.id, piece.name, piece.arguments))
+            else:
+                answer.append(piece)
+        return answer.message(), end
 
     def _warn_where_unusual(self) -> None:
         """Compare a plain conversation with the tokenizer's own encoding of its text."""
@@ -144,7 +215,7 @@ class _Shield:
         if message.tool_calls:
             shown["tool_calls"] = [
                 {
-                    "id": self._any(call.id),
+                    "id": self._call_id(call.id),
                     "type": "function",
                     "function": {
                         "name": self._any(call.name),
@@ -153,11 +224,36 @@ class _Shield:
                 }
                 for call in message.tool_calls
             ]
+        if message.reasoning:
+            self._add_reasoning(shown, self._any(message.reasoning))
         if message.tool_call_id:
-            shown["tool_call_id"] = self._any(message.tool_call_id)
+            shown["tool_call_id"] = self._call_id(message.tool_call_id)
         if message.name:
             shown["name"] = self._any(message.name)
         return shown
+
+    def _add_reasoning(self, shown: dict[str, Any], reasoning: str) -> None:
+        answer_format, content = self._renderer.format, shown["content"]
+        if answer_format.reasoning_in == "blocks":
+            blocks = [{"type": "thinking", "thinking": reasoning}]
+            shown["content"] = blocks + ([{"type": "text", "text": content}] if content else [])
+        elif answer_format.reasoning_in == "thinking":
+            if "tool_calls" in shown and content:
+                # What was said before a call is nearly thinking; the template takes only one.
+                shown["content"], reasoning = "", f"{reasoning}\n\n{content}"
+            shown["thinking"] = reasoning
+        else:
+            shown["reasoning_content"] = reasoning
+
+    def _call_id(self, call_id: str) -> Any:
+        if not self._renderer.format.short_call_ids or _SHORT_CALL_ID.fullmatch(call_id):
+            return self._any(call_id)
+        number = int.from_bytes(blake2b(call_id.encode(), digest_size=8).digest())
+        short = ""
+        for _ in range(9):
+            number, digit = divmod(number, len(_LETTERS_AND_DIGITS))
+            short += _LETTERS_AND_DIGITS[digit]
+        return short
 
     def _any(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -21,12 +22,13 @@ from areal_sub.proxy.app import make_app
 from areal_sub.proxy.connection import BoundedHttpProtocol
 from areal_sub.proxy.control import Control
 from areal_sub.proxy.listeners import Listeners
-from areal_sub.proxy.parsers import parser_for
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sessions
 from areal_sub.proxy.turns import Turns
 from areal_sub.rpc import Server
 from areal_sub.trajectory.journal import Journal
+
+log = logging.getLogger(__name__)
 
 ENGINE_TIMEOUT_S = 600.0  # to come up: it may be loading a large model
 # SDKs keep idle connections for minutes and see a reset if we close them first.
@@ -48,6 +50,7 @@ class Settings:
     tokenizer_path: str
     chat_template: str | None
     tool_call_parser: str
+    reasoning_parser: str
     request_timeout_s: float
 
 
@@ -62,9 +65,13 @@ async def serving(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
 
     Raises `ModelError`, `ConfigError`, `RecordError`, `DeadlineExceeded` where it cannot start.
     """
-    parser = parser_for(settings.tool_call_parser)
-    template = Path(settings.chat_template) if settings.chat_template else None
-    renderer = Renderer.load(Path(settings.tokenizer_path), template, parser.TAGS)
+    renderer = Renderer.load(
+        Path(settings.tokenizer_path),
+        Path(settings.chat_template) if settings.chat_template else None,
+        settings.tool_call_parser,
+        settings.reasoning_parser,
+    )
+    log.info("answers are read as %s", renderer.format.name)
     async with contextlib.AsyncExitStack() as cleanup:
         journal = Journal(Path(settings.journal_path))
         cleanup.callback(journal.close)
@@ -75,7 +82,6 @@ async def serving(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
         turns = Turns(
             engine=engine,
             renderer=renderer,
-            parser=parser,
             journal=journal,
             max_model_len=max_model_len,
             request_timeout_s=settings.request_timeout_s,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from areal_sub.errors import RpcError
 from areal_sub.proxy.history import History
+from areal_sub.proxy.kept import KeptAnswers
 from areal_sub.proxy.refusals import Reason, Refusal
 
 MAX_FINISHED_KEYS = 65_536
@@ -38,7 +39,8 @@ class Session:
     max_turns: int
     sampling: Sampling
     history: History = field(default_factory=History)
-    choices: dict[str, list[str]] = field(default_factory=dict)  # completion id → its turns' ids
+    kept: KeptAnswers = field(default_factory=KeptAnswers)
+    choices: dict[str, list[str]] = field(default_factory=dict)  # answer id → its turns' ids
     turn_ids: set[str] = field(default_factory=set)  # recorded
     num_admitted: int = 0  # turns that were asked for
     num_rejected: int = 0

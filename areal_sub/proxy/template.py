@@ -78,6 +78,7 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"chat template, line {error.lineno}: {error.message}") from None
         self._special_tokens = dict(special_tokens)
+        self.source = "\n".join(sources.values())
 
     def render(
         self,

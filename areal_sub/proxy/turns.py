@@ -12,30 +12,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from areal_sub.engine_client import EngineClient
-from areal_sub.errors import PeerGone, RpcError
-from areal_sub.proxy.choice import Sampled
+from areal_sub.errors import GrammarError, PeerGone, RpcError
+from areal_sub.proxy.choice import Sampled, may_end_early
+from areal_sub.proxy.constraints import Reasoning, grammar_of, refused
+from areal_sub.proxy.families.traits import traits_of
 from areal_sub.proxy.history import Keys, Match, Prompt
 from areal_sub.proxy.neutral import Call, Delta
-from areal_sub.proxy.parsers import ToolCallParser
-from areal_sub.proxy.refusals import Reason, Refusal, invalid
+from areal_sub.proxy.parsers import AnswerParser, TwoPartParser
+from areal_sub.proxy.refusals import ContextTooLong, Reason, Refusal, invalid
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sampling, Session, finished
 from areal_sub.proxy.template import RenderError
-from areal_sub.records import Fork, GenerateRequest, TurnRecord, float32, int32
+from areal_sub.records import Fork, GenerateRequest, Int32Array, TurnRecord, float32, int32
 from areal_sub.trajectory.journal import Journal
 
 log = logging.getLogger(__name__)
 
 # Calls that were larger than this on the wire are rendered off the event loop.
 LARGE_BYTES = 32_768
+# Enough to hold a tag, or a header, that ends a prompt, where it is no token of its own.
+NUM_END_TOKENS = 16
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +49,7 @@ class Prepared:
     call: Call
     prompt: Prompt
     request: GenerateRequest
-    completion_id: str
+    answer_id: str  # the completion's, response's or message's, as the agent sees it
     started_at: float  # Unix time, s
     num_sampled_tokens: int = 0  # of all choices that have ended
 
@@ -57,18 +60,30 @@ class Turns:
         *,
         engine: EngineClient,
         renderer: Renderer,
-        parser: type[ToolCallParser],
         journal: Journal,
         max_model_len: int,
         request_timeout_s: float,
     ) -> None:
         self._engine = engine
         self._renderer = renderer
-        self._parser = parser
         self._journal = journal
         self._max_model_len = max_model_len
         self._timeout_s = request_timeout_s
-        self._hidden = renderer.vocabulary.hidden_ids(parser.TAGS)
+        self._hidden = renderer.vocabulary.hidden_ids(renderer.format.tags)
+        traits = traits_of(renderer)
+        # An answer with two calls could not be shown to the model again.
+        self._one_call = traits.takes_calls and not traits.takes_parallel_calls
+        if traits.takes_calls and not traits.reads_calls:
+            log.warning(
+                "the chat template does not write calls as %s does, which they are read as: they "
+                "may stay text; name another format in rollout.openai.tool_call_parser",
+                renderer.format.name,
+            )
+        if not traits.takes_tools:
+            log.warning(
+                "the chat template does not show tools to the model: what agents pass as tools it "
+                "never sees; name a template that does in rollout.openai.chat_template"
+            )
         self._stop_ids = sorted(renderer.vocabulary.stop_ids)
         self.forks: Counter[str] = Counter()  # of recorded turns, by `Fork`
         self.num_requests = 0  # admitted calls
@@ -77,13 +92,17 @@ class Turns:
         self.num_prompt_tokens = 0
         self.num_sampled_tokens = 0
 
-    async def prepare(self, session: Session, call: Call) -> Prepared:
+    async def prepare(self, session: Session, call: Call, answer_id: str) -> Prepared:
         """Count the call, find what it continues, and make its prompt. Raises `Refusal`."""
         session.check_open()
+        if self._one_call and call.parallel_tool_calls:
+            call = replace(call, parallel_tool_calls=False)
         session.admit(call.num_choices)
         started_at = time.time()
         try:
             prompt = await self._prompt(session, call)
+            prompt_token_ids = prompt.token_ids()
+            grammar = await self._grammar(call, prompt_token_ids)
             session.check_open()
         except Refusal:
             session.num_admitted -= call.num_choices
@@ -92,23 +111,31 @@ class Turns:
         room = self._max_model_len - prompt.num_tokens
         asked = call.max_new_tokens or room
         request = GenerateRequest(
-            prompt_token_ids=prompt.token_ids(),
+            prompt_token_ids=prompt_token_ids,
             max_new_tokens=min(asked, session.sampling.max_new_tokens, room),
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
             stop_token_ids=self._stop_ids,
-            stream=call.stream or bool(call.stop),
+            stream=call.stream or may_end_early(call),
             affinity=session.rollout_id,
+            grammar=grammar,
         )
         return Prepared(
             session=session,
             call=call,
             prompt=prompt,
             request=request,
-            completion_id=f"chatcmpl-{secrets.token_hex(14)}",
+            answer_id=answer_id,
             started_at=started_at,
         )
+
+    async def count(self, session: Session, call: Call) -> int:
+        """How many tokens the call's prompt would have. Nothing is recorded. Raises `Refusal`."""
+        session.check_open()
+        keys = Keys.of(call.messages, call.tools)
+        matched = session.history.match(call.messages, keys)
+        return (await self._find(call, keys, matched)).num_tokens
 
     async def run(self, prepared: Prepared) -> AsyncIterator[tuple[int, Delta]]:
         """(choice index, delta) as they come, until every choice has a finish reason.
@@ -119,8 +146,8 @@ class Turns:
         session.check_open()
         self.num_requests += 1
         outbox = _Outbox()
-        ids = [choice_turn_id(prepared.completion_id, i) for i in range(call.num_choices)]
-        session.choices[prepared.completion_id] = ids
+        ids = [choice_turn_id(prepared.answer_id, i) for i in range(call.num_choices)]
+        session.choices[prepared.answer_id] = ids
         tasks = [
             asyncio.ensure_future(self._run_choice(prepared, i, turn_id, outbox))
             for i, turn_id in enumerate(ids)
@@ -145,35 +172,68 @@ class Turns:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _grammar(self, call: Call, prompt: Int32Array) -> str:
+        answer_format, reasoning = self._renderer.format, None
+        if answer_format.thinking is not None:
+            opened, closed = answer_format.thinking.OPEN, answer_format.thinking.CLOSE
+            begun = self._end_of(prompt).rstrip().endswith(opened)
+            reasoning = Reasoning(opened, closed, begun)
+        given = (call, answer_format, self._renderer.vocabulary.control_ids, reasoning)
+        if call.num_bytes > LARGE_BYTES:
+            return await asyncio.to_thread(grammar_of, *given)
+        return grammar_of(*given)
+
     async def _prompt(self, session: Session, call: Call) -> Prompt:
-        num_chars = sum(len(message.content) for message in call.messages)
-        self._check_length(num_chars // self._renderer.vocabulary.max_token_chars)
+        if call.raw_prompt is not None:
+            return session.history.raw_prompt(int32(await self._raw_ids(call)))
         keys = Keys.of(call.messages, call.tools)
         matched = session.history.match(call.messages, keys)
-        if matched.twin is not None:
-            prompt = matched.twin
-        elif call.num_bytes > LARGE_BYTES:
-            prompt = await asyncio.to_thread(self._build, call, keys, matched)
-        else:
-            prompt = self._build(call, keys, matched)
+        prompt = await self._find(call, keys, matched)
         self._check_length(prompt.num_tokens + 1)
         return session.history.add_prompt(call.messages, keys, prompt, matched)
 
+    async def _find(self, call: Call, keys: Keys, matched: Match) -> Prompt:
+        num_chars = sum(len(message.content) for message in call.messages)
+        self._check_length(num_chars // self._renderer.vocabulary.max_token_chars)
+        if matched.twin is not None:
+            return matched.twin
+        if call.num_bytes > LARGE_BYTES:
+            return await asyncio.to_thread(self._build, call, keys, matched)
+        return self._build(call, keys, matched)
+
+    async def _raw_ids(self, call: Call) -> Sequence[int]:
+        vocabulary, raw = self._renderer.vocabulary, call.raw_prompt
+        assert raw is not None
+        if isinstance(raw, str):
+            self._check_length(len(raw) // vocabulary.max_token_chars)
+            large = call.num_bytes > LARGE_BYTES
+            ids: Sequence[int] = (
+                await asyncio.to_thread(vocabulary.encode, raw) if large else vocabulary.encode(raw)
+            )
+        else:
+            ids = raw
+            unknown = next((i for i in ids if not 0 <= i < vocabulary.size), None)
+            if unknown is not None:
+                raise invalid(f"prompt: {unknown} is no token of the model.", "prompt")
+        self._check_length(len(ids) + 1)
+        return ids
+
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self._max_model_len:
-            raise Refusal(
-                Reason.CONTEXT_LENGTH,
-                f"This model's maximum context length is {self._max_model_len} tokens. However, "
-                f"your messages and at least one new token need {num_tokens} tokens or more. "
-                "Please reduce the length of the messages.",
-                param="messages",
-            )
+            raise ContextTooLong(num_tokens, self._max_model_len)
 
     def _build(self, call: Call, keys: Keys, matched: Match) -> Prompt:
         """The prompt on top of the matched turn, or from scratch. Raises `Refusal`."""
         parent, fork, context = matched.parent, matched.fork, None
         try:
-            if parent is not None:
+            if matched.bare is not None:
+                # The template may write what the agent left out; then nothing was dropped.
+                whole = int32(self._renderer.prompt(call.messages, call.tools))
+                if (num := matched.bare.num_at_start_of(whole)) is not None:
+                    parent, fork, context = matched.bare, Fork.NONE, whole[num:].tolist()
+                elif parent is None:
+                    context = whole.tolist()
+            if context is None and parent is not None:
                 last_id = int(parent.token_ids[-1]) if len(parent.token_ids) else None
                 context = self._renderer.continuation(
                     call.messages, call.tools, matched.num_history, last_id
@@ -195,16 +255,17 @@ class Turns:
             tools=keys.tools,
             chain=keys.chain[-1],
             exact=keys.exact[-1],
+            bare=keys.bare[-1],
         )
 
     async def _run_choice(
         self, prepared: Prepared, index: int, turn_id: str, outbox: _Outbox
     ) -> None:
-        sampled = Sampled(prepared.call, self._renderer.vocabulary, self._hidden, self._parser())
+        sampled = self._sampled(prepared)
         delta = Delta()
         try:
             try:
-                async for delta in self._sample(prepared.request, sampled):
+                async for delta in self._sample(prepared, sampled):
                     if sampled.finish_reason is None:
                         outbox.put(index, delta)
             finally:
@@ -217,12 +278,26 @@ class Turns:
         else:
             outbox.put(index, delta)
 
-    async def _sample(self, request: GenerateRequest, sampled: Sampled) -> AsyncIterator[Delta]:
+    def _sampled(self, prepared: Prepared) -> Sampled:
+        call, vocabulary = prepared.call, self._renderer.vocabulary
+        if call.raw_prompt is not None:
+            parser: AnswerParser = TwoPartParser(None, None)
+        else:
+            tools = call.tools if call.parses_tool_calls else ()
+            prompt_end = self._end_of(prepared.request.prompt_token_ids)
+            parser = self._renderer.format.parser(tools, prompt_end)
+        return Sampled(call, vocabulary, self._hidden, parser)
+
+    def _end_of(self, prompt: Int32Array) -> str:
+        """The prompt's last text: some templates begin the answer themselves."""
+        return self._renderer.vocabulary.decode(prompt[-NUM_END_TOKENS:].tolist())
+
+    async def _sample(self, prepared: Prepared, sampled: Sampled) -> AsyncIterator[Delta]:
         """Feed `sampled` from the engine until it has a finish reason. Raises `Refusal`."""
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                aclosing(self._engine.generate(request)) as chunks,
+                aclosing(self._engine.generate(prepared.request)) as chunks,
             ):
                 async for chunk in chunks:
                     yield sampled.take(chunk)
@@ -232,6 +307,8 @@ class Turns:
             raise Refusal(
                 Reason.DEADLINE, f"the engine did not finish within {self._timeout_s} s"
             ) from None
+        except GrammarError as error:
+            raise refused(prepared.call, str(error)) from None
         except PeerGone as error:
             raise Refusal(Reason.ENGINE_GONE, f"the engine is gone: {error}") from None
         except RpcError as error:
@@ -262,6 +339,7 @@ class Turns:
             ended_at=time.time(),
             num_prompt_tokens=prompt.num_tokens,
             engine_digest=sampled.engine_digest,
+            constrained=bool(prepared.request.grammar),
         )
         self._journal.append(record)
         prepared.num_sampled_tokens += len(sampled.token_ids)
@@ -285,10 +363,7 @@ class _Outbox:
     def put(self, index: int, delta: Delta) -> None:
         pending = self._pending.setdefault(index, delta)
         if pending is not delta:
-            pending.text += delta.text
-            pending.tool_calls += delta.tool_calls
-            pending.logprobs += delta.logprobs
-            pending.finish_reason = delta.finish_reason
+            pending.add(delta)
         self._filled.set()
 
     def fail(self, refusal: Refusal) -> None:
@@ -308,9 +383,9 @@ class _Outbox:
         return deltas
 
 
-def choice_turn_id(completion_id: str, index: int) -> str:
-    """The first choice's turn has the completion's id; those of the others are derived from it."""
-    return completion_id if index == 0 else f"{completion_id}-{index}"
+def choice_turn_id(answer_id: str, index: int) -> str:
+    """The first choice's turn has the answer's id; those of the others are derived from it."""
+    return answer_id if index == 0 else f"{answer_id}-{index}"
 
 
 def sampling_of(call: Call, sampling: Sampling) -> tuple[float, float, int]:

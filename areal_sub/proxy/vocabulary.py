@@ -8,6 +8,7 @@ like one is encoded as ordinary text (`encode_plain`).
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -22,6 +23,10 @@ from areal_sub.proxy.template import read_json, token_text
 
 # The library's own threads would fight the event loop for the core that the proxy has.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Texts whose ids are kept: at most some 40 MB, whatever agents send.
+NUM_REMEMBERED = 512
+MAX_REMEMBERED_CHARS = 8192
 
 
 class Vocabulary:
@@ -49,15 +54,23 @@ class Vocabulary:
         }
         self.control_ids: dict[str, int] = {token["content"]: token["id"] for token in control}
         self.special_texts = frozenset(t["content"] for t in control if t["special"])
-        self.stop_ids = _stop_ids(folder, self.full)
-        self.stop_texts = tuple(t for t, i in self.control_ids.items() if i in self.stop_ids)
+        self.stop_ids: frozenset[int] = frozenset()
+        self.stop_texts: tuple[str, ...] = ()
+        self.add_stops(_stop_ids(folder, self.full))
+        self.size: int = self.full.get_vocab_size()
         # No text of n characters has fewer than n / max_token_chars tokens.
         self.max_token_chars = max(map(len, self.full.get_vocab()))
         self._control_set = frozenset(self.control_ids.values())
         self._control = any_of(self.control_ids)
+        self._remembered = functools.lru_cache(NUM_REMEMBERED)(self._encode_as_text)
         # Control tokens that swallow the white space before or behind them.
         self._eats_left = {token["content"] for token in control if token.get("lstrip")}
         self._eats_right = {token["content"] for token in control if token.get("rstrip")}
+
+    def add_stops(self, token_ids: Iterable[int]) -> None:
+        """Have these end a turn too. While loading only."""
+        self.stop_ids = self.stop_ids.union(token_ids)
+        self.stop_texts = tuple(t for t, i in self.control_ids.items() if i in self.stop_ids)
 
     def encode(self, text: str, reveal: Callable[[str], str] = str) -> list[int]:
         """Ids of a rendered text, whose control tokens are meant as such.
@@ -80,8 +93,13 @@ class Vocabulary:
             ids += self.encode_plain(reveal(text[position:]))
         return ids
 
-    def encode_plain(self, text: str) -> list[int]:
+    def encode_plain(self, text: str) -> Sequence[int]:
         """Ids of `text` as ordinary text, whatever it looks like. Never a control token."""
+        # System prompts, tools and tasks come again with each rollout of a group.
+        is_short = len(text) <= MAX_REMEMBERED_CHARS
+        return self._remembered(text) if is_short else self._encode_as_text(text)
+
+    def _encode_as_text(self, text: str) -> Sequence[int]:
         ids = self._encode_plain(text)
         if self._control_set.isdisjoint(ids):
             return ids
@@ -106,8 +124,9 @@ class Vocabulary:
 
     def hidden_ids(self, visible: Collection[str]) -> frozenset[int]:
         """Ids without a text for agents: ends of turn and special tokens, save `visible`."""
-        special = {self.control_ids[text] for text in self.special_texts - set(visible)}
-        return frozenset(special | self.stop_ids)
+        special = {self.control_ids[text] for text in self.special_texts}
+        shown = {self.control_ids.get(text) for text in visible}
+        return frozenset((special | self.stop_ids) - shown)
 
 
 def _load(data: dict[str, Any]) -> Tokenizer:

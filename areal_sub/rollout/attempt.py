@@ -10,16 +10,19 @@ Whatever the agent does becomes an outcome on its end record. Only a failure of 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from areal_sub.config.schema import GenerationConfig, OpenAIConfig, RolloutConfig
-from areal_sub.errors import ArealSubError, PeerGone, WorkflowError
+from areal_sub.errors import ArealSubError, PeerGone, TaskError, WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rollout.environ import agent_environment
 from areal_sub.rollout.rewards import judge_result
+from areal_sub.rollout.workspace import workspace_of
 from areal_sub.rpc import Client
 from areal_sub.trajectory.stream import TrajectoryStream
 from areal_sub.trajectory.tree import Trajectory
@@ -74,6 +77,7 @@ class RolloutRunner:
         self._agents = agents
         self._timeout_s = config.timeout_s
         self._openai: OpenAIConfig = config.openai
+        self._base = Path.cwd()  # what paths in the configuration are relative to
 
     async def run(
         self, assignment: Assignment, agent: Agent, gconfig: GenerationConfig
@@ -113,10 +117,15 @@ class RolloutRunner:
             data=assignment.data,
             env=agent_environment(port=self._port, key=key, extra=self._openai.env),
             timeout_s=self._timeout_s,
+            outputs=self._openai.sandbox.outputs,
         )
         started_at = time.monotonic()
         try:
-            return await self._agents.run(request)
+            template = self._openai.sandbox.workspace
+            workspace = workspace_of(template, assignment.data, self._base)
+            return await self._agents.run(dataclasses.replace(request, workspace=workspace))
+        except TaskError as error:
+            return _our_failure(request, Outcome.START_FAILED, str(error), started_at)
         except asyncio.CancelledError:
             await asyncio.shield(
                 self._end(_our_failure(request, Outcome.CANCELLED, "", started_at))
@@ -148,6 +157,8 @@ class RolloutRunner:
             "wall_s": report.wall_s,
             "cpu_s": report.cpu_s,
             "max_rss_bytes": report.max_rss_bytes,
+            "egress_refused": report.egress_refused,
+            "written_bytes": report.written_bytes,
         }
         await self._proxy.call("end_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
 

@@ -31,8 +31,8 @@ class SubprocPool:
     async def attach(self, *, port: int, listeners: Path, timeout_s: float) -> str:
         """Tell the supervisor which port agents call, and where the proxy takes listeners.
 
-        Returns the sandbox's tier and what that does not do, as a line for the user. Raises
-        `WorkflowError` where the tier is not to be had.
+        Returns the sandbox's tier, its allowlist and what it does not do, as a line for the user.
+        Raises `WorkflowError` where the tier is not to be had.
         """
         params = {"port": port, "listeners_path": str(listeners)}
         try:
@@ -41,7 +41,10 @@ class SubprocPool:
             raise
         except RpcError as error:
             raise _workflow_error(self._client, error) from None
-        return "; but ".join([f"tier {answer['tier']}", *answer["weaknesses"]])
+        tier = f"tier {answer['tier']}"
+        if answer["allow"]:
+            tier += f", which lets agents reach {', '.join(answer['allow'])}"
+        return "; but ".join([tier, *answer["weaknesses"]])
 
     async def warm(self, target: str, pickled: bytes = b"") -> list[str]:
         """Import the agent now, so that its import errors come before any rollout.

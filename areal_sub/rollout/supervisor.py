@@ -4,7 +4,8 @@ Started as `python -m areal_sub.rollout.supervisor SETTINGS.json` (`component`);
 this package that knows the sandbox. One warm zygote per agent, started on demand and again when it
 died. Served over `rpc`, to `pool` in the trainer:
 
-    attach {port, listeners_path} → {tier, weaknesses}   once, before the first agent: the proxy
+    attach {port, listeners_path} → {tier, weaknesses, allow}   once, before the first agent: the
+                                                                proxy
     warm  {target, pickled}  → {notes}            the agent's import error as the call's error
     run   RunRequest         → RunReport          cancelling the call kills the child
     stats {}                 → {max_children, start_timeout_s, num_running, num_waiting,
@@ -47,6 +48,8 @@ from sandbox.reaper import kill_strangers
 
 log = logging.getLogger(__name__)
 
+MAX_TOLD = 100
+
 OUTCOMES: Mapping[Ending, Outcome] = {
     Ending.RETURNED: Outcome.COMPLETED,
     Ending.RAISED: Outcome.EXCEPTION,
@@ -76,9 +79,11 @@ def make_spec(
     """The sandbox's spec from the fields of `SandboxConfig`."""
     return SandboxSpec(
         tier=sandbox["tier"],
+        cgroups=sandbox["cgroups"],
         env=env,
         readable=tuple(str(Path(path).resolve()) for path in sandbox["readable"]),
         hidden=tuple(hidden),
+        mounts={inside: str(Path(path).resolve()) for inside, path in sandbox["mounts"].items()},
         limits=Limits(
             cpu_s=sandbox["max_cpu_s"],
             memory_bytes=sandbox["max_memory_bytes"],
@@ -91,6 +96,8 @@ def make_spec(
             processes=sandbox["max_processes"],
             scratch_bytes=sandbox["max_scratch_bytes"],
             scratch_files=sandbox["max_scratch_files"],
+            workspace_bytes=sandbox["max_workspace_bytes"],
+            outputs_bytes=sandbox["max_outputs_bytes"],
         ),
     )
 
@@ -110,6 +117,11 @@ def make_report(rollout_id: str, child: ChildReport) -> RunReport:
         cpu_s=child.cpu_s,
         max_rss_bytes=child.max_rss_bytes,
         num_killed=child.num_killed,
+        egress_refused=dict(child.egress_refused),
+        written_bytes=child.written_bytes,
+        outputs=dict(child.outputs),
+        outputs_refused=[list(each) for each in child.outputs_refused],
+        outputs_missing=list(child.outputs_missing),
     )
 
 
@@ -127,8 +139,11 @@ class Supervisor:
         max_children: int,
         start_timeout_s: float,
         reserve: int = 0,
+        allow: Iterable[str] = (),
     ) -> None:
         self._spec = spec
+        self._allow = tuple(allow)
+        self._told: set[tuple[str, str]] = set()  # (agent, host and port) that the log names
         self._reserve = reserve
         self._to_proxy: socket.socket | None = None
         self._probe = probe
@@ -148,14 +163,18 @@ class Supervisor:
     async def attach(self, params: dict[str, Any]) -> dict[str, Any]:
         """Raises `WorkflowError` where the tier is not to be had, `OSError` where the proxy does
         not take listeners."""
-        self._spec = dataclasses.replace(self._spec, port=params["port"])
         self._to_proxy = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._to_proxy.connect(params["listeners_path"])
         try:
+            self._spec = dataclasses.replace(self._spec, port=params["port"], allow=self._allow)
             made = plan(self._spec, self._probe)
         except SandboxError as error:
             raise WorkflowError(f"rollout.openai.sandbox: {error}") from None
-        return {"tier": made.tier, "weaknesses": list(made.weaknesses)}
+        return {
+            "tier": made.tier,
+            "weaknesses": list(made.weaknesses),
+            "allow": list(made.allow),
+        }
 
     async def warm(self, params: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -181,7 +200,15 @@ class Supervisor:
             self._num_running -= 1
             self._num_finished += 1
             self._slots.release()
+        self._log_refused(request.target or "(pickled)", child.egress_refused)
         return make_report(request.rollout_id, child).to_map()
+
+    def _log_refused(self, agent: str, refused: Iterable[str]) -> None:
+        """Each once, and a bounded number: what the agent wants may need to be allowed."""
+        for wanted in refused:
+            if (agent, wanted) not in self._told and len(self._told) < MAX_TOLD:
+                self._told.add((agent, wanted))
+                log.warning("%s wants %s, not in sandbox.network.allow", agent, wanted)
 
     async def stats(self, _params: dict[str, Any]) -> dict[str, float]:
         alive = [task for task in self._zygotes.values() if _is_alive(task)]
@@ -212,6 +239,8 @@ class Supervisor:
                 kwargs=request.workflow_kwargs,
                 env=request.env,
                 wall_s=request.timeout_s,
+                workspace=request.workspace or None,
+                outputs=request.outputs,
                 on_listener=partial(self._hand_over, request.rollout_id),
             )
         except ZygoteFailed as error:
@@ -261,11 +290,11 @@ class Supervisor:
         log.info("the zygote of %s ended", target or "(pickled)")
         while starting := {task for task in self._zygotes.values() if not task.done()}:
             await asyncio.wait(starting)  # their guardians are not known before that
-        guardians = {
-            task.result().guardian_pid for task in self._zygotes.values() if _is_alive(task)
+        ours = {
+            pid for task in self._zygotes.values() if _is_alive(task) for pid in task.result().pids
         }
         try:
-            kill_strangers(guardians)
+            kill_strangers(ours)
         except TimeoutError as error:
             log.error("after the end of %s: %s", target or "(pickled)", error)
 
@@ -302,6 +331,7 @@ async def main(settings: dict[str, Any]) -> None:
         max_children=settings["max_children"],
         start_timeout_s=settings.get("start_timeout_s", 120.0),
         reserve=settings["sandbox"]["reserve"],
+        allow=settings["sandbox"]["network"]["allow"],
     )
     server = Server(
         Path(settings["socket_path"]),

@@ -24,6 +24,7 @@ from areal_sub.records import EngineInfo
 from areal_sub.rollout.attempt import AgentRunner, RolloutRunner
 from areal_sub.rollout.inline import InlineRunner
 from areal_sub.rollout.pool import SubprocPool
+from areal_sub.rollout.workspace import fixed_part
 from areal_sub.rpc import Client
 from areal_sub.schedulers.local import Component
 from areal_sub.trainer.scratch import scratch_folder
@@ -102,7 +103,9 @@ class Stack:
             await start_component(
                 "engine",
                 "areal_sub.engines.embedded",
-                _engine_settings(config, sockets["engine"], model_path, policy_version),
+                _engine_settings(
+                    config, sockets["engine"], model_path, tokenizer_path, policy_version
+                ),
             )
             await start_component(
                 "proxy",
@@ -195,11 +198,12 @@ async def _connect(
 
 
 def _engine_settings(
-    config: Config, socket: Path, model_path: str, policy_version: int
+    config: Config, socket: Path, model_path: str, tokenizer_path: str, policy_version: int
 ) -> dict[str, Any]:
     return {
         "socket_path": str(socket),
         "model_path": model_path,
+        "tokenizer_path": tokenizer_path,
         "dtype": config.engine.dtype or config.actor.dtype,
         "device": config.engine.device,
         "num_threads": config.engine.num_threads,
@@ -223,6 +227,7 @@ def _proxy_settings(
         "tokenizer_path": tokenizer_path,
         "chat_template": config.rollout.openai.chat_template,
         "tool_call_parser": config.rollout.openai.tool_call_parser,
+        "reasoning_parser": config.rollout.openai.reasoning_parser,
         "request_timeout_s": config.rollout.request_timeout_s,
     }
 
@@ -233,6 +238,9 @@ def _supervisor_settings(
     """Raises `ConfigError` where agents would see the whole home folder."""
     openai = config.rollout.openai
     python_path = _python_path(openai.python_path)
+    hidden = [_hidden(Path(config.cluster.fileroot).resolve(), run_folder, python_path)]
+    if openai.sandbox.workspace is not None:
+        hidden.append(_around_workspaces(openai.sandbox.workspace, python_path))
     return {
         "socket_path": str(socket),
         "work_dir": str(folder / "children"),
@@ -241,7 +249,7 @@ def _supervisor_settings(
         "env_passthrough": openai.env_passthrough,
         "max_children": openai.num_children or config.rollout.max_concurrent_rollouts,
         "sandbox": openai.sandbox.model_dump(),
-        "hidden": [_hidden(Path(config.cluster.fileroot).resolve(), run_folder, python_path)],
+        "hidden": hidden,
     }
 
 
@@ -264,6 +272,22 @@ def _hidden(fileroot: Path, run_folder: Path, python_path: list[str]) -> str:
     """Checkpoints and journals of this run and of others: agents have no business there."""
     holds_agents = any(Path(folder).is_relative_to(fileroot) for folder in python_path)
     return str(run_folder.resolve() if holds_agents else fileroot)
+
+
+def _around_workspaces(template: str, python_path: list[str]) -> str:
+    """Agents find a copy of their own; the templates, graders among them maybe, are not theirs.
+
+    Raises `ConfigError` where that would hide the agents' code.
+    """
+    folder = fixed_part(template, Path.cwd())
+    for path in python_path:
+        if Path(path).is_relative_to(folder):
+            raise ConfigError(
+                f"rollout.openai.sandbox.workspace={template}: the folder around all workspaces is "
+                f"hidden from agents, and {folder} holds {path}, which they are imported from: put "
+                "workspaces into a folder of their own"
+            )
+    return str(folder)
 
 
 def _supervisor_env(config: Config) -> dict[str, str]:

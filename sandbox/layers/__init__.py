@@ -3,6 +3,7 @@
     NAME            what steps and errors call it
     probe()         "" where this machine gives the layer, else why not; called in a throwaway child
     apply(args, context)   do it, to the calling process; raises on any failure
+    prepare(args)   optional: what many processes would compute alike, before they are forked
 
 `args` is the step's JSON, made by `plan`; `context` is what differs from process to process.
 """
@@ -15,6 +16,7 @@ from typing import Any
 from . import (
     bwrap,
     capabilities,
+    cgroups,
     descriptors,
     environ,
     gvisor,
@@ -34,7 +36,7 @@ from . import (
 )
 from .context import Context
 
-__all__ = ["APPLY", "INSIDE_GVISOR", "OUTER", "PROBE", "Context", "checks"]
+__all__ = ["APPLY", "INSIDE_GVISOR", "OUTER", "PREPARE", "PROBE", "Context", "checks"]
 
 _LAYERS = (
     session,
@@ -50,6 +52,7 @@ _LAYERS = (
     scratch,
     loopback,
     polled_limits,
+    cgroups,
     capabilities,
 )
 
@@ -71,6 +74,7 @@ APPLY: Mapping[str, Callable[[Mapping[str, Any], Context], None]] = {
     layer.NAME: layer.apply for layer in (*_LAYERS, *_INSIDE_GVISOR, *_OUTER)
 }
 PROBE: Mapping[str, Callable[[], str]] = {layer.NAME: layer.probe for layer in _LAYERS}
+PREPARE: Mapping[str, Callable[[Mapping[str, Any]], None]] = {seccomp.NAME: seccomp.prepare}
 OUTER: Mapping[str, Callable[[], str]] = {layer.NAME: layer.probe for layer in _OUTER}
 """Of the outer tiers, each called like its tier. They start programs of others: not in no time."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -14,15 +15,17 @@ class Context:
     stderr: int = -1
     result: int = -1
     request: int = -1
+    group: list[int] = field(default_factory=list)
+    """What leads into the group of this process, see `cgroups`; closed once it is in."""
     keep: list[int] = field(default_factory=list)
     """More descriptors that must stay open."""
     ports: list[int] = field(default_factory=list)
     """More ports that may be connected to."""
-    readable: list[str] = field(default_factory=list)
+    readable: Sequence[str] = ()
     """More paths that can be read: the interpreter's own."""
     polled: dict[str, float] = field(default_factory=dict)
     """Out: the limits of all processes together, see `polled_limits`."""
-    listener: int = -1
+    listeners: list[int] = field(default_factory=list)
     """Out: what `loopback` bound."""
 
 

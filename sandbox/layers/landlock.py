@@ -7,10 +7,11 @@ Format: linux/landlock.h, https://docs.kernel.org/userspace-api/landlock.html
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import kernel
@@ -90,9 +91,8 @@ def _restrict(
         0,
     )
     try:
-        concealed = [os.path.realpath(path) for path in hidden]
-        for path in readable:
-            _allow_reading(ruleset, path, concealed)
+        for path, rights in _reading_rules(tuple(readable), tuple(hidden)):
+            _allow_path(ruleset, path, rights)
         for path in writable:
             if os.path.exists(path):
                 _allow_path(ruleset, path, fs)
@@ -104,7 +104,14 @@ def _restrict(
         os.close(ruleset)
 
 
-def _allow_reading(ruleset: int, path: str, hidden: list[str]) -> None:
+@functools.cache
+def _reading_rules(readable: tuple[str, ...], hidden: tuple[str, ...]) -> list[tuple[str, int]]:
+    """(path, rights) each. Found once: a zygote's children find them there."""
+    concealed = [os.path.realpath(path) for path in hidden]
+    return [rule for path in readable for rule in _rules_below(path, concealed)]
+
+
+def _rules_below(path: str, hidden: list[str]) -> Iterator[tuple[str, int]]:
     """Rules only ever add rights: a folder with a hidden one below it is allowed bit by bit.
 
     Listing it is allowed as a whole, since that is how Python imports: names can be seen.
@@ -115,13 +122,13 @@ def _allow_reading(ruleset: int, path: str, hidden: list[str]) -> None:
     if any(f"{real}/".startswith(f"{folder}/") for folder in hidden):
         return
     if not any(folder.startswith(real.rstrip("/") + "/") for folder in hidden):
-        _allow_path(ruleset, real, _READ)
+        yield real, _READ
         return
-    _allow_path(ruleset, real, READ_DIR)
+    yield real, READ_DIR
     with os.scandir(real) as entries:
         for entry in entries:
             if not entry.is_symlink():  # what it leads to may be outside, or hidden
-                _allow_reading(ruleset, entry.path, hidden)
+                yield from _rules_below(entry.path, hidden)
 
 
 def _allow_path(ruleset: int, path: str, rights: int) -> None:

@@ -1,7 +1,7 @@
-"""The child's own network: loopback alone, with one listener, the proxy's.
+"""The child's own network: loopback alone, with listeners for the ways out.
 
-The listener is bound before any of the agent's code runs and leaves for whoever runs children: a
-connection that arrives there was made in this child, whatever key or header it carries.
+They are bound before any of the agent's code runs and leave for whoever runs children: a connection
+that arrives there was made in this child, whatever key or header it carries.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def probe() -> str:
 
 
 def apply(args: Mapping[str, Any], context: Context) -> None:
-    """`port`: where the listener is bound; None for no listener."""
+    """`ports`: where listeners are bound."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         try:
             fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING))
         except OSError as error:
             if error.errno != errno.ENOTTY:  # in gVisor it is up from the start
                 raise
-    if args["port"] is not None:
-        listener = socket.create_server(("127.0.0.1", args["port"]), backlog=BACKLOG)
+    for port in args["ports"]:
+        listener = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
         listener.setblocking(False)
-        context.listener = listener.detach()
+        context.listeners.append(listener.detach())

@@ -32,7 +32,7 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
 
 def exceeded(limits: Mapping[str, float]) -> str:
     """ "memory", "cpu" or "": which limit the processes of this pid namespace, but for pid 1 and
-    with those that it has waited for, are over."""
+    with those that it has waited for, are over. `limits`: what `apply` was given."""
     waited_for = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = waited_for.ru_utime + waited_for.ru_stime
     memory_bytes = 0

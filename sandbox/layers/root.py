@@ -90,15 +90,23 @@ def probe() -> str:
 
 
 def apply(args: Mapping[str, Any], context: Context) -> None:
-    """`readable`: paths to show; `hidden`: folders below them to cover. At `context.folder`, any
-    one that can be mounted over, the root is put together. Becomes the user `INSIDE_ID`."""
+    """`readable`: paths to show; `hidden`: folders below them to cover; `mounts`: path inside →
+    path to show there. At `context.folder`, any one that can be mounted over, the root is put
+    together. Becomes the user `INSIDE_ID`."""
     kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     wanted = layout([*SYSTEM_PATHS, *ETC_PATHS, *args["readable"], *context.readable])
     for path in wanted.mounts:
         if path == "/" or path in _RESERVED or path.startswith(("/proc/", "/sys/")):
             raise ValueError(f"{path} cannot be shown to children: name a folder below it")
+    for inside, outside in args["mounts"].items():
+        if in_the_way := _in_the_way(inside, wanted):
+            raise ValueError(f"mounts: {inside} cannot be made: {in_the_way} is shown there")
+        if not os.path.exists(outside):
+            raise ValueError(f"mounts: there is no {outside}")
     # Taken by the user whose paths they are, before anything is covered.
     trees = [(path, kernel.clone_tree(path)) for path in wanted.mounts]
+    for inside, outside in args["mounts"].items():
+        trees.append((inside, kernel.clone_tree(os.path.realpath(outside))))
     devices = [(path, kernel.clone_tree(path)) for path in DEVICES]
     flags = kernel.MS_NOSUID | kernel.MS_NODEV
     owner = f"mode=0755,uid={INSIDE_ID},gid={INSIDE_ID}"
@@ -122,13 +130,33 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
         _attach(fd, path, read_only | kernel.MOUNT_ATTR_NODEV)
     for path, fd in devices:
         _attach(fd, path, kernel.MOUNT_ATTR_NOSUID)
-    for path in map(os.path.realpath, args["hidden"]):
+    for path in _covered(args["hidden"], args["mounts"]):
         if os.path.isdir(_in_root(path)):
             cover = flags | kernel.MS_RDONLY
             options = "size=4k,nr_inodes=1,mode=0555"
             kernel.mount("tmpfs", _in_root(path), "tmpfs", cover, options)
     kernel.pivot_root(".")
     kernel.restrict_tree(-100, read_only | kernel.MOUNT_ATTR_NODEV, "/", recursive=False)
+
+
+def _covered(hidden: Iterable[str], mounts: Mapping[str, str]) -> list[str]:
+    """Where `hidden` lies inside: at its own path, and in every mount of what is around it."""
+    real = [os.path.realpath(path) for path in hidden]
+    trees = {inside: os.path.realpath(outside) for inside, outside in mounts.items()}
+    return real + [
+        os.path.normpath(os.path.join(inside, os.path.relpath(path, outside)))
+        for path in real
+        for inside, outside in trees.items()
+        if path == outside or is_below(path, outside)
+    ]
+
+
+def _in_the_way(inside: str, wanted: Layout) -> str:
+    """The path that is shown at, above or below `inside`; "" where there is none."""
+    for path in (*wanted.mounts, *_LINKS, *wanted.links):
+        if path == inside or is_below(path, inside) or is_below(inside, path):
+            return path
+    return ""
 
 
 def _in_root(path: str) -> str:

@@ -8,6 +8,7 @@ inherited by every process. Format: classic BPF over `struct seccomp_data`, secc
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import platform
 import struct
@@ -156,17 +157,26 @@ def probe() -> str:
     return "a filter was accepted, but does not filter"
 
 
+def prepare(args: Mapping[str, Any]) -> None:
+    """Assemble the filter."""
+    _program(args)
+
+
 def apply(args: Mapping[str, Any], context: Context) -> None:
     """`deny`: only these, on top of a filter that is there; else the whole filter, but for
     `permit`; `only_tcp`: neither UDP nor Unix sockets, for where the network is not its own."""
+    kernel.set_seccomp_filter(_program(args))
+
+
+def _program(args: Mapping[str, Any]) -> bytes:
     if "deny" in args:
-        program = deny_filter(args["deny"])
-    else:
-        program = base_filter(permit=args["permit"], only_tcp=args["only_tcp"])
-    kernel.set_seccomp_filter(program)
+        return deny_filter(tuple(args["deny"]))
+    return base_filter(permit=args["permit"], only_tcp=args["only_tcp"])
 
 
-def deny_filter(names: tuple[str, ...] | list[str]) -> bytes:
+@functools.cache
+def deny_filter(names: tuple[str, ...]) -> bytes:
+    """Assembled once: a zygote's children find it made."""
     code = _prologue()
     for name in names:
         code += _on(_number(_DENIED[name]), [_errno(errno.EPERM)])

@@ -18,7 +18,7 @@ NAME = "some_namespaces"
 def probe() -> str:
     try:
         apply({}, Context())
-        loopback.apply({"port": 1024}, Context())
+        loopback.apply({"ports": [1024]}, Context())
     except OSError as error:
         return f"they cannot be had, or not be used: {error}"
     pid = os.fork()

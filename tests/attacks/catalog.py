@@ -6,6 +6,7 @@ too. Titles and reasons are what `docs/security.md` shows (`write_table.py`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,6 +34,11 @@ class Attack:
     limits: Mapping[str, int] = field(default_factory=dict)
     """Of the children, where they differ from the stage's."""
     wall_s: float | None = None
+    grouped: Mapping[str, End] = field(default_factory=dict)
+    """Tier → its end where this machine gives cgroups, for those where that is another one."""
+
+    def end(self, tier: str, *, cgroups: bool) -> End:
+        return self.grouped.get(tier, self.ends[tier]) if cgroups else self.ends[tier]
 
     @property
     def function(self) -> str:
@@ -59,7 +65,15 @@ def row(number: str, title: str, namespaces: End, process: End | None = None) ->
 
 
 def limited(attack: Attack, wall_s: float | None = None, **limits: int) -> Attack:
-    return Attack(attack.number, attack.title, attack.ends, limits, wall_s)
+    return dataclasses.replace(attack, limits=limits, wall_s=wall_s)
+
+
+def grouped(attack: Attack, namespaces: End | None, process: End | None = None) -> Attack:
+    """The ends where there are cgroups; None: the same as without."""
+    ends = {"namespaces": namespaces, "process": process, "bwrap": namespaces}
+    return dataclasses.replace(
+        attack, grouped={tier: end for tier, end in ends.items() if end is not None}
+    )
 
 
 def _seccomp(reasons: str = "EPERM ENOSYS") -> End:
@@ -68,6 +82,8 @@ def _seccomp(reasons: str = "EPERM ENOSYS") -> End:
 
 MIB = 2**20
 _ABSENT = "absent from the child's view"
+_NO_EGRESS = stopped("an allowlist is refused in this tier")
+_REFUSED = "never followed nor opened: refused by name"
 _NO_TOTALS = "Limits are per process here, and processes are not limited in number"
 
 FILES = (
@@ -119,9 +135,15 @@ FILES = (
         stopped("a small file system of its own", "ENOSPC"),
         open_("The number of files is not limited."),
     ),
-    row("13", "leave links to files and folders outside", stopped("not followed")),
-    row("14", "leave a folder that becomes a link and back", stopped("killed before it is read")),
-    row("15", "leave FIFOs, holes, deep trees, odd names", stopped("removed, within bounds")),
+    row("13a", "outputs that are links to files and folders outside", stopped(_REFUSED)),
+    row("13b", "a link outside in place of the working directory", stopped(_REFUSED)),
+    row("13c", "outputs that are hard links", stopped(_REFUSED)),
+    row("14", "an output that becomes a link and back", stopped("collected after the kill")),
+    row("15a", "outputs that are pipes, sockets, devices, sealed folders", stopped(_REFUSED)),
+    row("15b", "outputs that are holes, of a terabyte, many", stopped("refused over the limit")),
+    row("15c", "a tree of outputs of up to 10,000 levels", stopped("refused below 64 levels")),
+    row("15d", "names of outputs with newlines, escapes, no UTF-8", stopped(_REFUSED)),
+    row("15e", "more outputs than anybody looks at", stopped("refused over the limit")),
     row(
         "16a",
         "stat, chmod, utime, setxattr outside",
@@ -155,11 +177,15 @@ PROCESSES = (
         open_("/proc is the host's: names, command lines and numbers of open files can be seen."),
     ),
     row("20", "a daemon that ignores every signal", stopped("killed when the run ends")),
-    row(
-        "21",
-        "a fork bomb",
-        stopped("limit of processes, or of memory", "EAGAIN MEMORY_LIMIT"),
-        open_("Processes are not limited in number; all are killed when the run ends."),
+    grouped(
+        row(
+            "21",
+            "a fork bomb",
+            stopped("limit of processes, or of memory", "EAGAIN MEMORY_LIMIT"),
+            open_("Processes are not limited in number; all are killed when the run ends."),
+        ),
+        namespaces=None,
+        process=stopped("limit of processes", "EAGAIN"),
     ),
     row("22", "a user namespace by unshare, clone, clone3", _seccomp()),
     row(
@@ -264,6 +290,24 @@ NETWORK = (
         _seccomp("EPERM"),
     ),
     row("47c", "settings of network devices", stopped("no capability", "EPERM")),
+    row(
+        "47d",
+        "through the egress proxy: what is not listed, or leads inside",
+        stopped("refused by name, then by address"),
+        _NO_EGRESS,
+    ),
+    row(
+        "47e",
+        "through the egress proxy: another Host, a second request, two lengths",
+        stopped("one request, of one reading"),
+        _NO_EGRESS,
+    ),
+    row(
+        "47f",
+        "against the egress proxy: 1,000 connections, slow and endless heads",
+        stopped("bounded for each child; siblings get through"),
+        _NO_EGRESS,
+    ),
     row("48a", "Multipath TCP, TCP fast open", _seccomp("EPERM")),
     row(
         "48b",
@@ -279,34 +323,32 @@ NETWORK = (
 )
 
 _TOTAL = 150 * MIB
+_MEMORY = stopped("limit of their sum", "MEMORY_LIMIT")
+_CPU = stopped("limit of their sum, looked at twice a second", "CPU_LIMIT")
 RESOURCES = (
     row("50", "one allocation of 5 GB", stopped("limit of the address space", "ENOMEM")),
-    limited(
-        row(
-            "51a",
-            "processes that are each below the limit: private memory",
-            stopped("limit of their sum, polled twice a second", "MEMORY_LIMIT"),
-            open_(f"{_NO_TOTALS}."),
-        ),
-        total_memory_bytes=_TOTAL,
-    ),
-    limited(
-        row(
-            "51b",
-            "the same in shared memory that is not mapped at the moment",
-            open_("It counts for no process; bounded by address space times processes."),
-            open_(f"{_NO_TOTALS}."),
-        ),
-        total_memory_bytes=_TOTAL,
-    ),
-    limited(
-        row(
-            "51c",
-            "the same in the buffers of sockets",
-            open_("They count for no process; bounded by open files times processes."),
-            open_(f"{_NO_TOTALS}."),
-        ),
-        total_memory_bytes=_TOTAL,
+    *(
+        limited(grouped(attack, _MEMORY, _MEMORY), total_memory_bytes=_TOTAL)
+        for attack in (
+            row(
+                "51a",
+                "processes that are each below the limit: private memory",
+                stopped("limit of their sum, polled twice a second", "MEMORY_LIMIT"),
+                open_(f"{_NO_TOTALS}."),
+            ),
+            row(
+                "51b",
+                "the same in shared memory that is not mapped at the moment",
+                open_("It counts for no process; bounded by address space times processes."),
+                open_(f"{_NO_TOTALS}."),
+            ),
+            row(
+                "51c",
+                "the same in the buffers of sockets",
+                open_("They count for no process; bounded by open files times processes."),
+                open_(f"{_NO_TOTALS}."),
+            ),
+        )
     ),
     row(
         "52",
@@ -317,17 +359,27 @@ RESOURCES = (
     *(
         limited(attack, cpu_s=1, total_cpu_s=1)
         for attack in (
-            row(
-                "53a",
-                "serial forks, each below the CPU limit",
-                stopped("limit of their sum, polled twice a second", "CPU_LIMIT"),
-                open_(f"{_NO_TOTALS}; the wall clock ends it."),
+            grouped(
+                row(
+                    "53a",
+                    "serial forks, each below the CPU limit",
+                    stopped("limit of their sum, polled twice a second", "CPU_LIMIT"),
+                    open_(f"{_NO_TOTALS}; the wall clock ends it."),
+                ),
+                _CPU,
+                _CPU,
             ),
-            row(
-                "53b",
-                "the same, with SIGCHLD ignored",
-                open_("Time of children that nobody waits for is lost; the wall clock ends it."),
-                open_(f"{_NO_TOTALS}; the wall clock ends it."),
+            grouped(
+                row(
+                    "53b",
+                    "the same, with SIGCHLD ignored",
+                    open_(
+                        "Time of children that nobody waits for is lost; the wall clock ends it."
+                    ),
+                    open_(f"{_NO_TOTALS}; the wall clock ends it."),
+                ),
+                _CPU,
+                _CPU,
             ),
             row(
                 "53c",
@@ -415,7 +467,7 @@ ATTACKS = (*FILES, *PROCESSES, *KERNEL, *NETWORK, *RESOURCES, *HOUSE)
 
 ELSEWHERE: Mapping[str, str] = {
     "59-68": "the proxy: see tests/proxy",
-    "73": "the grader runs outside: it gets texts and numbers that are bounded and cleaned, and no "
-    "files leave a child",
+    "73": "the grader runs outside: it gets texts, numbers and the content of declared files, all "
+    "of it bounded, under names that can be printed",
 }
 """Lines that are not the sandbox's to stop."""

@@ -46,6 +46,8 @@ LIMITS = {
     "processes": 64,
     "scratch_bytes": 16 * MIB,
     "scratch_files": 2000,
+    "outputs_bytes": 12 * MIB,
+    "outputs_files": 1000,
 }
 
 
@@ -180,6 +182,7 @@ class Stage:
         shutil.copytree(HERE / "agents", self.code, ignore=shutil.ignore_patterns("__pycache__"))
         self.folder = folder
         self._probed = probed
+        self.has_groups = not probed.layers["cgroups"]
         self._python = python
         self._runner = asyncio.Runner()
         self._zygotes: dict[str, Zygote] = {}
@@ -192,6 +195,7 @@ class Stage:
 
     async def start(self, target: str = "attacks:act", **limits: Any) -> Zygote:
         self._num_zygotes += 1
+        allow = limits.pop("allow", ())
         spec = SandboxSpec(
             tier=self.tier,
             env=allowed(os.environ),
@@ -199,6 +203,7 @@ class Stage:
             readable=(str(self.world.project),),
             hidden=(str(self.world.hidden_file.parent),),
             port=self.world.aims["port"],
+            allow=allow,
         )
         with self.world.as_trainer():
             return await Zygote.start(
@@ -222,8 +227,9 @@ class Stage:
         """Run one attack."""
         env = more.pop("env", {})
         wall_s = more.pop("wall_s", None)
+        outputs = more.pop("outputs", ())
         data = {**self.world.aims, "guardian": zygote.guardian_pid, "attack": attack, **more}
-        return await zygote.run(data, env=env, wall_s=wall_s)
+        return await zygote.run(data, env=env, wall_s=wall_s, outputs=outputs)
 
     @contextlib.asynccontextmanager
     async def beside_a_sibling(self, zygote: Zygote) -> AsyncIterator[None]:

@@ -19,7 +19,7 @@ import pytest
 from catalog import ATTACKS, ELSEWHERE, TIERS, Attack
 from write_table import BEGIN, END, table, with_table
 
-from sandbox import ChildReport, Ending, SandboxSpec, SpecError, ZygoteFailed
+from sandbox import ChildReport, Ending, PlanError, SandboxSpec, SpecError, ZygoteFailed
 
 pytestmark = pytest.mark.attacks
 
@@ -43,7 +43,7 @@ def test_it_ends_as_the_catalogue_says(stage: Any, attack: Attack) -> None:
             return await observe(stage, zygote, attack)
 
     observed = stage.run(go())
-    expected = attack.ends[stage.tier]
+    expected = attack.end(stage.tier, cgroups=stage.has_groups)
     assert observed.startswith("stopped: " if expected.stopped else "SUCCEEDED: "), observed
     if expected.stopped:
         unexpected = set(_REASONS.findall(observed)) - expected.reasons
@@ -62,7 +62,8 @@ def test_every_line_is_in_the_catalogue() -> None:
     assert lines | elsewhere == set(range(1, 75))
     assert len({attack.number for attack in ATTACKS}) == len(ATTACKS)
     assert all(attack.ends.keys() == set(TIERS) for attack in ATTACKS)
-    assert all(end.says.strip() for attack in ATTACKS for end in attack.ends.values())
+    ends = [end for attack in ATTACKS for end in (*attack.ends.values(), *attack.grouped.values())]
+    assert all(end.says.strip() for end in ends)
 
 
 def test_the_page_shows_the_present_table() -> None:
@@ -103,17 +104,54 @@ def observes(number: str) -> Callable[[Observe], Observe]:
     return register
 
 
-@observes("13")
+@observes("13a")
+@observes("13b")
+@observes("13c")
 @observes("14")
-@observes("15")
+@observes("15a")
+@observes("15b")
+@observes("15c")
+@observes("15d")
+@observes("15e")
 async def _leftovers(stage: Any, zygote: Any, attack: Attack) -> str:
     siblings = stage.children_folders()
-    said = await _run(stage, zygote, attack)
-    assert said.startswith("left"), said
+    started = time.monotonic()
+    outputs = ["good", ".", "out", "out/credentials", "folder/.aws/credentials", "*"]
+    report = await stage.attack(zygote, attack.function, outputs=outputs)
+    assert str(report.value).startswith("left"), report
+    if len(report.outputs_refused) > 101 or time.monotonic() - started > 15:
+        return f"SUCCEEDED: not bounded: {len(report.outputs_refused)}"
+    if any(_CONTROL.search(name) or "\n" in name for name, _ in report.outputs_refused):
+        return f"SUCCEEDED: {report.outputs_refused}"
+    if any("CANARY" in str(content) for content in report.outputs.values()):
+        return f"SUCCEEDED: {report.outputs}"
+    names = {name for name in report.outputs if len(name) < 200 and not name.isdigit()}
+    refused = {name for name, _ in report.outputs_refused}
+    most, must = _EXPECTED[attack.number]
+    assert names <= {"good", *most}, names
+    assert must <= refused, report.outputs_refused
+    assert ("good" in names) == (attack.number not in ("13b", "13c")), report
     left = set(stage.children_folders()).difference(siblings)
     if left or not stage.world.is_intact():
         return f"SUCCEEDED: {left}"
-    return "stopped: removed, and what they lead to is untouched"
+    return "stopped: and what they lead to is untouched"
+
+
+# What else may come out of it, and what has to be refused by its name.
+_EXPECTED: dict[str, tuple[set[str], set[str]]] = {
+    "13a": (set(), {"out", "result.json", "folder", "inner/folder", "inner/file", "root", "magic"}),
+    "13b": (set(), {".", "good", "out"}),
+    "13c": (set(), {"good", "again", "linked"}),
+    "14": ({"out/credentials", "kept/credentials"}, set()),
+    "15a": ({"sealed/file"}, {"fifo"}),
+    "15b": ({"sparse", *(f"sparse-{n}" for n in range(8))}, {"sparse-7"}),
+    "15c": (set(), {"/".join(["deep"] * 65)}),
+    "15d": (
+        {" ", "-rf", "$(id)", "..."},
+        {r"new\nline", r"\udcff\udcfe", r"\x1b[31mred", r"\u202etxt", r"\t", r"\x0d"},
+    ),
+    "15e": (set(), {"."}),
+}
 
 
 @observes("20")
@@ -165,6 +203,112 @@ async def _random(stage: Any, zygote: Any, attack: Attack) -> str:
 @observes("32b")
 async def _hash_seed(stage: Any, zygote: Any, attack: Attack) -> str:
     return await _of_siblings(stage, zygote, ["hash seed", "addresses"])
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [attack for attack in ATTACKS if 44 <= attack.line <= 47 and attack.number < "47d"],
+    ids=lambda attack: f"a{attack.number}",
+)
+def test_an_allowlist_opens_nothing_else(stage: Any, attack: Attack) -> None:
+    """What is listed can be reached through the proxy, and in no other way."""
+    if stage.tier == "process":
+        pytest.skip("there is no allowlist in this tier")
+    allow = (f"127.0.0.1:{stage.world.aims['tcp']}", "localhost:80", "169.254.169.254:80")
+
+    async def go() -> str:
+        return await _run(stage, await stage.zygote(allow=allow), attack)
+
+    observed = stage.run(go())
+    expected = attack.ends[stage.tier]
+    assert observed.startswith("stopped: " if expected.stopped else "SUCCEEDED: "), observed
+    if expected.stopped:
+        assert not set(_REASONS.findall(observed)) - expected.reasons, observed
+
+
+class Outside:
+    """What stands behind the egress proxy: a server that is listed, and one inside that is not."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+        self.num_inside = 0
+        self.up, self.release = asyncio.Event(), asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                host = re.findall(r"(?im)^host:(.*)$", head)
+                self.seen.append((head.split(" ")[1], ",".join(host).strip()))
+                if "/up" in head:
+                    self.up.set()
+                    await self.release.wait()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def inside(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_inside += 1
+        writer.close()
+
+
+@observes("47d")
+@observes("47e")
+@observes("47f")
+async def _through_egress(stage: Any, _: Any, attack: Attack) -> str:
+    if stage.tier == "process":
+        with pytest.raises(PlanError, match="takes the tier 'namespaces'"):
+            await stage.start(allow=("a.example:443",))
+        return "stopped: refused"
+    outside = Outside()
+    async with (
+        await asyncio.start_server(outside.serve, "127.0.0.1", 0) as server,
+        await asyncio.start_server(outside.inside, "127.0.0.1", 0) as hidden,
+    ):
+        listed, inside = (each.sockets[0].getsockname()[1] for each in (server, hidden))
+        zygote = await stage.start(allow=(f"127.0.0.1:{listed}", f"localhost:{inside}"))
+        aims = {"listed": listed, "inside": inside}
+        try:
+            attacking = asyncio.ensure_future(stage.attack(zygote, attack.function, **aims))
+            if attack.number == "47f":
+                await _first(attacking, outside.up.wait())
+                for _ in range(3):
+                    honest = await stage.attack(zygote, "ask_listed", **aims)
+                    assert honest.ending is Ending.RETURNED, honest
+                    assert honest.value < 5, "siblings get through"
+                (proxy,) = zygote.pids - {zygote.guardian_pid}
+                assert _peak_bytes(proxy) < 128 * 2**20
+                outside.release.set()
+            report = await attacking
+            again = await stage.attack(zygote, "ask_listed", **aims)
+            assert again.ending is Ending.RETURNED, again
+        finally:
+            outside.release.set()
+            await zygote.close()
+    if outside.num_inside:
+        return "SUCCEEDED: reached what is inside"
+    honest_host = f"127.0.0.1:{listed}"
+    requests = [seen for seen in outside.seen if seen[0] != "/up"]
+    if wrong := [seen for seen in requests if seen[0] == "/hidden" or seen[1] != honest_host]:
+        return f"SUCCEEDED: {wrong}"
+    assert {path for path, _ in requests} <= {"/plain", "/honest"}
+    assert attack.number != "47e" or ("/plain", honest_host) in requests
+    assert len(report.egress_refused) <= 65
+    return f"stopped: {_said(report)}" if report.value == "left" else _said(report)
+
+
+def _peak_bytes(pid: int) -> int:
+    status = (Path("/proc") / str(pid) / "status").read_text()
+    return int(re.findall(r"(?m)^VmHWM:\s+(\d+) kB$", status)[0]) * 1024
+
+
+async def _first(running: asyncio.Future[Any], event: Any) -> None:
+    waiting = asyncio.ensure_future(event)
+    try:
+        await asyncio.wait({running, waiting}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        assert waiting.done(), running
+    finally:
+        waiting.cancel()
 
 
 @observes("49")

@@ -26,7 +26,14 @@ def table() -> str:
 
 def _cells(attack: Attack) -> tuple[str, ...]:
     number = attack.number.lstrip("0")
-    return (number, attack.title, *(_shown(attack.ends[tier]) for tier in TIERS))
+    return (number, attack.title, *(_both(attack, tier) for tier in TIERS))
+
+
+def _both(attack: Attack, tier: str) -> str:
+    with_groups, without = (attack.end(tier, cgroups=given) for given in (True, False))
+    if with_groups == without:
+        return _shown(without)
+    return f"with cgroups: {_shown(with_groups)}; without: {_shown(without)}"
 
 
 def _shown(end: End) -> str:

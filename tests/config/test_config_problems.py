@@ -57,6 +57,8 @@ def complaint(file: Path | None, overrides: Sequence[str] = ()) -> str:
         ("seed=true", "expected a whole number; got true"),
         ("actor.path=null", "expected text; got nothing (null)"),
         ("rollout.openai.python_path=x", "expected a list (text each); got 'x'"),
+        ("rollout.openai.sandbox.network.allow=[a.example]",
+         "'a.example' is not host:port, as in api.example.com:443"),
         ("rollout.openai.env={A: [1]}", "expected text; got a list of 1"),
         ("rollout=5", "expected a section with the keys max_concurrent_rollouts"),
         ("saver=null", "got nothing (null)"),

@@ -19,6 +19,7 @@ import transformers
 
 from areal_sub.engine_client import EngineClient
 from areal_sub.engines.embedded.decoder import Decoder, Limits, Progress
+from areal_sub.engines.embedded.grammars import Constraint
 from areal_sub.engines.embedded.request import Request
 from areal_sub.engines.embedded.runner import Runner, check_runner
 from areal_sub.records import GenerateRequest, int32
@@ -127,7 +128,12 @@ class LocalDecoder(Decoder):
             self._changed.notify_all()
 
     def send(
-        self, record: GenerateRequest, *, at: int = 0, act: Callable[[], object] | None = None
+        self,
+        record: GenerateRequest,
+        *,
+        at: int = 0,
+        act: Callable[[], object] | None = None,
+        constraint: Constraint | None = None,
     ) -> int:
         """Submit; once it has `at` tokens, call `act` on the decode thread, between two steps."""
         request = Request.checked(
@@ -136,6 +142,7 @@ class LocalDecoder(Decoder):
             vocab_size=VOCAB,
             max_model_len=self._limits.max_model_len,
         )
+        request.constraint = constraint
         self._num_submitted += 1
         if act is not None:
             self._acts[request.request_id] = (at, act)

@@ -13,7 +13,6 @@ import torch
 import transformers
 
 from areal_sub.proxy.neutral import Message, ToolCall
-from areal_sub.proxy.parsers.hermes import HermesParser
 from areal_sub.proxy.render import Renderer
 from areal_sub.workflow.grading import grade_math
 from areal_sub.workflow.openai.math_agent import CALCULATOR_TOOL, use_calculator
@@ -85,7 +84,7 @@ def test_dialogues_are_the_tokens_of_a_run(
 ) -> None:
     """What is learned from is what the proxy's renderer builds around the same sampled tokens."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    renderer = Renderer.load(folder, None, HermesParser.TAGS)
+    renderer = Renderer.load(folder)
     for dialogue in dialogues[:200]:
         pieces = warm_start.pieces(warm_start.render(tokenizer, dialogue))
         encoded = [tokenizer.encode(text, add_special_tokens=False) for text, _ in pieces]

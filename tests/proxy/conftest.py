@@ -6,17 +6,18 @@ import asyncio
 import itertools
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
+from google import genai
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from areal_sub.proxy.parsers.hermes import HermesParser
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.server import Settings, serving
 from areal_sub.proxy.vocabulary import Vocabulary
@@ -284,6 +285,14 @@ class Rollout:
         settings = {"base_url": self.base_url, "api_key": self.key, "max_retries": 0, "timeout": 20}
         return openai.AsyncOpenAI(**{**settings, **changes})
 
+    def anthropic(self, **changes: Any) -> anthropic.AsyncAnthropic:
+        settings = {"base_url": self.proxy.url, "api_key": self.key, "max_retries": 0}
+        return anthropic.AsyncAnthropic(**{**settings, "timeout": 20, **changes})
+
+    def gemini(self, api_key: str | None = None, **options: Any) -> genai.client.AsyncClient:
+        options = {"base_url": self.proxy.url, "timeout": 20_000, **options}
+        return genai.Client(api_key=api_key or self.key, http_options=options).aio
+
     async def end(self, **changes: Any) -> dict[str, Any]:
         params = {
             "rollout_id": self.rollout_id,
@@ -297,6 +306,8 @@ class Rollout:
             "wall_s": 1.0,
             "cpu_s": 0.5,
             "max_rss_bytes": 1000,
+            "egress_refused": {},
+            "written_bytes": 4096,
         } | changes
         ended: dict[str, Any] = await self.proxy.control.call("end_rollout", params, timeout_s=10)
         return ended
@@ -325,7 +336,8 @@ def proxy_settings(folder: Path, engine_path: Path, model: Path, **changes: Any)
         "journal_path": str(folder / "journal.bin"),
         "tokenizer_path": str(model),
         "chat_template": None,
-        "tool_call_parser": "hermes",
+        "tool_call_parser": "auto",
+        "reasoning_parser": "none",
         "request_timeout_s": 20.0,
     } | changes
 
@@ -347,15 +359,50 @@ async def running_proxy(
     folder: Path, model: Path, max_model_len: int = 4096, **changes: Any
 ) -> AsyncIterator[Proxy]:
     """The proxy in this process, on real sockets."""
-    async with AsyncExitStack() as cleanup:
-        engine, server = await cleanup.enter_async_context(running_engine(folder, model))
+    async with running_engine(folder, model) as (engine, server):
         engine.max_model_len = max_model_len
         settings = proxy_settings(folder, folder / "engine.sock", model, **changes)
+        async with running_proxy_of(engine, server, settings) as proxy:
+            yield proxy
+
+
+@asynccontextmanager
+async def running_proxy_of(
+    engine: Any, server: Any, settings: dict[str, Any]
+) -> AsyncIterator[Proxy]:
+    async with AsyncExitStack() as cleanup:
         await cleanup.enter_async_context(serving(Settings(**settings)))
         control = await Client.connect(Path(settings["control_path"]), peer="proxy", timeout_s=10)
         cleanup.push_async_callback(control.close)
         port = (await control.call("info", timeout_s=10))["agent_port"]
         yield Proxy(engine, control, port, Path(settings["journal_path"]), server)
+
+
+@pytest.fixture(scope="module")
+def with_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """`with_engine(work, **changes)`: as `proxied`, before a real embedded engine with a random
+    model (one for the whole module)."""
+    from engine_lab import engine_process
+    from grammar_lab import make_folder
+
+    model = tmp_path_factory.mktemp("random")
+    make_folder(model)
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    with engine_process(model, model_path=str(model), max_running_requests=8) as engine:
+
+        def run(work: Callable[[Proxy], Any], **changes: Any) -> Any:
+            async def main() -> Any:
+                folder = tmp_path_factory.mktemp("proxy")
+                settings = proxy_settings(folder, engine.socket_path, model, **changes)
+                async with (
+                    running_proxy_of(engine, None, settings) as proxy,
+                    asyncio.timeout(60),
+                ):
+                    return await work(proxy)
+
+            return asyncio.run(main())
+
+        yield run
 
 
 @pytest.fixture
@@ -379,11 +426,11 @@ def new_stub() -> type[StubEngine]:
 
 @pytest.fixture(scope="session")
 def renderers(model_folder: Path, thinking_folder: Path) -> dict[str, Any]:
-    """Renderer and parser for each template."""
-    folders = {"plain": model_folder, "thinking": thinking_folder}
+    """One for each template, and one that tells reasoning apart."""
     return {
-        name: (Renderer.load(folder, None, HermesParser.TAGS), HermesParser)
-        for name, folder in folders.items()
+        "plain": Renderer.load(model_folder),
+        "thinking": Renderer.load(thinking_folder),
+        "reasoning": Renderer.load(model_folder, reasoning_parser="think"),
     }
 
 

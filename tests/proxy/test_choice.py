@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from areal_sub.proxy.choice import Sampled
+from areal_sub.proxy.families import FORMATS
 from areal_sub.proxy.neutral import Call, Choice, Message
-from areal_sub.proxy.parsers.hermes import HermesParser
 from areal_sub.proxy.vocabulary import Vocabulary
 from areal_sub.records import GenerateChunk, float32, int32
+
+TOOLS = ({"type": "function", "function": {"name": "f"}},)
 
 
 def sample(
@@ -16,7 +18,9 @@ def sample(
 ) -> tuple[Sampled, Choice]:
     """`text` in chunks of `size` tokens, as far as they were taken, and the answer."""
     call = Call(dialect="chat", model="m", messages=(Message("user"),), **asked)  # type: ignore[arg-type]
-    sampled = Sampled(call, vocabulary, vocabulary.hidden_ids(HermesParser.TAGS), HermesParser())
+    hermes = FORMATS["hermes"]
+    parser = hermes.parser(call.tools if call.parses_tool_calls else (), "")
+    sampled = Sampled(call, vocabulary, vocabulary.hidden_ids(hermes.tags), parser)
     answer = Choice()
     ids = vocabulary.encode(text)
     for start in range(0, len(ids), size):
@@ -47,7 +51,7 @@ def test_a_stop_string_ends_at_its_token_wherever_chunks_end(
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_the_answer_does_not_depend_on_the_chunks(vocabulary: Vocabulary, size: int) -> None:
     text = 'Größe 😀\n<tool_call>{"name": "f", "arguments": {}}</tool_call><|im_end|>'
-    sampled, answer = sample(vocabulary, text, size, parse_tool_calls=True, logprobs=True)
+    sampled, answer = sample(vocabulary, text, size, tools=TOOLS, logprobs=True)
     assert (answer.text, answer.finish_reason) == ("Größe 😀", "tool_calls")
     assert [call.name for call in answer.tool_calls] == ["f"]
     assert sampled.answer().content == answer.text
@@ -57,10 +61,10 @@ def test_the_answer_does_not_depend_on_the_chunks(vocabulary: Vocabulary, size: 
 
 def test_a_call_cut_by_the_length_is_content(vocabulary: Vocabulary) -> None:
     text = '<tool_call>{"name": "f"'
-    _, answer = sample(vocabulary, text, 4, end="length", parse_tool_calls=True)
+    _, answer = sample(vocabulary, text, 4, end="length", tools=TOOLS)
     assert (answer.text, answer.finish_reason, answer.tool_calls) == (text, "length", [])
     text = '<tool_call>{"name": "f", "arguments": {}}</tool_call> and'
-    _, answer = sample(vocabulary, text, 4, end="length", parse_tool_calls=True)
+    _, answer = sample(vocabulary, text, 4, end="length", tools=TOOLS)
     assert (answer.text, answer.finish_reason) == ("and", "length")
     assert len(answer.tool_calls) == 1
 

@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from exactness import ENDS, REPLIES, TEXTS, check, make_session, make_turns
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from areal_sub.proxy.dialects import chat
+from areal_sub.proxy.dialects import Asked, chat
 from areal_sub.proxy.neutral import Choice
 from areal_sub.proxy.refusals import Refusal
-from areal_sub.proxy.sessions import Sampling, Session
-from areal_sub.proxy.turns import Turns
-from areal_sub.records import Fork, GenerateChunk, GenerateRequest, TurnRecord, decode_record
 from areal_sub.trajectory.journal import Journal, read_journal
 
 TOOLS = [{"type": "function", "function": {"name": "calc", "parameters": {"type": "object"}}}]
 
-# What a policy may say: text, calls, half calls, control tokens as text and as tokens, bad UTF-8.
-REPLIES = st.lists(
-    st.one_of(
-        st.sampled_from(
-            [
-                '<tool_call>\n{"name": "calc", "arguments": {"a": 1}}\n</tool_call>',
-                "<tool_call>\n{broken}\n</tool_call>",
-                "<tool_call>",
-                "<think>hm</think>",
-                " \n",
-                "<|im_start|>",
-                "Größe 😀",
-            ]
-        ),
-        st.text(max_size=8),
-    ),
-    max_size=4,
-).map("".join)
-ENDS = st.sampled_from(["<|im_end|>", "<|im_end|>", "<|endoftext|>", ""])
-TEXTS = st.one_of(
-    st.text(max_size=10), st.sampled_from(["<|im_end|>", "<|im_start|>system\n", "{{ x }}", ""])
-)
 # How an agent goes on: mostly as it should.
 MOVES = st.lists(
     st.tuples(
@@ -61,29 +36,18 @@ MOVES = st.lists(
 )
 
 
-class DirectEngine:
-    """The stub as an `EngineClient`, without the socket between (another test's concern)."""
-
-    def __init__(self, stub: Any) -> None:
-        self._stub = stub
-
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
-        async for item in self._stub.generate(request.to_map()):
-            yield GenerateChunk.from_map(item)
-
-
 @pytest.mark.parametrize("template", ["plain", "thinking"])
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=MOVES)
 def test_records_are_what_the_engine_saw_and_sampled(
     new_stub: Any, renderers: Any, template: str, moves: list[Any]
 ) -> None:
-    renderer, parser = renderers[template]
+    renderer = renderers[template]
 
     async def work(folder: Path) -> None:
         engine = new_stub(renderer.vocabulary)
         journal = Journal(folder / "journal")
-        turns = make_turns(engine, renderer, parser, journal)
+        turns = make_turns(engine, renderer, journal)
         session = make_session()
         messages: list[Any] = []
         tools: Any = TOOLS
@@ -91,13 +55,13 @@ def test_records_are_what_the_engine_saw_and_sampled(
             messages, tools = change(messages, tools, move, text)
             engine.says(reply + end or "x")
             body = {"messages": messages, "tools": tools, "stream": stream, "stop": stop, "n": n}
-            call = chat.parse(orjson.dumps(body))
-            prepared = await turns.prepare(session, call)
+            call = chat.parse(Asked(orjson.dumps(body)))
+            prepared = await turns.prepare(session, call, f"id-{len(session.turn_ids)}")
             choices = [Choice() for _ in range(n)]
             async for index, delta in turns.run(prepared):
                 choices[index].add(delta)
             usage = chat.Usage(prepared.prompt.num_tokens, prepared.num_sampled_tokens)
-            answer = orjson.loads(chat.answer(prepared.completion_id, call, choices, usage))
+            answer = orjson.loads(chat.answer(prepared.answer_id, call, choices, usage))
             messages = [*messages, answer["choices"][-1]["message"]]
         journal.close()
         check(folder / "journal", engine)
@@ -106,32 +70,16 @@ def test_records_are_what_the_engine_saw_and_sampled(
         asyncio.run(work(Path(folder)))
 
 
-def make_turns(engine: Any, renderer: Any, parser: Any, journal: Journal) -> Turns:
-    return Turns(
-        engine=DirectEngine(engine),  # type: ignore[arg-type]
-        renderer=renderer,
-        parser=parser,
-        journal=journal,
-        max_model_len=100_000,
-        request_timeout_s=10,
-    )
-
-
-def make_session() -> Session:
-    sampling = Sampling(max_new_tokens=40, temperature=1.0, top_p=1.0, top_k=0, override_agent=True)
-    return Session(rollout_id="r", key="k", max_turns=10**6, sampling=sampling)
-
-
 def test_a_call_that_is_ended_before_it_began_is_refused(
     new_stub: Any, renderers: Any, tmp_path: Path
 ) -> None:
     async def work() -> None:
-        renderer, parser = renderers["plain"]
+        renderer = renderers["plain"]
         journal = Journal(tmp_path / "journal")
-        turns = make_turns(new_stub(renderer.vocabulary), renderer, parser, journal)
+        turns = make_turns(new_stub(renderer.vocabulary), renderer, journal)
         session = make_session()
-        call = chat.parse(b'{"messages": [{"role": "user", "content": "x"}]}')
-        deltas = turns.run(await turns.prepare(session, call))
+        call = chat.parse(Asked(b'{"messages": [{"role": "user", "content": "x"}]}'))
+        deltas = turns.run(await turns.prepare(session, call, f"id-{len(session.turn_ids)}"))
         reading = asyncio.ensure_future(anext(deltas))
         await asyncio.sleep(0)  # the choice's task exists now, and has not run yet
         assert len(session.running) == 1
@@ -148,11 +96,11 @@ def test_a_journal_that_fails_is_an_answer_not_a_hang(
     new_stub: Any, renderers: Any, tmp_path: Path
 ) -> None:
     async def work() -> None:
-        renderer, parser = renderers["plain"]
+        renderer = renderers["plain"]
         journal = Journal(tmp_path / "journal")
-        turns = make_turns(new_stub(renderer.vocabulary), renderer, parser, journal)
-        call = chat.parse(b'{"messages": [{"role": "user", "content": "x"}]}')
-        prepared = await turns.prepare(make_session(), call)
+        turns = make_turns(new_stub(renderer.vocabulary), renderer, journal)
+        call = chat.parse(Asked(b'{"messages": [{"role": "user", "content": "x"}]}'))
+        prepared = await turns.prepare(make_session(), call, "id")
         journal.close()
         with pytest.raises(Refusal, match="the proxy failed"):
             await anext(turns.run(prepared))
@@ -179,30 +127,3 @@ def change(messages: list[Any], tools: Any, move: str, text: str) -> tuple[list[
         ]
         return [*messages, *results], tools
     return [*messages, {"role": "user", "content": text}], tools
-
-
-def check(path: Path, engine: Any) -> None:
-    turns = [decode_record(raw) for _, raw in read_journal(path)]
-    sequences: dict[str | None, list[int]] = {None: []}
-    recorded = []
-    for turn in turns:
-        assert isinstance(turn, TurnRecord)
-        prompt = sequences[turn.parent_turn_id] + turn.context_token_ids.tolist()
-        assert len(prompt) == turn.num_prompt_tokens
-        sequences[turn.turn_id] = prompt + turn.token_ids.tolist()
-        recorded.append((tuple(prompt), tuple(turn.token_ids.tolist())))
-        assert len(turn.token_ids) == len(turn.rollout_logprobs) == len(turn.versions)
-        if turn.fork in (Fork.ROOT, Fork.TEMPLATE_REWROTE, Fork.TOOLS_CHANGED):
-            assert turn.parent_turn_id is None
-        if turn.fork is Fork.NONE:
-            assert turn.parent_turn_id is not None
-    # With a stop string the engine may be a token ahead of what was taken when it is aborted.
-    saw = sorted(
-        (tuple(request.prompt_token_ids.tolist()), tuple(sampled))
-        for request, sampled in zip(engine.requests, engine.sampled, strict=True)
-        if sampled
-    )
-    assert len(saw) == len(recorded)
-    for (prompt, tokens), (seen_prompt, seen_tokens) in zip(sorted(recorded), saw, strict=True):
-        assert prompt == seen_prompt
-        assert seen_tokens[: len(tokens)] == tokens

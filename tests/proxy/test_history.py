@@ -39,6 +39,7 @@ class Rollout:
             tools=keys.tools,
             chain=keys.chain[-1],
             exact=keys.exact[-1],
+            bare=keys.bare[-1],
         )
         prompt = self.history.add_prompt(messages, keys, prompt, matched)
         self.num_turns += 1
@@ -129,3 +130,56 @@ def test_prompt_tokens_are_the_branch() -> None:
     last = rollout.ask(S, U, A, T, B, U2, answer=A)
     assert turn.prompt.token_ids().tolist() == [2, 101, 4]
     assert last.prompt.token_ids().tolist() == [2, 101, 4, 102, 6]
+
+
+def test_reasoning_is_part_of_an_answer() -> None:
+    rollout = Rollout()
+    rollout.ask(U, answer=Message("assistant", "calling", reasoning="hm"))
+    kept = Message("assistant", "calling", reasoning=" hm\n")
+    rollout.ask(U, kept, T, answer=Message("assistant", "56.", reasoning="so"))
+    for messages, fork, parent, bare in (
+        ([U, kept, U2], Fork.NONE, "t1", None),
+        ([U, A, U2], Fork.REASONING_DROPPED, None, "t1"),
+        (
+            [U, Message("assistant", "calling", reasoning="no"), U2],
+            Fork.REASONING_DROPPED,
+            None,
+            "t1",
+        ),
+        ([U, A, T, B, U2], Fork.REASONING_DROPPED, None, "t2"),
+        ([U, kept, T, B, U2], Fork.REASONING_DROPPED, "t1", "t2"),
+        ([U, Message("assistant", "else"), U2], Fork.ASSISTANT_EDITED, None, None),
+    ):
+        match, _ = rollout.match(messages, [])
+        assert match.fork is fork
+        assert (match.parent.turn_id if match.parent else None) == parent
+        assert (match.bare.turn_id if match.bare else None) == bare
+    assert rollout.match([U, A, U2], [TOOL])[0].fork is Fork.REASONING_DROPPED
+
+
+def test_the_name_in_a_result_does_not_matter() -> None:
+    rollout = Rollout()
+    rollout.ask(U, answer=A)
+    rollout.ask(U, A, T, answer=B)
+    match, _ = rollout.match([U, A, Message("tool", "56", name="calc"), B, U2], [])
+    assert match.fork is Fork.NONE
+
+
+def test_prompts_of_tokens_continue_the_longest_turn_that_they_begin_with() -> None:
+    history = History()
+    first = history.raw_prompt(int32([1, 2]))
+    assert (first.fork, first.parent) == (Fork.ROOT, None)
+    turn = history.add_turn("t1", first, int32([3]), A)
+    assert history.raw_prompt(int32([1, 2])) is first
+    second = history.raw_prompt(int32([1, 2, 3, 4]))
+    assert (second.fork, second.parent, second.context.tolist()) == (Fork.NONE, turn, [4])
+    last = history.add_turn("t2", second, int32([5, 6]), B)
+    third = history.raw_prompt(int32([1, 2, 3, 4, 5, 6]))
+    assert (third.parent, third.context.tolist(), third.num_tokens) == (last, [], 6)
+    assert third.token_ids().tolist() == [1, 2, 3, 4, 5, 6]
+    other = history.raw_prompt(int32([2, 1, 3, 4]))
+    assert (other.fork, other.parent) == (Fork.NEW_CONVERSATION, None)
+    edited = history.raw_prompt(int32([1, 2, 3, 4, 7]))
+    assert (edited.fork, edited.parent) == (Fork.ASSISTANT_EDITED, turn)
+    edited = history.raw_prompt(int32([1, 2, 9, 4]))
+    assert (edited.fork, edited.parent) == (Fork.ASSISTANT_EDITED, None)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_sub.errors import ConfigError
-from areal_sub.proxy.parsers import ParsedCall, Piece, parser_for
+from areal_sub.proxy.parsers import ParsedCall, Piece
 from areal_sub.proxy.parsers.hermes import HermesParser
 
 
@@ -44,6 +43,25 @@ CALL = ParsedCall("f", '{"x": "é"}')
 )
 def test_content_and_calls(text: str, expected: list[Piece]) -> None:
     assert parse(text) == expected
+
+
+TAGGED = '<tool_call>\n{"name": "f", "arguments": {"x": "\\\\\\"</tool_call>"}}\n</tool_call>'
+TORN = '<tool_call>{"name: 1}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TAGGED, [ParsedCall("f", '{"x": "\\\\\\"</tool_call>"}')]),
+        (f"{TAGGED}\n{GOOD}", [ParsedCall("f", '{"x": "\\\\\\"</tool_call>"}'), CALL]),
+        # Its quote is never closed, so all that follows might be its string's: or it is no call.
+        (f"{TORN}\n{GOOD} then", [TORN, CALL, "then"]),
+        (f"{GOOD} {TORN} {TORN}", [CALL, f"{TORN} {TORN}"]),
+    ],
+)
+def test_a_tag_in_a_string_of_a_call(text: str, expected: list[Piece]) -> None:
+    assert parse(text) == expected
+    assert parse(*text) == expected
 
 
 @pytest.mark.parametrize(
@@ -97,6 +115,9 @@ PARTS = st.sampled_from(
         "<",
         "tool_call>",
         "<tool_call>x",
+        '"',
+        "\\",
+        TAGGED,
     ]
 )
 
@@ -108,10 +129,3 @@ def test_pieces_and_whole_agree(text: str, sizes: list[int]) -> None:
         parts.append(text[start : start + size])
         start += size
     assert parse(*parts) == parse(text)
-
-
-def test_names() -> None:
-    for name in ("hermes", "qwen25", "qwen3"):
-        assert parser_for(name) is HermesParser
-    with pytest.raises(ConfigError, match="hermes"):
-        parser_for("nobody's")

@@ -133,7 +133,7 @@ def test_it_says_why_it_cannot_start(engine_alone: Any, tmp_path: Path) -> None:
             process = await start(settings, tmp_path)
             _, errors = await asyncio.wait_for(process.communicate(), 30)
             assert process.returncode != 0
-            assert "no parser 'nobodys'; there are: hermes" in errors.decode()
+            assert "no parser 'nobodys'; there are: auto, hermes" in errors.decode()
 
     asyncio.run(asyncio.wait_for(work(), 60))
 

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from areal_sub.proxy.dialects import chat
+from areal_sub.proxy.dialects import Asked, chat
 from areal_sub.proxy.refusals import Refusal
 
 MESSAGES = [{"role": "user", "content": "?"}]
@@ -92,15 +92,17 @@ def test_keys(proxied: Any) -> None:
         ({"stream": 1}, "stream"),
         ({"model": "m" * 300}, "model"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"tool_choice": "sometimes"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.name"),
         ({"top_logprobs": 5}, "top_logprobs"),
     ],
 )
 def test_invalid_requests_name_the_field(change: dict[str, Any], param: str) -> None:
     with pytest.raises(Refusal) as caught:
-        chat.parse(json.dumps({"model": "m", "messages": MESSAGES} | change).encode())
+        body = json.dumps({"model": "m", "messages": MESSAGES} | change).encode()
+        chat.parse(Asked(body))
     assert (caught.value.status, caught.value.param) == (400, param)
     assert json.loads(chat.error_body(caught.value))["error"]["type"] == "invalid_request_error"
 
@@ -109,12 +111,12 @@ def test_nulls_and_unknown_fields_are_taken() -> None:
     known = "tools tool_choice n stop max_tokens stream stream_options temperature model logprobs"
     body: dict[str, Any] = dict.fromkeys(known.split())
     body |= {"messages": [{"role": "developer", "content": None, "name": None}], "store": False}
-    call = chat.parse(json.dumps(body).encode())
+    call = chat.parse(Asked(json.dumps(body).encode()))
     assert (call.messages[0].role, call.messages[0].content) == ("system", "")
     assert (call.num_choices, call.stop, call.max_new_tokens) == (1, (), None)
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body["messages"] = [{"role": "user", "content": parts}]
-    assert chat.parse(json.dumps(body).encode()).messages[0].content == "ab"
+    assert chat.parse(Asked(json.dumps(body).encode())).messages[0].content == "ab"
 
 
 def test_hostile_bodies(proxied: Any) -> None:
@@ -133,6 +135,18 @@ def test_hostile_bodies(proxied: Any) -> None:
         ):
             status, error = await post(proxy, path, body, key)
             assert (status, error["type"]) == (400, "invalid_request_error")
+        for path, kind, value in (
+            ("/v1/responses", "type", "invalid_request_error"),
+            ("/v1/completions", "type", "invalid_request_error"),
+            ("/v1/messages", "type", "invalid_request_error"),
+            ("/v1/messages/count_tokens", "type", "invalid_request_error"),
+            ("/v1beta/models/m:generateContent", "status", "INVALID_ARGUMENT"),
+            ("/v1beta/models/m:countTokens", "status", "INVALID_ARGUMENT"),
+        ):
+            for body in (b"", b"[]", b"\xff", b'{"x":' + b"[" * 100_000, b"{}"):
+                status, error = await post(proxy, path, body, key)
+                assert (status, error[kind]) == (400, value)
+        path = "/v1/chat/completions"
         async with rollout.client() as client:
             with pytest.raises(openai.APIStatusError) as caught:
                 large: Any = [{"role": "user", "content": "x" * 2**24}]
@@ -143,7 +157,7 @@ def test_hostile_bodies(proxied: Any) -> None:
         body = json.dumps({"messages": [*MESSAGES, {"role": "assistant", "tool_calls": [call]}]})
         status, error = await post(proxy, path, body.encode(), key)
         assert (status, error["param"]) == (400, "messages[1].tool_calls[0].function.arguments")
-        assert (await post(proxy, "/v1/responses", b"{}", key))[0] == 404
+        assert (await post(proxy, "/v1/nothing", b"{}", key))[0] == 404
         assert (await post(proxy, "/docs", b"", key, "GET"))[0] == 404
         assert (await post(proxy, "/control/open_rollout", b"{}", key))[0] == 404
         assert (await post(proxy, path, b"", key, "GET"))[0] == 405

@@ -19,6 +19,11 @@ ROOT = Path(__file__).parents[2]
 AGENTS = Path(__file__).parent / "agents"
 
 
+@pytest.fixture
+def start_supervisor() -> type[Supervisor]:
+    return Supervisor
+
+
 class Supervisor:
     """Started on construction; `path` is its socket."""
 

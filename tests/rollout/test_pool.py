@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -268,3 +269,36 @@ def eventually(condition: Callable[[], Any], timeout_s: float = 15.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s"
         time.sleep(0.005)
+
+
+def test_an_allowlist_is_shown_and_what_it_refuses_is_reported(
+    start_supervisor: Any, make_request: Any, tmp_path: Path
+) -> None:
+    listeners = tmp_path / "l"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+        with contextlib.chdir(tmp_path):  # paths of Unix sockets are short
+            door.bind("l")
+        door.listen()
+
+        def run_with(*allow: str, tier: str = "namespaces") -> Any:
+            async def work(pool: SubprocPool) -> Any:
+                line = await pool.attach(port=8080, listeners=listeners, timeout_s=30.0)
+                request = make_request("asks_the_web", url="http://evil.example/", env={})
+                return line, await pool.run(request)
+
+            sandbox = {"tier": tier, "network": {"allow": list(allow)}}
+            supervisor = start_supervisor(tmp_path, environ=dict(os.environ), sandbox=sandbox)
+            try:
+                return with_pool(supervisor, work)
+            finally:
+                supervisor.stop()
+
+        line, report = run_with("api.example.com:443", "10.0.0.7:80")
+        assert line == "tier namespaces, which lets agents reach api.example.com:443, 10.0.0.7:80"
+        refusal = "evil.example:80 is not allowed: see sandbox.network.allow"
+        assert (report.outcome, report.error) == (Outcome.EXCEPTION, f"RuntimeError: {refusal}")
+        assert report.egress_refused == {"evil.example:80": 1}
+        with pytest.raises(WorkflowError, match=r"rollout\.openai\.sandbox: allow: '127\.1:80'"):
+            run_with("127.1:80")
+        with pytest.raises(WorkflowError, match="takes the tier 'namespaces'"):
+            run_with("api.example.com:443", tier="process")

@@ -68,7 +68,7 @@ class Lab:
 
     async def start(self, target: str, **options: Any) -> Zygote:
         """A zygote of this tier; fields of the spec and arguments of `Zygote.start` by name."""
-        names = ("limits", "port", "readable", "hidden")
+        names = ("limits", "port", "readable", "hidden", "cgroups")
         spec = {name: options.pop(name) for name in names if name in options}
         timeout_s = options.pop("timeout_s", 30.0)
         options.setdefault("python", self.python)

@@ -113,6 +113,28 @@ def test_the_command_line_runs_commands() -> None:
     assert plan.stdout.startswith("tier process\n")
 
 
+def test_the_command_line_brings_files_in_and_out(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "word").write_text("hello\n")
+    script = "mkdir out; tr a-z A-Z < word > out/word; ln -s /etc out/link"
+    words = ["--workspace", str(tmp_path / "in"), "--output", "out", "--output", "none"]
+    to = tmp_path / "results"
+    done = run("run", *words, "--collect-to", str(to), "--", "/bin/sh", "-c", script)
+    assert (done.returncode, done.stdout) == (0, ""), done
+    assert [(path.name, path.read_text()) for path in to.rglob("*") if path.is_file()] == [
+        ("word", "HELLO\n")
+    ]
+    assert done.stderr == (
+        "sandbox: output none: not there\n"
+        "sandbox: output out/link: refused: it is a symbolic link\n"
+    )
+    again = run("run", *words, "--collect-to", str(to), "--", "true")
+    assert (again.returncode, again.stderr.count("name a new folder")) == (125, 1)
+    assert run("run", *words, "--", "true").returncode == 125
+    mounted = run("run", "--mount", f"/in={tmp_path / 'in'}", "--", "cat", "/in/word")
+    assert (mounted.returncode, mounted.stdout) == (0, "hello\n"), mounted
+
+
 def test_doctor_says_what_is_missing_and_what_to_do() -> None:
     shown = run("doctor")
     assert shown.returncode == 0

@@ -47,12 +47,21 @@ def test_the_command_shows_what_the_plan_names_and_nothing_else() -> None:
 
 
 def test_the_plan_is_that_of_namespaces_within_one_step() -> None:
-    fields: dict[str, Any] = {"readable": ("/srv",), "hidden": ("/srv/keys",), "port": 8080}
+    fields: dict[str, Any] = {
+        "readable": ("/srv",),
+        "hidden": ("/srv/keys",),
+        "port": 8080,
+        "allow": ["a.example:443"],
+        "mounts": {"/data": "/opt/sets"},
+    }
     made = plan(SandboxSpec(tier="bwrap", **fields), ALL)
     inner = plan(SandboxSpec(tier="namespaces", **fields), ALL)
-    assert made.outer == (Step("bwrap", {"readable": ["/srv"], "hidden": ["/srv/keys"]}),)
+    shown = {"readable": ["/srv", "/opt/sets"], "hidden": ["/srv/keys"]}
+    assert made.outer == (Step("bwrap", shown),)
+    assert made.group("child") is not None
     assert (made.tier, made.weaknesses) == ("bwrap", inner.weaknesses)
-    for stage in ("root", "zygote", "cell", "child"):
+    assert made.allow == inner.allow
+    for stage in ("root", "zygote", "cell", "child", "egress"):
         assert getattr(made, stage) == getattr(inner, stage)
     assert str(made).splitlines()[1].startswith("outer   bwrap")
     for layer in ("bwrap", "landlock", "namespaces"):

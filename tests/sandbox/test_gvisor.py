@@ -28,7 +28,9 @@ from sandbox import (
     Zygote,
     ZygoteFailed,
     launch,
+    outputs,
 )
+from sandbox.frames import Breach, Incoming, Kind, Mux, Wire
 from sandbox.layers import PROBE, bwrap, checks, gvisor, root
 from sandbox.layers.environ import allowed
 from sandbox.layers.root import Layout
@@ -278,6 +280,57 @@ def test_files_are_those_of_the_plan(place: Place, code: Path) -> None:
     assert sorted(path.name for path in code.iterdir()) == ["hidden", "open.txt"]
 
 
+def test_files_come_in_and_go_out(place: Place, tmp_path: Path) -> None:
+    """More than a frame, and than what may be on the way; and beside others."""
+    content = os.urandom(700_000)
+    (tmp_path / "large").write_bytes(content)
+
+    async def go() -> list[ChildReport]:
+        zygote = await place.zygote()
+        told = {"do": "read_file", "path": "small"}
+        children = []
+        for n in range(3):
+            folder = tmp_path / f"{n}"
+            folder.mkdir()
+            (folder / "small").write_text(f"{n}")
+            (folder / "large").write_bytes(content)
+            run = zygote.run(told, workspace=folder, outputs=["*", "none"], wall_s=60.0)
+            children.append(run)
+        hangs = {"do": "leave_file", "end": "hang"}
+        children.append(zygote.run(hangs, outputs=["left"], wall_s=5.0))
+        gone = {"do": "replace_work", "by": "/etc"}
+        children.append(zygote.run(gone, outputs=["passwd"], wall_s=60.0))
+        return await asyncio.gather(*children)
+
+    *three, hung, gone = place.runner.run(go())
+    for n, report in enumerate(three):
+        assert report.value == f"{n}", report
+        assert report.outputs == {"large": content, "small": f"{n}".encode()}
+        assert (report.outputs_missing, report.outputs_refused) == (("none",), ())
+    assert (hung.ending, hung.outputs) == (Ending.TIMEOUT, {"left": b"here"})
+    assert (gone.value, gone.outputs) == ("replaced", {})
+    ((path, why),) = gone.outputs_refused
+    assert path == "passwd"
+    assert "cannot be collected" in why
+
+
+def test_an_archive_that_comes_has_a_bound() -> None:
+    reader, writer = os.pipe()
+    mux = Mux(Wire(reader, writer, 100))
+    incoming = Incoming(mux, 7, 10)
+    mux.dispatch(Kind.DATA, 7, b"six...")
+    with pytest.raises(Breach, match="more bytes than were asked for"):
+        mux.dispatch(Kind.DATA, 7, b"five.")
+    with pytest.raises(Breach, match="credit"):
+        mux.dispatch(Kind.CREDIT, 7, b"\0\0\0\1")
+    mux.dispatch(Kind.EOF, 7, b"")
+    assert incoming.whole is not None
+    with pytest.raises(ValueError, match="not an archive"):  # whole, and not yet looked at
+        outputs.read(incoming.whole)
+    for fd in (reader, writer):
+        os.close(fd)
+
+
 def test_nothing_of_the_host_is_reached_by_network(place: Place) -> None:
     import socket
 
@@ -406,12 +459,15 @@ def test_the_plan_asks_nothing_of_the_hosts_kernel() -> None:
     assert [step.layer for step in made.zygote] == [
         *("unprivileged", "no_new_privs", "seccomp", "rlimits")
     ]
-    assert made.cell == (Step("some_namespaces", {}), Step("loopback", {"port": 8080}))
+    assert made.cell == (Step("some_namespaces", {}), Step("loopback", {"ports": [8080]}))
     assert [step.layer for step in made.child] == [
         *("session", "descriptors", "environ", "randomness", "rlimits"),
         *("capabilities", "no_new_privs", "seccomp"),
     ]
     assert len(made.weaknesses) == 2
+    assert "no cgroups in gVisor" in made.weaknesses[1]
+    with pytest.raises(PlanError, match="cgroups cannot be required in the tier 'gvisor'"):
+        plan(SandboxSpec(tier="gvisor", cgroups="require"), ALL)
 
 
 def test_the_bundle_and_the_command_are_values() -> None:

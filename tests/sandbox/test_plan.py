@@ -28,12 +28,16 @@ def test_a_spec_goes_to_json_and_back() -> None:
         limits=Limits(wall_s=1.5, open_files=64, processes=3),
         readable=("/opt/model", "/srv"),
         hidden=("/srv/keys",),
+        mounts={"/data": "/srv/data"},
         port=8080,
+        allow=("api.example.com:443", "*.example.com:80", "[::1]:8080"),
+        cgroups="off",
     )
     assert SandboxSpec.from_json(spec.to_json()) == spec
     assert SandboxSpec.from_json("{}") == SandboxSpec()
     default = SandboxSpec()
     assert (default.tier, default.readable, default.hidden, default.port) == ("auto", (), (), None)
+    assert default.cgroups == "auto"
 
 
 @pytest.mark.parametrize(
@@ -54,10 +58,23 @@ def test_a_spec_goes_to_json_and_back() -> None:
         ('{"readable": ["data"]}', "readable: 'data' is not an absolute path"),
         ('{"readable": [1]}', "readable: 1 is not an absolute path"),
         ('{"hidden": ["/a\\u0000b"]}', "hidden: .* is not an absolute path"),
+        ('{"mounts": []}', "mounts must map"),
+        ('{"mounts": {"data": "/srv"}}', "mounts: 'data' is not an absolute path"),
+        ('{"mounts": {"/data": "srv"}}', "mounts: 'srv' is not an absolute path"),
+        ('{"mounts": {"/": "/srv"}}', "mounts: '/' must be a plain path"),
+        ('{"mounts": {"/a/../b": "/srv"}}', "must be a plain path"),
+        ('{"mounts": {"/etc/x": "/srv"}}', "lies in /etc"),
+        ('{"mounts": {"/box/own": "/srv"}}', "lies in /box"),
+        ('{"mounts": {"/a": "/srv", "/a/b": "/srv"}}', "lies in another mount"),
         ('{"port": 0}', "port: 0 is not a TCP port"),
+        ('{"cgroups": "on"}', "cgroups: 'on' is none of: auto, off, require"),
         ('{"port": 65536}', "port: 65536 is not a TCP port"),
         ('{"port": true}', "port: True is not a TCP port"),
         ('{"limits": {"scratch_bytes": -1}}', "limits.scratch_bytes"),
+        ('{"allow": "a.example:1"}', "allow must be a list"),
+        ('{"allow": [1]}', "allow: 1 is not host:port"),
+        ('{"allow": ["a.example"]}', "allow: 'a.example': write host:port"),
+        ('{"allow": ["a.example:99999"]}', "allow: 'a.example:99999': '99999' is not a TCP port"),
     ],
 )
 def test_a_wrong_spec_is_refused_by_field(text: str, complaint: str) -> None:
@@ -84,6 +101,8 @@ RLIMITS = {
     "RLIMIT_CORE": [0, 0],
 }
 IMPORT_RLIMITS = {name: RLIMITS[name] for name in ("RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_CORE")}
+ZYGOTE_GROUP = Step("cgroups", {"memory_bytes": 6000, "processes": 7 + 4096})
+CHILD_GROUP = Step("cgroups", {"memory_bytes": 5000, "processes": 7, "cpu_s": 50})
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 
 
@@ -94,6 +113,7 @@ def spec_of(tier: str) -> SandboxSpec:
         limits=LIMITS,
         readable=("/srv",),
         hidden=("/srv/keys",),
+        mounts={"/data": "/srv/d"} if tier == "namespaces" else {},
         port=8080,
     )
 
@@ -104,11 +124,15 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
         tier="namespaces",
         root=(
             Step("namespaces", {}),
-            Step("root", {"readable": ["/srv"], "hidden": ["/srv/keys"]}),
+            Step(
+                "root",
+                {"readable": ["/srv"], "hidden": ["/srv/keys"], "mounts": {"/data": "/srv/d"}},
+            ),
             Step("scratch", {**scratch, "proc": False}),
-            Step("loopback", {"port": None}),
+            Step("loopback", {"ports": []}),
         ),
         zygote=(
+            ZYGOTE_GROUP,
             Step("capabilities", {"keep": [21]}),  # CAP_SYS_ADMIN
             Step("no_new_privs", {}),
             Step(
@@ -127,10 +151,10 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
         cell=(
             Step("namespaces", {}),
             Step("scratch", {**scratch, "proc": True}),
-            Step("loopback", {"port": 8080}),
-            Step("polled_limits", {"memory_bytes": 5000, "cpu_s": 50}),
+            Step("loopback", {"ports": [8080]}),
         ),
         child=(
+            CHILD_GROUP,
             Step("session", {"umask": 0o077}),
             Step("descriptors", {}),
             Step("environ", {"env": {"A": "b"}}),
@@ -159,6 +183,7 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
         tier="process",
         root=(),
         zygote=(
+            ZYGOTE_GROUP,
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
             landlocked,
@@ -167,6 +192,7 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
         ),
         cell=(),
         child=(
+            CHILD_GROUP,
             Step("session", {"umask": 0o077}),
             Step("descriptors", {}),
             Step("environ", {"env": {"A": "b"}}),
@@ -177,11 +203,48 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
         ),
         weaknesses=(
             "other processes and the paths of files can be listed, though not read",
-            "the number of processes of a child is not limited, nor what they use together",
             "the proxy's port number can be connected to on any host",
             "the metadata (mode, times) of this user's own files can be changed",
         ),
     )
+
+
+def test_an_allowlist_adds_a_listener_a_sealed_proxy_and_where_it_is() -> None:
+    allow = ("api.example.com:443", "*.example.org:8443", "10.0.0.1:80")
+    spec = dataclasses.replace(spec_of("namespaces"), allow=allow)
+    made, bare = plan(spec, ALL), plan(spec_of("namespaces"), ALL)
+    assert (made.root, made.zygote, made.allow) == (bare.root, bare.zygote, allow)
+    assert Step("loopback", {"ports": [8080, 3128]}) in made.cell
+    env = next(step.args["env"] for step in made.child if step.layer == "environ")
+    assert env.keys() - {"A"} == {
+        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "NODE_USE_ENV_PROXY"),
+        *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    }
+    assert env["HTTPS_PROXY"] == env["all_proxy"] == "http://127.0.0.1:3128"
+    layers = ["capabilities", "no_new_privs", "landlock", "seccomp", "rlimits"]
+    assert [step.layer for step in made.egress] == layers
+    landlock = made.egress[2].args
+    assert landlock["ports"] == [53, 80, 443, 8443]
+    assert landlock["writable"] == DEVICES
+    assert "allow   api.example.com:443\nallow   *.example.org:8443" in str(made)
+    assert plans.from_json(json.loads(json.dumps(plans.to_json(made)))) == made
+
+    taken = plan(dataclasses.replace(spec, port=3128), ALL)
+    assert Step("loopback", {"ports": [3128, 3129]}) in taken.cell
+    assert "http://127.0.0.1:3129" in str(taken.child)
+    no_namespaces = Probe({**ALL.layers, "namespaces": "no"})
+    for tier, probed in (("process", ALL), ("auto", no_namespaces), ("gvisor", ALL)):
+        with pytest.raises(PlanError, match=r"api\.example\.com:443.* takes the tier 'namespaces'"):
+            plan(dataclasses.replace(spec, tier=tier, mounts={}), probed)
+
+
+def test_mounts_need_a_root_of_their_own() -> None:
+    spec = SandboxSpec(mounts={"/data": "/srv"})
+    assert plan(spec, ALL).tier == "namespaces"
+    no_namespaces = Probe({**ALL.layers, "namespaces": "refused"}, landlock_abi=7)
+    for tier, probed in (("process", ALL), ("auto", no_namespaces), ("gvisor", ALL)):
+        with pytest.raises(PlanError, match="mounts need a root"):
+            plan(dataclasses.replace(spec, tier=tier), probed)
 
 
 @pytest.mark.parametrize(
@@ -196,12 +259,48 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
 def test_what_an_older_landlock_does_not_do_is_said(abi: int, more: list[str]) -> None:
     made = plan(SandboxSpec(tier="process"), Probe(ALL.layers, landlock_abi=abi))
     assert [note for note in made.weaknesses if note.startswith(tuple(more))] == list(
-        made.weaknesses[4:]
+        made.weaknesses[3:]
     )
-    assert len(made.weaknesses) == 4 + len(more)
+    assert len(made.weaknesses) == 3 + len(more)
     assert (
         plan(SandboxSpec(tier="namespaces"), Probe(ALL.layers, landlock_abi=abi)).weaknesses == ()
     )
+
+
+NO_GROUPS = Probe({**ALL.layers, "cgroups": "not in this container"}, ALL.landlock_abi)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "probed", "reason"),
+    [("off", ALL, "cgroups are off"), ("auto", NO_GROUPS, "no cgroups: the doctor says why")],
+)
+def test_without_groups_limits_are_polled_and_the_plan_says_so(
+    wanted: str, probed: Probe, reason: str
+) -> None:
+    with_groups, without = (
+        plan(dataclasses.replace(spec_of("namespaces"), cgroups=name), ALL)
+        for name in ("require", "off")
+    )
+    made = plan(dataclasses.replace(spec_of("namespaces"), cgroups=wanted), probed)
+    assert made.zygote == tuple(step for step in with_groups.zygote if step != ZYGOTE_GROUP)
+    assert made.child == tuple(step for step in with_groups.child if step != CHILD_GROUP)
+    polled = Step("polled_limits", {"memory_bytes": 5000, "cpu_s": 50})
+    assert made.cell == without.cell == (*with_groups.cell, polled)
+    assert made.weaknesses == (
+        "memory and CPU of all processes of a child together are looked at twice a second "
+        f"({reason})",
+    )
+    weaker = plan(dataclasses.replace(spec_of("process"), cgroups=wanted), probed)
+    assert (
+        "the number of processes of a child is not limited, nor what they use together "
+        f"({reason})" in weaker.weaknesses
+    )
+
+
+def test_groups_that_are_required_and_not_to_be_had_are_an_error() -> None:
+    for tier in ("namespaces", "process", "auto"):
+        with pytest.raises(PlanError, match="cgroups: not in this container"):
+            plan(SandboxSpec(tier=tier, cgroups="require"), NO_GROUPS)
 
 
 def test_auto_is_the_strongest_tier_there_is() -> None:
@@ -259,7 +358,9 @@ def test_the_probe_tries_in_a_child_and_survives_what_happens_there() -> None:
     assert "no such layer" in found["raises"]
     assert found["dies"] == "the process that tried it died"
     assert Path.cwd() == here
-    assert set(probe().layers.values()) == {""}
+    layers = dict(probe().layers)
+    layers.pop("cgroups")  # few machines give them to everybody
+    assert set(layers.values()) == {""}
 
 
 BROKEN = Step("rlimits", {"RLIMIT_UNHEARD_OF": [1, 1]})  # a limit that no kernel knows

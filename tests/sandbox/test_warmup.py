@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,17 @@ def test_stocked_contexts_are_handed_out_once_and_only_for_the_same_call(
     num_made = len(made)
     take(cafile="a")
     assert len(made) == num_made + 1, "made under other variables, it does not fit"
+
+
+def test_a_client_that_needs_several_contexts_finds_as_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with proxies in the environment: one for each of them."""
+    made: list[dict[str, Any]] = []
+    factory: Any = types.ModuleType("factory")
+    factory.make = lambda **kwargs: made.append(kwargs)
+    monkeypatch.setitem(sys.modules, "factory", factory)
+    calls: list[dict[str, Any]] = [{"a": 1}] * 4 * warmup.NUM_WARM_CLIENTS
+    warmup._stock_tls_contexts({("factory", "make"): [*calls, {"b": 1}]})
+    assert made.count({"a": 1}) == 4 * warmup.NUM_TLS_CONTEXTS
+    assert made.count({"b": 1}) == warmup.NUM_TLS_CONTEXTS

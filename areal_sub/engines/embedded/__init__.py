@@ -14,4 +14,5 @@ and waits for the end of the step in progress, never for the requests.
     batch     who joins, who moves (pure)         runner    model + cache → next-token logits
     sampling  logits → tokens, logprobs (pure)    cache     keys and values, one row per request
     prefixes  keys and values kept for next turn  weights   loading, checking, updating
+    grammars  what a request may sample           matching  the processes that match grammars
 """

@@ -4,8 +4,13 @@ Others hand it commands through an inbox, carried out between two steps; it hand
 produced in one call. One step computes prompts that join (bounded by `max_prefill_tokens`), decodes
 one token for every running row, and samples for all of them at once.
 
-Waits: for the inbox, without a deadline, when paused or idle. Whoever waits for this thread brings
+Waits: for the inbox, without a deadline, when paused or idle; for masks, at most `GRACE_S`, or
+`ALONE_S` where nobody else could go on. Whoever waits for this thread brings
 a future and a deadline.
+
+Requests with a grammar get their masks from processes of their own (`grammars`), which compute them
+while the model computes. Who has no mask when the logits are there gives the others `GRACE_S`, sits
+this step out and has its last token computed again in the next one: a slow grammar slows itself.
 
 An error inside a step is not one request's fault (those are checked before): it ends the thread,
 `ended` carries it, and the engine's process ends with it.
@@ -27,13 +32,17 @@ import torch
 from torch import Tensor
 
 from areal_sub.engines.embedded.batch import compaction, num_admitted, prefill_chunks
+from areal_sub.engines.embedded.grammars import receive_all
 from areal_sub.engines.embedded.prefixes import Prefix, Prefixes
 from areal_sub.engines.embedded.request import Request
 from areal_sub.engines.embedded.runner import Runner
-from areal_sub.engines.embedded.sampling import SamplingRows, sample
+from areal_sub.engines.embedded.sampling import Allowed, SamplingRows, sample
 from areal_sub.engines.embedded.weights import WeightUpdate
 
 log = logging.getLogger(__name__)
+
+GRACE_S = 0.005
+ALONE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,7 @@ class Decoder:
         for request in self._waiting:
             if request.request_id == request_id:
                 self._waiting.remove(request)
+                request.close()
                 return
         ended = {i for i, r in enumerate(self._rows) if r.request_id == request_id}
         for row in ended:
@@ -253,7 +263,7 @@ class Decoder:
 
     def _decode(self, rows: list[Request]) -> Tensor:
         logits = self._runner.forward(
-            0, [[r.token_ids[-1]] for r in rows], [r.num_cached for r in rows]
+            0, [[r.last_token_id] for r in rows], [r.num_cached for r in rows]
         )
         for request in rows:
             request.num_cached += 1
@@ -280,11 +290,18 @@ class Decoder:
             self._sampling = SamplingRows.of(
                 [(r.temperature, r.top_p, r.top_k) for r in rows], self._runner.device
             )
-        token_ids, logprobs = sample(logits, self._sampling, self._generator)
+        failed, held = self._await_masks(rows)
+        masks = {
+            row: r.constraint.mask
+            for row, r in enumerate(rows)
+            if r.constraint is not None and r.constraint.mask is not None
+        }
+        allowed = Allowed.of(masks, self._runner.device) if masks else None
+        token_ids, logprobs = sample(logits, self._sampling, self._generator, allowed)
         # Both in one transfer: float64 holds every token id and every float32.
         drawn = torch.stack([token_ids.double(), logprobs.double()]).tolist()
         version = self.policy_version
-        self.num_generated_tokens += len(rows)
+        self.num_generated_tokens += len(rows) - len(held) - len(failed)
         progress: list[Progress] = []
         ended: set[int] = set()
         for row, (request, token_id, logprob) in enumerate(zip(rows, *drawn, strict=True)):
@@ -293,6 +310,13 @@ class Decoder:
                 self._runner.cache.clear(row)
                 error = f"the model's logits are not finite at policy version {version}"
                 progress.append(Progress(request.request_id, (), (), (), None, error))
+                continue
+            if row in failed:
+                ended.add(row)
+                progress.append(Progress(request.request_id, (), (), (), None, failed[row]))
+                continue
+            if row in held:
+                request.num_cached -= 1
                 continue
             reason = request.append(int(token_id), logprob, version)
             if reason is not None:
@@ -306,6 +330,21 @@ class Decoder:
                 progress.append(Progress(request.request_id, *whole, reason))
         self._free(ended)
         return progress
+
+    def _await_masks(self, rows: list[Request]) -> tuple[dict[int, str], set[int]]:
+        """The rows whose grammar failed, with why, and those that sit this step out."""
+        constraints = {row: r.constraint for row, r in enumerate(rows) if r.constraint is not None}
+        if not constraints:
+            return {}, set()
+        others = len(constraints) < len(rows)
+        others = others or not all(c.is_waiting for c in constraints.values())
+        receive_all(constraints.values(), GRACE_S if others else ALONE_S)
+        failed = {
+            row: f"the output's grammar failed: {c.error}"
+            for row, c in constraints.items()
+            if c.error
+        }
+        return failed, {row for row, c in constraints.items() if c.is_waiting}
 
     def _retain(self, row: int, request: Request) -> None:
         """Keep an ended request's keys and values for the next turn, unless they are stale: begun
@@ -323,6 +362,8 @@ class Decoder:
         """Take rows out of the batch and close the holes."""
         if not ended:
             return
+        for row in ended:
+            self._rows[row].close()
         for source, target in compaction(self._num_decoding, len(self._rows), ended):
             self._runner.cache.move(source, target, self._rows[source].num_cached)
             self._rows[target] = self._rows[source]

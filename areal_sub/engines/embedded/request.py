@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from areal_sub.engines.embedded.grammars import Constraint
 from areal_sub.errors import ArealSubError
 from areal_sub.records import GenerateRequest, Int32Array
 
@@ -40,6 +41,7 @@ class Request:
     stop_token_ids: frozenset[int]
     stream: bool
     affinity: str
+    constraint: Constraint | None = None  # what the sampled tokens are held to; closed by the owner
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -96,6 +98,10 @@ class Request:
         return self.prompt.size + self.max_new_tokens
 
     @property
+    def last_token_id(self) -> int:
+        return self.token_ids[-1] if self.token_ids else int(self.prompt[-1])
+
+    @property
     def num_prompt_left(self) -> int:
         """Prompt tokens whose keys and values are still to be computed; 0: it decodes."""
         return max(0, self.prompt.size - self.num_cached)
@@ -107,7 +113,16 @@ class Request:
         self.versions.append(version)
         if token_id in self.stop_token_ids:
             return "stop"
-        return "length" if len(self.token_ids) == self.max_new_tokens else None
+        if len(self.token_ids) == self.max_new_tokens:
+            return "length"
+        if self.constraint is not None:
+            self.constraint.advance(token_id)
+        return None
+
+    def close(self) -> None:
+        """It takes no tokens any more. Called once by the decode thread, where it got to it."""
+        if self.constraint is not None:
+            self.constraint.close()
 
     def cached_token_ids(self) -> Int32Array:
         """The tokens whose keys and values are cached, int32 [num_cached]."""

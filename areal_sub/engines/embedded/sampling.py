@@ -6,10 +6,12 @@ thread once per step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -51,22 +53,52 @@ class SamplingRows:
         )
 
 
-def sample(logits: Tensor, rows: SamplingRows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What some rows may sample, where a grammar says so. Each allows one token at least."""
+
+    rows: Tensor  # int64 [num_constrained]
+    tokens: Tensor  # bool [num_constrained, vocab]
+
+    @classmethod
+    def of(cls, masks: Mapping[int, NDArray[np.bool_]], device: torch.device) -> Allowed:
+        """`masks`: row → bool [vocab]."""
+        tokens = torch.from_numpy(np.stack(list(masks.values())))
+        return cls(torch.tensor(list(masks), device=device), tokens.to(device))
+
+
+def sample(
+    logits: Tensor,
+    rows: SamplingRows,
+    generator: torch.Generator,
+    allowed: Allowed | None = None,
+) -> tuple[Tensor, Tensor]:
     """Sample one token per row.
 
     Args:
         logits: [rows, vocab], any float dtype.
+        allowed: None where no row is constrained. What it forbids is taken out before temperature,
+            top-k and top-p, so that these choose among what may come.
     Returns:
         token ids, int64 [rows], and their logprobs, float32 [rows]: of the distribution that was
         sampled from, so after temperature and renormalised over what top-k and then top-p leave.
         A greedy row (temperature 0) takes the most likely token; its logprob is the model's own,
         at temperature 1 and untruncated. A row whose logits are not finite gets a logprob that is
-        not finite.
+        not finite. A constrained row's logprob is the model's own: after temperature, over the
+        whole vocabulary. It says how likely the token was without the constraint, which is what the
+        learner computes; of the masked distribution, a forced token would have 0 whatever the model
+        thinks of it, and every ratio would carry the difference.
 
     Draws by inverting the cumulative distribution, in float64: one random number per row, however
     large the vocabulary, and no token of probability 0 is ever drawn.
     """
-    logprobs = distribution(logits, rows)
+    logits = logits.float()
+    if allowed is None:
+        logprobs = distribution(logits, rows)
+    else:
+        own = logits[allowed.rows]
+        masked = own.masked_fill(~allowed.tokens, -torch.inf)
+        logprobs = distribution(logits.index_copy(0, allowed.rows, masked), rows)
     if rows.sampled is None:
         token_ids = logprobs.argmax(dim=-1, keepdim=True)
     else:
@@ -79,7 +111,13 @@ def sample(logits: Tensor, rows: SamplingRows, generator: torch.Generator) -> tu
         if rows.has_greedy:
             likeliest = logprobs.argmax(dim=-1, keepdim=True)
             token_ids = torch.where(rows.sampled, token_ids, likeliest)
-    return token_ids.squeeze(1), logprobs.gather(1, token_ids).squeeze(1)
+    drawn_logprobs = logprobs.gather(1, token_ids)
+    if allowed is not None:
+        if rows.temperature is not None:
+            own = own / rows.temperature[allowed.rows]
+        own = torch.log_softmax(own, dim=-1).gather(1, token_ids[allowed.rows])
+        drawn_logprobs = drawn_logprobs.index_copy(0, allowed.rows, own)
+    return token_ids.squeeze(1), drawn_logprobs.squeeze(1)
 
 
 def distribution(logits: Tensor, rows: SamplingRows) -> Tensor:

@@ -21,6 +21,7 @@ import transformers
 
 from areal_sub.engines.embedded import weights
 from areal_sub.engines.embedded.decoder import Decoder, Limits, Progress
+from areal_sub.engines.embedded.grammars import Grammars
 from areal_sub.engines.embedded.request import Request, RequestError
 from areal_sub.engines.embedded.runner import Runner, check_runner
 from areal_sub.engines.embedded.settings import EngineSettings
@@ -62,6 +63,11 @@ class Engine:
         self._names = weights.WeightNames.of(runner.model)
         self._ids = itertools.count()
         self._calls: dict[int, _Call] = {}
+        self._grammars = Grammars(
+            settings.tokenizer_path or settings.model_path,
+            vocab_size=runner.vocab_size,
+            max_open=limits.max_running_requests,
+        )
         self._updating = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder(
@@ -90,6 +96,7 @@ class Engine:
         finally:
             await server.close()
             self._decoder.stop(STOP_TIMEOUT_S)
+            self._grammars.close()
 
     async def _info(self, params: dict[str, Any]) -> dict[str, Any]:
         decoder = self._decoder
@@ -105,12 +112,19 @@ class Engine:
         ).to_map()
 
     async def _generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        record = GenerateRequest.from_map(params)
         request = Request.checked(
-            GenerateRequest.from_map(params),
+            record,
             request_id=next(self._ids),
             vocab_size=self._vocab_size,
             max_model_len=self._limits.max_model_len,
         )
+        if record.grammar:
+            request.constraint = await self._grammars.compile(
+                record.grammar,
+                stop_token_ids=request.stop_token_ids,
+                max_new_tokens=request.max_new_tokens,
+            )
         call = self._calls[request.request_id] = _Call(extend_digest(0, request.prompt))
         self._decoder.submit(request)
         try:

@@ -17,6 +17,8 @@ class EngineSettings:
     socket_path: Path
     model_path: str
     """A Hugging Face model folder, or a hub name."""
+    tokenizer_path: str | None = None
+    """Where tokenizer.json is, which grammars need; default: `model_path`."""
     dtype: str = "float32"
     """Of weights, keys and values; one of `DTYPES`. Sampling is always in float32."""
     device: str = "auto"

@@ -1,46 +1,24 @@
-"""Tool-call parsers: how a model writes calls into its text, by name.
+"""How models write tool calls and reasoning into their text, one file per format.
 
-A parser is made per choice, fed decoded text as it comes and says what of it is content and what a
-call. Text that may still turn out to be a call is held back; a malformed call is content. To add
-one: a file here with a class like `HermesParser`, and its names in `_PARSERS`.
+A parser is made per choice, fed decoded text as it comes and says what of it is content, a call or
+reasoning. Text that may still turn out to be a tag or a call is held back; a malformed call is
+content; how the text is cut into pieces changes nothing. Which model writes which format is the
+business of `families/`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from areal_sub.proxy.parsers.answer import AnswerParser, ToolCallParser, TwoPartParser
+from areal_sub.proxy.parsers.pieces import CallSyntax, ParsedCall, Piece, Tag
+from areal_sub.proxy.parsers.think import ThinkParser
 
-from areal_sub.errors import ConfigError
-from areal_sub.proxy.parsers.hermes import HermesParser
-from areal_sub.proxy.parsers.pieces import ParsedCall, Piece
-
-__all__ = ["ParsedCall", "Piece", "ToolCallParser", "parser_for", "parser_names"]
-
-
-class ToolCallParser(Protocol):
-    """`feed` text; then `finish` once. Pieces come in the order of the text."""
-
-    TAGS: ClassVar[tuple[str, ...]]  # texts that must reach `feed` even where they are tokens
-
-    def feed(self, text: str) -> list[Piece]: ...
-
-    def finish(self) -> list[Piece]: ...
-
-
-# AReaL's (and SGLang's) names for the same format are accepted.
-_PARSERS: dict[str, type[ToolCallParser]] = dict.fromkeys(
-    ("hermes", "qwen", "qwen25", "qwen2_5", "qwen3"), HermesParser
-)
-
-
-def parser_names() -> list[str]:
-    return list(_PARSERS)
-
-
-def parser_for(name: str) -> type[ToolCallParser]:
-    """Raises `ConfigError` naming the parsers that there are."""
-    try:
-        return _PARSERS[name]
-    except KeyError:
-        raise ConfigError(
-            f"rollout.openai.tool_call_parser: no parser {name!r}; there are: {', '.join(_PARSERS)}"
-        ) from None
+__all__ = [
+    "AnswerParser",
+    "CallSyntax",
+    "ParsedCall",
+    "Piece",
+    "Tag",
+    "ThinkParser",
+    "ToolCallParser",
+    "TwoPartParser",
+]

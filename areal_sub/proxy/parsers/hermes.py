@@ -1,100 +1,75 @@
-"""The Hermes format, which Qwen2.5 and Qwen3 use too.
+"""The Hermes format, which Qwen2.5, Qwen3 and SmolLM use too.
 
     <tool_call>
     {"name": "calc", "arguments": {"a": 7, "b": 8}}
     </tool_call>
 
-Any number of calls, anywhere in the text. White space next to a call is the format's, not content.
-A call whose body is not such a JSON object, or that is never closed, is content, tags and all.
+SmolLM2 writes a list of such objects between the tags. A closing tag within one of a call's strings
+does not close it; only where nothing else does.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, ClassVar
 
 from areal_sub.proxy.decode import num_held
-from areal_sub.proxy.neutral import MAX_DEPTH, is_deeper_than
-from areal_sub.proxy.parsers.pieces import ParsedCall, Piece
+from areal_sub.proxy.parsers.calls import as_call, read_json
+from areal_sub.proxy.parsers.pieces import CallSyntax, ParsedCall, Tag
+from areal_sub.proxy.parsers.tagged import TaggedParser
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_STRING_OR_END = re.compile(f'"|{_CLOSE}')
+_IN_STRING = re.compile(r'"|\\.', re.DOTALL)
 
 
-class HermesParser:
-    """Holds back: white space, the start of a tag, and a call until it is closed."""
+def _before_arguments(name: str) -> tuple[str, ...]:
+    written = json.dumps(name, ensure_ascii=False)
+    return Tag(_OPEN), f'\n{{"name": {written}, "arguments": '
 
+
+class HermesParser(TaggedParser):
+    OPEN: ClassVar[str] = _OPEN
+    CLOSE: ClassVar[str] = _CLOSE
     TAGS: ClassVar[tuple[str, ...]] = (OPEN, CLOSE)
+    SYNTAX: ClassVar[CallSyntax] = CallSyntax(
+        before=_before_arguments, after=("}\n", Tag(CLOSE)), between=("\n",)
+    )
 
     def __init__(self) -> None:
-        self._text = ""  # not yet given
-        self._searched = 0  # of `_text`, while it is an open call: no closing tag starts before
-        self._after_call = False  # white space now is still the format's
+        super().__init__()
+        self._in_string = False  # at `_searched`
 
-    def feed(self, text: str) -> list[Piece]:
-        self._text += text
-        pieces: list[Piece] = []
-        while self._step(pieces):
-            pass
-        return pieces
+    def calls(self, body: str) -> list[ParsedCall]:
+        try:
+            written: Any = read_json(body)
+        except ValueError:
+            return []
+        calls = [_call(item) for item in (written if isinstance(written, list) else [written])]
+        return [call for call in calls if call is not None] if None not in calls else []
 
-    def finish(self) -> list[Piece]:
-        rest, self._text = self._text, ""
-        if self._after_call:
-            rest = rest.lstrip()
-        return [rest] if rest else []
+    def find_close(self) -> int:
+        if self._is_whole:
+            return super().find_close()
+        text = self._text
+        while match := (_IN_STRING if self._in_string else _STRING_OR_END).search(
+            text, self._searched
+        ):
+            if match[0] == self.CLOSE:
+                return match.start()
+            self._searched = match.end()
+            self._in_string ^= match[0] == '"'
+        held = int(text.endswith("\\")) if self._in_string else num_held(text, self.CLOSE)
+        self._searched = max(self._searched, len(text) - held)
+        return -1
 
-    def _step(self, pieces: list[Piece]) -> bool:
-        """Move the next certain piece from `_text` to `pieces`; False where there is none."""
-        if self._after_call:
-            self._text = self._text.lstrip()
-        if self._text.lstrip().startswith(OPEN):
-            return self._step_call(pieces)
-        start = self._text.find(OPEN)
-        if start < 0:
-            certain = self._text[: len(self._text) - num_held(self._text, OPEN)].rstrip()
-            self._give(certain, pieces)
-            return False
-        return self._give(self._text[:start].rstrip(), pieces)
-
-    def _step_call(self, pieces: list[Piece]) -> bool:
-        stop = self._text.find(CLOSE, self._searched)
-        if stop < 0:
-            self._searched = max(0, len(self._text) - len(CLOSE) + 1)
-            return False
-        self._searched = 0
-        written = self._text[: stop + len(CLOSE)]
-        call = parse_call(self._text[self._text.index(OPEN) + len(OPEN) : stop])
-        if call is None:
-            return self._give(written, pieces)
-        self._text = self._text[len(written) :]
-        self._after_call = True
-        pieces.append(call)
-        return True
-
-    def _give(self, content: str, pieces: list[Piece]) -> bool:
-        """Move `content`, the start of `_text`, to `pieces`."""
-        if content:
-            self._text = self._text[len(content) :]
-            self._after_call = False
-            pieces.append(content)
-        return bool(content)
+    def forget_search(self) -> None:
+        super().forget_search()
+        self._in_string = False
 
 
-def parse_call(body: str) -> ParsedCall | None:
-    """The call in `body`, the text between the tags, or None where it is malformed."""
-    try:
-        call: Any = json.loads(body, parse_constant=_refuse_constant)
-        name, arguments = call["name"], call["arguments"]
-        if not (isinstance(name, str) and name and isinstance(arguments, dict)):
-            return None
-        if is_deeper_than(arguments, MAX_DEPTH):
-            return None
-        text = json.dumps(arguments, ensure_ascii=False)
-        (name + text).encode()  # lone surrogates can be escaped in JSON, but not sent
-    except (ValueError, TypeError, KeyError, RecursionError):
+def _call(written: Any) -> ParsedCall | None:
+    if not isinstance(written, dict):
         return None
-    return ParsedCall(name=name, arguments=text)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    return as_call(written.get("name"), written.get("arguments"))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import on_egress
 import on_files
 import on_kernel
 import on_processes
 import on_resources
 
-_MODULES = (on_files, on_processes, on_kernel, on_resources)
+_MODULES = (on_files, on_processes, on_kernel, on_egress, on_resources)
 
 
 def act(data: dict[str, Any]) -> Any:

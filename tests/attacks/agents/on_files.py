@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -275,58 +276,141 @@ def a12(data: dict[str, Any]) -> str:
     return attempt(("many", many))
 
 
-def a13(data: dict[str, Any]) -> str:
+def _good() -> None:
+    """What an honest agent leaves: it has to come out, whatever lies beside it."""
+    with open("good", "w") as file:
+        file.write("good")
+
+
+def a13a(data: dict[str, Any]) -> str:
     """What is left behind are links, to files and to folders outside."""
+    _good()
     for name in ("out", "result.json", "../home/out", "../tmp/out"):
         os.symlink(data["canary"], name)
     os.symlink(data["home"], "folder")
     os.mkdir("inner")
     os.symlink(data["home"], "inner/folder")
+    os.symlink(data["canary"], "inner/file")
     os.symlink("/", "root")
+    os.symlink("/proc/self/root", "magic")
+    return "left"
+
+
+def a13b(data: dict[str, Any]) -> str:
+    """The working directory itself becomes a link to a folder outside."""
+    work = os.getcwd()
+    os.rename(work, work + "-before")
+    os.symlink(os.path.dirname(data["canary"]), work)
+    return "left"
+
+
+def a13c(data: dict[str, Any]) -> str:
+    """Hard links: one file under many names, also outside the working directory."""
+    _good()
+    os.link("good", "again")
+    with open("../home/kept", "w") as file:
+        file.write("not declared")
+    os.link("../home/kept", "linked")
     return "left"
 
 
 def a14(data: dict[str, Any]) -> str:
     """What is left behind changes all the time: a folder, a link, a folder ..."""
+    _good()
+    ready, tell = os.pipe()
 
     def swap() -> None:
         os.setsid()
+        os.mkdir("out")
+        with open("out/credentials", "w") as file:
+            file.write("own")
+        first = True
         while True:
-            os.mkdir("out")
-            os.rmdir("out")
-            os.symlink(data["home"], "out")
+            os.rename("out", "kept")
+            os.symlink(os.path.dirname(data["canary"]), "out")
+            if first:
+                os.write(tell, b"!")
+            first = False
             os.unlink("out")
+            os.rename("kept", "out")
 
     forked(swap)
+    os.read(ready, 1)
     return "left"
 
 
-def a15(data: dict[str, Any]) -> str:
-    """What is left behind: pipes, holes, a deep tree, odd names, folders without rights."""
+def a15a(data: dict[str, Any]) -> str:
+    """Pipes, sockets, devices, folders without rights."""
+    _good()
     os.mkfifo("fifo")
-    fd = _create("sparse")
-    try:
-        os.ftruncate(fd, 2**40)
-    except OSError as error:
-        sparse = errno.errorcode[error.errno or 0]
-    else:
-        sparse = "a terabyte"
-    for name in (b"new\nline", b"\xff\xfe", b"\x1b[31mred", b" ", b"-rf", b"a" * 255):
-        os.close(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600))
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+    for name, kind in (("null", stat.S_IFCHR), ("disk", stat.S_IFBLK)):
+        with contextlib.suppress(OSError):
+            os.mknod(name, kind | 0o666, os.makedev(1, 3))
     os.mkdir("sealed")
     os.close(_create("sealed/file"))
     os.chmod("sealed", 0)
-    here = os.getcwd()
+    return "left"
+
+
+def a15b(data: dict[str, Any]) -> str:
+    """Holes: a terabyte of nothing, or as much as there may be in one file, many times."""
+    _good()
+    size = 2**40
+    os.close(_create("sparse"))
+    while size:
+        try:
+            os.truncate("sparse", size)
+            break
+        except OSError:
+            size //= 2
+    for n in range(8):
+        os.close(_create(f"sparse-{n}"))
+        os.truncate(f"sparse-{n}", size)
+    return f"left: {size}"
+
+
+def a15c(data: dict[str, Any]) -> str:
+    """A tree of up to 10,000 levels."""
+    _good()
+    depth, until = 0, time.monotonic() + 3  # under Landlock each level costs more than the last
     try:
-        for _ in range(1200):  # a path may have 4096 bytes
+        while depth < 10_000 and time.monotonic() < until:
             os.mkdir("deep")
             os.chdir("deep")
+            depth += 1
     except OSError as error:
-        depth = errno.errorcode[error.errno or 0]
-    else:
-        depth = "1200 levels"
-    os.chdir("/")
-    return f"left in {here}: sparse {sparse}, depth {depth}"
+        return f"left: {depth} levels, then {errno.errorcode[error.errno or 0]}"
+    return f"left: {depth} levels"
+
+
+def a15d(data: dict[str, Any]) -> str:
+    """Names that a terminal, a log, a shell or an encoder obeys."""
+    _good()
+    odd = (
+        b"new\nline",
+        b"\xff\xfe",
+        b"\x1b[31mred",
+        "\u202etxt".encode(),
+        b"\t",
+        b"\r",
+        b"a" * 255,
+    )
+    for name in (*odd, b" ", b"-rf", b"$(id)", b"..."):
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600))
+    return "left"
+
+
+def a15e(data: dict[str, Any]) -> str:
+    """More files than anybody wants to look at."""
+    _good()
+    try:
+        for n in range(50_000):
+            os.close(_create(f"{n}"))
+    except OSError as error:
+        return f"left: {errno.errorcode[error.errno or 0]}"
+    return "left: 50,000"
 
 
 def a16a(data: dict[str, Any]) -> str:

@@ -118,3 +118,22 @@ def leaves_daemon(data: dict[str, Any]) -> float:
     if data.get("hang"):
         time.sleep(60)
     return 1.0
+
+
+def asks_the_web(data: dict[str, Any]) -> Any:
+    import urllib.error
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(data["url"], timeout=20)
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(error.reason) from None
+
+
+def answers_in_a_file(data: dict[str, Any]) -> float:
+    with open("question") as question, open("answer", "w") as answer:
+        left, right = question.read().split(" * ")
+        answer.write(str(int(left) * int(right)))
+    os.remove("question")
+    os.symlink("answer", "link")
+    return 1.0

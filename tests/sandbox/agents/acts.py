@@ -178,6 +178,43 @@ def do_write(data: dict[str, Any]) -> dict[str, str]:
     return {path: outcome(lambda path=path: open(path, "a").close()) for path in data["paths"]}
 
 
+def do_read_file(data: dict[str, Any]) -> str:
+    with open(data["path"]) as file:
+        return file.read()
+
+
+def do_leave_file(data: dict[str, Any]) -> float:
+    with open("left", "w") as file:
+        file.write("here")
+    match data["end"]:
+        case "raise":
+            raise ValueError("after it")
+        case "exit":
+            os._exit(3)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            time.sleep(60)
+    return 1.0
+
+
+def do_leave_many(data: dict[str, Any]) -> float:
+    for n in range(data["count"]):
+        if data["size"] < 0:
+            os.mkfifo(str(n))
+            continue
+        with open(str(n), "wb") as file:
+            file.write(b"x" * data["size"])
+    return 1.0
+
+
+def do_replace_work(data: dict[str, Any]) -> str:
+    work = os.getcwd()
+    os.rename(work, work + "-before")
+    os.symlink(data["by"], work)
+    return "replaced"
+
+
 def do_sockets(data: dict[str, Any]) -> dict[str, str]:
     """What comes of making a socket of each kind, and of connecting to each of `ports`."""
     kinds: dict[str, tuple[int, ...]] = {

@@ -1,0 +1,150 @@
+"""From a call that was parsed to the bytes of its answer, whole or streamed, in any dialect.
+
+An agent that hangs up, or stops reading, ends what it asked for. Called by `app.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from areal_sub.proxy.dialects import JSON, Dialect
+from areal_sub.proxy.kept import Kept
+from areal_sub.proxy.neutral import Call, Choice, Delta, Usage
+from areal_sub.proxy.refusals import Refusal
+from areal_sub.proxy.sessions import Session
+from areal_sub.proxy.turns import Prepared, Turns
+
+T = TypeVar("T")
+
+# A reader of a stream that stops reading is let go after this long.
+SEND_TIMEOUT_S = 300.0
+
+Deltas = AsyncIterator[tuple[int, Delta]]
+
+
+async def answer_call(
+    request: Request, turns: Turns, session: Session, dialect: Dialect, call: Call
+) -> Response:
+    """Raises `Refusal` where it happens before the first token, and `ClientDisconnect`."""
+    prepared = await turns.prepare(session, call, dialect.ID_PREFIX + secrets.token_hex(14))
+    deltas = turns.run(prepared)
+    answering = _Answering(dialect, prepared)
+    if call.stream:
+        first = await unless_disconnected(request.receive, _next(deltas))
+        return _EventStream(answering, first, deltas)
+    await unless_disconnected(request.receive, answering.collect(deltas))
+    return Response(answering.body(), 200, request_headers(dialect), JSON)
+
+
+def request_headers(dialect: Dialect) -> dict[str, str]:
+    return {dialect.REQUEST_ID: f"req_{secrets.token_hex(12)}"}
+
+
+class _Answering:
+    """One answer on its way: what it consists of, in its dialect."""
+
+    def __init__(self, dialect: Dialect, prepared: Prepared) -> None:
+        self.dialect = dialect
+        self.prepared = prepared
+        self._choices = [Choice() for _ in range(prepared.call.num_choices)]
+
+    def add(self, index: int, delta: Delta) -> None:
+        self._choices[index].add(delta)
+
+    async def collect(self, deltas: Deltas) -> None:
+        async with aclosing(deltas):  # type: ignore[type-var]
+            async for index, delta in deltas:
+                self.add(index, delta)
+
+    def usage(self) -> Usage:
+        return Usage(self.prepared.prompt.num_tokens, self.prepared.num_sampled_tokens)
+
+    def body(self) -> bytes:
+        """The whole answer; kept where a later call may go on from it. At the end, once."""
+        prepared, call = self.prepared, self.prepared.call
+        body = self.dialect.answer(prepared.answer_id, call, self._choices, self.usage())
+        if call.conversation is not None:
+            conversation = (*call.conversation, self._choices[0].message())
+            kept = Kept(conversation, body, call.num_bytes + len(body))
+            prepared.session.kept.add(prepared.answer_id, kept)
+        return body
+
+
+async def _next(deltas: Deltas) -> tuple[int, Delta]:
+    return await anext(deltas)
+
+
+class _EventStream(Response):
+    def __init__(self, answering: _Answering, first: tuple[int, Delta], deltas: Deltas) -> None:
+        prepared, dialect = answering.prepared, answering.dialect
+        self._stream = dialect.stream(prepared.answer_id, prepared.call, prepared.prompt.num_tokens)
+        headers = {"cache-control": "no-cache", **request_headers(dialect)}
+        super().__init__(media_type=self._stream.media_type, headers=headers)
+        del self.headers["content-length"]
+        self._answering = answering
+        self._first = first
+        self._deltas = deltas
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with aclosing(self._deltas):  # type: ignore[type-var]
+                await unless_disconnected(receive, self._send_all(send))
+        except (ClientDisconnect, TimeoutError):
+            return
+
+    async def _send_all(self, send: Send) -> None:
+        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(head)
+        stream, answering = self._stream, self._answering
+        is_kept = answering.prepared.call.conversation is not None
+
+        async def send_events(index: int, delta: Delta) -> None:
+            if is_kept:
+                answering.add(index, delta)
+            body = b"".join(stream.events(index, delta))
+            if body:
+                await _send_body(send, body, more=True)
+
+        try:
+            await send_events(*self._first)
+            async for index, delta in self._deltas:
+                await send_events(index, delta)
+            if is_kept:
+                answering.body()
+            last = stream.end(answering.usage())
+        except Refusal as refusal:
+            last = stream.failure(refusal)
+        await _send_body(send, last, more=False)
+
+
+async def _send_body(send: Send, body: bytes, *, more: bool) -> None:
+    async with asyncio.timeout(SEND_TIMEOUT_S):
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """`work`'s result; `work` is cancelled and `ClientDisconnect` raised if the agent hangs up."""
+    working = asyncio.ensure_future(work)
+    hanging_up = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, hanging_up):
+            task.cancel()
+        await asyncio.gather(working, hanging_up, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
