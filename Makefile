@@ -19,7 +19,7 @@ ALL_EXTRAS := train data gguf dev
 	bench-proxy bench-constrained soak docs constraints clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train:  ## Train the tiny policy on the calculator task (ARGS="seed=3" and the like)
 	$(INSTALL) train

@@ -143,6 +143,7 @@ class OpenRecord(_Record):
     split: str  # "train" | "valid"
     policy_version: int  # the trainer's, when it was admitted
     opened_at: float  # Unix time, s
+    agent: str = ""  # its name, where the run has several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +302,12 @@ class RunRequest(_Record):
     timeout_s: float
     workspace: str = ""  # absolute folder whose content the child starts in, or "" for none
     outputs: list[str] = field(default_factory=list)  # paths in there to bring back
+    python: str = ""  # the agent's interpreter; "": the supervisor's own
+    readable: list[str] = field(default_factory=list)  # more paths that the child can read
+    argv: list[str] = field(default_factory=list)  # a program instead of `target` and `pickled`
+    stdin: str = ""  # the program's
+    files: dict[str, str] = field(default_factory=dict)  # for it: path (or ~/path) → content
+    reward: str = ""  # where the program's is: "last_line" | "exit_code" | "file:PATH"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .box import BlockingSandbox, Sandbox
     from .errors import PlanError, SandboxError, SpecError, ZygoteFailed
     from .handle import Zygote
+    from .renewal import RenewedZygote
     from .report import ChildReport, Ending
     from .spec import Limits, SandboxSpec
 
@@ -27,6 +28,7 @@ __all__ = [
     "Ending",
     "Limits",
     "PlanError",
+    "RenewedZygote",
     "Sandbox",
     "SandboxError",
     "SandboxSpec",
@@ -43,6 +45,7 @@ _HOMES = {
     "Ending": "report",
     "Limits": "spec",
     "PlanError": "errors",
+    "RenewedZygote": "renewal",
     "SandboxError": "errors",
     "SandboxSpec": "spec",
     "SpecError": "errors",

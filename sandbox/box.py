@@ -33,10 +33,10 @@ from .spec import SandboxSpec
 class Sandbox:
     """One environment for children, open between `async with` and its end.
 
-    `python` runs the target, with `python_path` in front of its import path; `reserve` sealed
-    children stand ready. `probed` saves asking the kernel again. Entering raises `PlanError` where
-    this machine does not give the spec's tier, and `ZygoteFailed` where the target cannot be
-    imported.
+    `python` runs the target, with `python_path` in front of its import path; with `start="exec"`
+    in a fresh interpreter each time. `reserve` sealed children stand ready. `probed` saves asking
+    the kernel again. Entering raises `PlanError` where this machine does not give the spec's tier,
+    and `ZygoteFailed` where the target cannot be imported.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Sandbox:
         target: str = "",
         python: str = sys.executable,
         python_path: Sequence[str] = (),
+        start: str = "fork",
         reserve: int = 0,
         start_timeout_s: float = 120.0,
         probed: Probe | None = None,
@@ -54,6 +55,7 @@ class Sandbox:
         self._target = target
         self._python = python
         self._python_path = [os.path.abspath(path) for path in python_path]
+        self._start = start
         self._reserve = reserve
         self._start_timeout_s = start_timeout_s
         self._probed = probed
@@ -71,6 +73,7 @@ class Sandbox:
                 target=self._target,
                 python=self._python,
                 python_path=self._python_path,
+                start=self._start,
                 reserve=self._reserve,
                 timeout_s=self._start_timeout_s,
             )
@@ -115,6 +118,8 @@ class Sandbox:
         argv: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
+        stdin: str = "",
+        files: Mapping[str, str] | None = None,
         wall_s: float | None = None,
         workspace: str | os.PathLike[str] | None = None,
         outputs: Sequence[str] = (),
@@ -122,7 +127,14 @@ class Sandbox:
     ) -> ChildReport:
         """Execute a program in a fresh child: see `Zygote.execute`."""
         return await self.zygote.execute(
-            argv, env=env, wall_s=wall_s, workspace=workspace, outputs=outputs, on_output=on_output
+            argv,
+            env=env,
+            stdin=stdin,
+            files=files,
+            wall_s=wall_s,
+            workspace=workspace,
+            outputs=outputs,
+            on_output=on_output,
         )
 
 

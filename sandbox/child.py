@@ -10,13 +10,15 @@ import contextlib
 import inspect
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from . import kernel
+from .boot import boot_command
 from .errors import StepFailed
 from .layers import Context
 from .layers.context import RESULT_FD
@@ -54,10 +56,12 @@ def run_agent(target: Any, steps: Sequence[Step], context: Context, failures: in
             os.close(workspace)
         os.close(failures)
         os.environ.update(request["env"])
-        if isinstance(target, Program):
-            code = _execute(request["argv"])
+        if not isinstance(target, Program):
+            code = run_target(target, request["kwargs"], request["data"])
+        elif "argv" in request:
+            code = _execute(request)
         else:
-            code = _run_target(target, request["kwargs"], request["data"])
+            _execute_interpreter(request)
     finally:
         os._exit(code)
 
@@ -72,7 +76,8 @@ def _receive(fd: int) -> tuple[dict[str, Any] | None, int | None]:
     """The request: JSON in a file whose descriptor is sent. None: nobody will send one. And the
     descriptor of the workspace's archive, where there is one.
 
-    `{"data", "kwargs", "env"}`, or `{"argv", "env"}` for a program.
+    `{"data", "kwargs", "env"}`; `{"argv", "env", "stdin", "files"}` for a program; for a fresh
+    interpreter see `runner`.
     """
     with socket.socket(fileno=fd) as sender:
         _, received, _, _ = socket.recv_fds(sender, 16, 2)
@@ -83,7 +88,17 @@ def _receive(fd: int) -> tuple[dict[str, Any] | None, int | None]:
     return request, received[1] if len(received) > 1 else None
 
 
-def _execute(argv: list[str]) -> int:
+def _execute(request: Mapping[str, Any]) -> int:
+    argv: list[str] = request["argv"]
+    for path, content in request.get("files", {}).items():
+        path = os.path.expanduser(path)
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(content)
+    if request.get("stdin"):
+        os.dup2(_scratch_file(request["stdin"].encode("utf-8", "surrogateescape")), 0)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # which Python ignores; ignoring is inherited
     try:
         os.execvpe(argv[0], argv, os.environ)
     except OSError as error:
@@ -92,7 +107,26 @@ def _execute(argv: list[str]) -> int:
         return NOT_FOUND_CODE if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE_CODE
 
 
-def _run_target(target: Any, kwargs: dict[str, Any], data: Any) -> int:
+def _execute_interpreter(request: Mapping[str, Any]) -> NoReturn:
+    """Become a fresh interpreter that imports the agent itself: see `runner`."""
+    fd = _scratch_file(json.dumps(request).encode())
+    os.set_inheritable(fd, True)
+    os.set_inheritable(RESULT_FD, True)
+    command = boot_command(sys.executable, request["label"], "runner", [fd], site=True)
+    os.execv(sys.executable, command)
+
+
+def _scratch_file(content: bytes) -> int:
+    """A descriptor of an unnamed file among the child's own that holds `content`."""
+    path = os.path.join(os.environ["TMPDIR"], f".request-{os.getpid()}")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(path)
+    write_all(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def run_target(target: Any, kwargs: dict[str, Any], data: Any) -> int:
     """Run the agent and send its result message. Returns the exit code of the process."""
     code = 0
     try:

@@ -42,6 +42,8 @@ from .workspace import Templates
 RETIRE_INTERVAL_S = 0.05
 """Between two attempts to remove a child's group that the last process has not quite left."""
 
+STARTS = ("fork", "exec")
+_NO_AGENT = {"target": "", "pickled": "", "python_path": []}
 ListenerTaker = Callable[[int], Awaitable[None]]
 
 
@@ -76,6 +78,8 @@ class Zygote:
         self._num_runs = 0
         self._closed = False
         self._egress: EgressHandle | None = None
+        self._fresh: dict[str, Any] | None = None
+        """What each child imports by itself, where the zygote has not."""
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._pidfd = os.pidfd_open(self._guardian.pid)
         self._loop.add_reader(self._pidfd, self._on_gone)
@@ -92,6 +96,7 @@ class Zygote:
         pickled: bytes = b"",
         python: str = sys.executable,
         python_path: Sequence[str] = (),
+        start: str = "fork",
         reserve: int = 0,
         timeout_s: float,
     ) -> Zygote:
@@ -100,14 +105,21 @@ class Zygote:
         The agent is `target`, an import path, or `pickled`, its dill; with neither, children
         execute programs (`execute`). `reserve` sealed children
         are kept standing ready. `python_path` goes in front of the agent's import path, and can be
-        read. Raises `PlanError`, and `ZygoteFailed` with the agent's traceback.
+        read. With `start="exec"` the zygote never imports the agent: each child becomes a fresh
+        interpreter that does. Raises `PlanError`, and `ZygoteFailed` with the agent's traceback.
         """
+        if start not in STARTS:
+            raise SpecError(f"unknown start {start!r}; there are: {', '.join(STARTS)}")
         made = plans.plan(dataclasses.replace(spec, readable=(*spec.readable, *python_path)), probe)
         interpreter = await _shown_around(made, python)
-        settings = {
+        agent = {
             "target": target,
             "pickled": base64.b64encode(pickled).decode(),
             "python_path": list(python_path),
+        }
+        is_fresh = start == "exec" and bool(target or pickled)
+        settings = {
+            **(_NO_AGENT if is_fresh else agent),
             "plan": plans.to_json(made),
             "folder": bwrap.FOLDER if made.outer else str(folder),
         }
@@ -148,6 +160,9 @@ class Zygote:
                     zygote._egress = EgressHandle(made, zygote._cut_lifeline)
                     await zygote._egress.ready()
                 await zygote._until_ready(label)
+                if is_fresh:
+                    zygote._fresh = {**agent, "label": label}
+                    await zygote._try_import(label)
         except TimeoutError:
             await zygote.close()
             tail = zygote._output.tail()
@@ -201,6 +216,8 @@ class Zygote:
         `env`, `workspace` or `outputs`, `TypeError` or `ValueError` for data that is not JSON.
         """
         request = {"data": data, "kwargs": dict(kwargs or {})}
+        if self._fresh is not None:
+            request |= {**self._fresh, "only_import": False}
         return await self._run(request, env, wall_s, workspace, outputs, on_listener, None)
 
     async def execute(
@@ -208,6 +225,8 @@ class Zygote:
         argv: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
+        stdin: str = "",
+        files: Mapping[str, str] | None = None,
         wall_s: float | None = None,
         workspace: str | os.PathLike[str] | None = None,
         outputs: Sequence[str] = (),
@@ -216,13 +235,18 @@ class Zygote:
     ) -> ChildReport:
         """Execute a program in a fresh child, where the zygote was started without a target.
 
+        `files` are written before: path in the working directory, or `~/...` in HOME, to content.
         Its end is EXITED, with its code. `on_output` gets what it writes as it comes: 1 or 2, and
-        the bytes. Raises `SpecError` for an invalid `argv`, `env`, `workspace`
-        or `outputs`.
+        the bytes. Raises `SpecError` for an invalid `argv`, `files`, `env`, `workspace` or
+        `outputs`.
         """
         if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
             raise SpecError(f"argv must be one or more strings without NUL, not {argv!r}")
-        request = {"argv": list(argv)}
+        for path in files or {}:
+            inside = path[2:] if path.startswith("~/") else path
+            if not inside or inside.startswith("/") or "\0" in path or ".." in path.split("/"):
+                raise SpecError(f"files: {path!r} is neither below the working directory nor ~/")
+        request = {"argv": list(argv), "stdin": stdin, "files": dict(files or {})}
         return await self._run(request, env, wall_s, workspace, outputs, on_listener, on_output)
 
     async def _run(
@@ -393,6 +417,17 @@ class Zygote:
             + (f"; its last words: {last}" if last else ""),
             tail,
         )
+
+    async def _try_import(self, label: str) -> None:
+        """One child that only imports the agent. Raises `ZygoteFailed` where it cannot."""
+        assert self._fresh is not None
+        request = {**self._fresh, "only_import": True}
+        report = await self._run(request, None, None, None, (), None, None)
+        if report.ending is Ending.RAISED:
+            raise ZygoteFailed(report.error, report.traceback)
+        if report.ending is not Ending.RETURNED:
+            tail = report.stderr_tail
+            raise ZygoteFailed(f"importing {label!r} in a child ended it: {report.error}", tail)
 
     async def _order(self, run: Run) -> None:
         """Send the order for a child. A zygote that is gone ends the run as LOST."""

@@ -1,8 +1,5 @@
 """Starts a zygote: its own folder, a clean environment, and nothing inherited but what it needs.
 And the egress proxy beside it, likewise.
-
-The package is loaded into the agent's interpreter from this folder, under a private name: no import
-path is shared with it, and an agent's own module called like this package does not collide.
 """
 
 from __future__ import annotations
@@ -16,24 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .boot import boot_command
 from .layers import bwrap, gvisor
 from .plan import Step
 from .spec import SandboxSpec
 from .wire import write_all
-
-_BOOT = """\
-import importlib, importlib.util, os, sys
-def load(folder, name):
-    spec = importlib.util.spec_from_file_location(
-        "_sandbox", os.path.join(folder, "__init__.py"), submodule_search_locations=[folder])
-    sys.modules["_sandbox"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return importlib.import_module(f"_sandbox.{name}").main
-main, fds = load(*sys.argv[2:4]), [int(fd) for fd in sys.argv[4:]]
-sys.argv[1:] = []
-del load, importlib, os, sys
-main(*fds)
-"""
 
 # The file is executed as if it were a module of the package, so that its folder counts as one.
 _ASK = """\
@@ -84,7 +68,8 @@ def launch(
     `label` only shows in the list of processes.
     """
     env = {**_SINGLE_THREADED, **spec.env, "HOME": folder, "TMPDIR": folder}
-    words = _words(python, "guardian", label)
+    around: list[str] = []
+    own_python, module = python, "guardian"
     for step in outer:
         if step.layer == gvisor.NAME:
             home = {"HOME": gvisor.FOLDER, "TMPDIR": gvisor.FOLDER}
@@ -92,14 +77,14 @@ def launch(
                 step.args,
                 interpreter,
                 folder=folder,
-                argv=_words(python, "relay", label),
+                argv=boot_command(python, label, "relay", [], site=False),
                 env={**env, **home},
             )
             settings = {"inside": settings, "command": command, "delete": delete}
             # Ours, not the agent's: it stands outside.
-            words = _words(sys.executable, "bridge", label)
+            own_python, module = sys.executable, "bridge"
         else:
-            words = [*bwrap.around(step.args, interpreter), *words]
+            around = bwrap.around(step.args, interpreter)
             env |= {"HOME": bwrap.FOLDER, "TMPDIR": bwrap.FOLDER}
     channel, far_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lifeline, far_lifeline = socket.socketpair()
@@ -109,7 +94,9 @@ def launch(
     passed = (far_channel.fileno(), far_lifeline.fileno(), *group)
     try:
         guardian = subprocess.Popen(
-            words + [str(fd) for fd in passed],
+            # Without site: what the agent's environment runs at the start of an interpreter (its
+            # `.pth` files) is run by the zygote, enclosed.
+            around + boot_command(own_python, label, module, passed, site=False),
             env=env,
             cwd=folder,
             stdin=stdin,
@@ -131,17 +118,12 @@ def launch(
     return Launched(guardian, channel, lifeline, output)
 
 
-def _words(python: str, module: str, label: str) -> list[str]:
-    package = os.path.dirname(os.path.abspath(__file__))
-    return [python, "-I", "-X", "utf8", "-c", _BOOT, f"sandbox:{label}", package, module]
-
-
 def interpreter_paths_of(python: str) -> list[str]:
     """What `interpreter.interpreter_paths` says in another interpreter. Starts it, so it takes a
     while. Raises `OSError`, and `subprocess.SubprocessError` where it fails."""
     file = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter.py")
     asked = subprocess.run(
-        [python, "-I", "-X", "utf8", "-c", _ASK, file],
+        [python, "-I", "-S", "-X", "utf8", "-c", _ASK, file],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         timeout=ASK_TIMEOUT_S,
@@ -159,10 +141,9 @@ def launch_egress(settings: Mapping[str, Any]) -> tuple[subprocess.Popen[bytes],
     channel, far_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stdin = memory_file("egress-settings", json.dumps(settings).encode())
     number = far_channel.fileno()
-    python, *words = _words(sys.executable, "egress", "egress")
     try:
         process = subprocess.Popen(
-            [python, "-S", *words, str(number)],
+            boot_command(sys.executable, "egress", "egress", [number], site=False),
             env={},
             cwd="/",
             stdin=stdin,

@@ -68,7 +68,7 @@ class Limits:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            number = int | float if f.name == "wall_s" else int
+            number = (int, float) if f.name == "wall_s" else int
             smallest = 0 if f.name == "core_bytes" else 1e-3
             if isinstance(value, bool) or not isinstance(value, number):
                 raise SpecError(f"limits.{f.name} must be a number, not {value!r}")

@@ -6,6 +6,7 @@ that does. Resolving imports the target's module, so it happens where that modul
 
 from __future__ import annotations
 
+import base64
 import importlib
 import inspect
 import sys
@@ -17,6 +18,31 @@ from .errors import TargetError
 
 class Program:
     """The target of a sandbox that executes programs: each request names its own."""
+
+
+def load_target(path: str, pickled: str) -> Any:
+    """The object at `path`, or the one in `pickled` (base64 of its dill).
+
+    Raises `TargetError`, or whatever importing or unpickling raises.
+    """
+    if not pickled:
+        return resolve(path)
+    try:
+        import dill
+    except ModuleNotFoundError:
+        raise TargetError(
+            "the agent was sent by value, which needs the package `dill` in its environment: "
+            "install it there, or give the agent's import path"
+        ) from None
+    return dill.loads(base64.b64decode(pickled))
+
+
+def import_error(error: BaseException) -> str:
+    """What `load_target` raised, in a line."""
+    try:
+        return str(error) if isinstance(error, TargetError) else f"{type(error).__name__}: {error}"
+    except Exception:  # its `__str__` is the agent's code
+        return type(error).__name__
 
 
 def resolve(path: str) -> Any:

@@ -1,8 +1,9 @@
 """Pays once, in the zygote, for what every child would pay again at its first model call.
 
 Measured on openai 3: fork → client → first call costs about 8 times as much with the imports
-alone as after one call of each kind and with TLS contexts in stock. Called by `zygote`, before the
-agent's module is imported, so that what the agent patches there stays patched.
+alone as after one call of each kind and with TLS contexts in stock. Called by `zygote`: for openai
+before the agent's module is imported, so that what the agent patches there stays patched; then for
+what else the agent has imported (anthropic, httpx2, httpx).
 
 Nothing of the SDK's behaviour changes, and a failing warm-up is a slower first call, never an
 error: it is noted and passed on with the zygote's "ready".
@@ -11,6 +12,7 @@ error: it is noted and passed on with the zygote's "ready".
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -18,7 +20,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 NUM_TLS_CONTEXTS = 4
@@ -27,7 +29,18 @@ client needs one, and one more for each proxy that the environment names.)"""
 NUM_WARM_CLIENTS = 2
 STUB_LIFETIME_S = 20
 CALL_TIMEOUT_S = 10.0
+_OPTIONS = {"api_key": "warm-up", "max_retries": 0, "timeout": CALL_TIMEOUT_S}
 
+_MESSAGE = {
+    "id": "warm-up",
+    "type": "message",
+    "role": "assistant",
+    "model": "warm-up",
+    "content": [{"type": "tool_use", "id": "call", "name": "warm_up", "input": {}}],
+    "stop_reason": "tool_use",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 1, "output_tokens": 1},
+}
 _COMPLETION = {
     "id": "warm-up",
     "object": "chat.completion",
@@ -60,79 +73,131 @@ def stub_listener() -> socket.socket:
 
 
 def warm_up(listener: socket.socket) -> list[str]:
-    """Import and exercise the SDKs that are installed. Returns notes on what was not to be."""
+    """Import and exercise openai where it is installed. Returns notes on what was not to be."""
     if importlib.util.find_spec("openai") is None:
         return []
     try:
         importlib.import_module("openai")
-        with _recorded_tls_contexts() as recorded:
-            _warm_openai(listener)
-        _stock_tls_contexts(recorded)
     except Exception as error:
         return [f"openai could not be warmed up: {type(error).__name__}: {error}"]
+    return _exercise("openai", _warm_openai, listener)
+
+
+def warm_up_imported(listener: socket.socket) -> list[str]:
+    """Exercise what the agent's module has imported beside openai. Returns notes."""
+    notes: list[str] = []
+    for name, warm in (
+        ("anthropic", _warm_anthropic),
+        ("httpx2", functools.partial(_warm_http, name="httpx2")),
+        ("httpx", functools.partial(_warm_http, name="httpx")),
+    ):
+        if name in sys.modules:
+            notes += _exercise(name, warm, listener)
+    return notes
+
+
+def _exercise(name: str, warm: Callable[[str], None], listener: socket.socket) -> list[str]:
+    try:
+        with _recorded_tls_contexts() as recorded, _stub_server(listener) as base_url:
+            warm(base_url)
+        _stock_tls_contexts(recorded)
+    except Exception as error:
+        return [f"{name} could not be warmed up: {type(error).__name__}: {error}"]
     return []
 
 
-def _warm_openai(listener: socket.socket) -> None:
+def _warm_openai(base_url: str) -> None:
+    openai: Any = sys.modules["openai"]
+    options = {**_OPTIONS, "base_url": f"{base_url}/v1"}
+    request = {"model": "warm-up", "messages": [{"role": "user", "content": "warm-up"}]}
+
+    async def call() -> None:
+        async with openai.AsyncOpenAI(**options) as client:
+            await client.chat.completions.create(**request)
+
+    _run(call())
+    with openai.OpenAI(**options) as client:
+        client.chat.completions.create(**request)
+
+
+def _warm_anthropic(base_url: str) -> None:
+    anthropic: Any = sys.modules["anthropic"]
+    options = {**_OPTIONS, "base_url": base_url}
+    request = {
+        "model": "warm-up",
+        "max_tokens": 1,
+        "messages": [{"role": "user", "content": "warm-up"}],
+    }
+
+    async def call() -> None:
+        async with anthropic.AsyncAnthropic(**options) as client:
+            await client.messages.create(**request)
+
+    _run(call())
+    with anthropic.Anthropic(**options) as client:
+        client.messages.create(**request)
+
+
+def _warm_http(base_url: str, *, name: str) -> None:
+    http: Any = sys.modules[name]
+
+    async def call() -> None:
+        async with http.AsyncClient(timeout=CALL_TIMEOUT_S) as client:
+            await client.post(base_url, json={})
+
+    _run(call())
+    with http.Client(timeout=CALL_TIMEOUT_S) as client:
+        client.post(base_url, json={})
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """In a loop of its own that never is the current one: agents find asyncio as it was."""
     import asyncio
 
-    openai: Any = sys.modules["openai"]
-    request = {"model": "warm-up", "messages": [{"role": "user", "content": "warm-up"}]}
-    with _stub_server(listener) as base_url:
-        options = {
-            "base_url": base_url,
-            "api_key": "warm-up",
-            "max_retries": 0,
-            "timeout": CALL_TIMEOUT_S,
-        }
-
-        async def call() -> None:
-            async with openai.AsyncOpenAI(**options) as client:
-                await client.chat.completions.create(**request)
-
-        asyncio.run(call())
-        with openai.OpenAI(**options) as client:
-            client.chat.completions.create(**request)
-    # `asyncio.run` leaves "no event loop" behind; agents start from the fresh interpreter's state.
-    asyncio.set_event_loop_policy(None)
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(work)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
 
 
 @contextlib.contextmanager
 def _stub_server(listener: socket.socket) -> Iterator[str]:
-    """The base URL of a server at `listener` that answers every request with one completion.
+    """The URL of a server at `listener` that answers every request with one answer.
 
     It runs in a forked process: a thread would be lost, and its locks stuck, in every child.
     """
-    with listener:
-        port = listener.getsockname()[1]
-        pid = os.fork()
-        if pid == 0:
-            try:
-                signal.alarm(STUB_LIFETIME_S)
-                _serve(listener)
-            finally:
-                os._exit(0)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.alarm(STUB_LIFETIME_S)
+            _serve(listener)
+        finally:
+            os._exit(0)
     try:
-        yield f"http://127.0.0.1:{port}/v1"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
 def _serve(listener: socket.socket) -> None:
-    body = json.dumps(_COMPLETION).encode()
-    head = (
-        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
-    )
     while True:
         connection, _ = listener.accept()
         with connection, connection.makefile("rb") as request:
+            answer = _MESSAGE if b"/messages" in request.readline() else _COMPLETION
             length = 0
             while (line := request.readline().strip().lower()) != b"":
                 if line.startswith(b"content-length:"):
                     length = int(line.partition(b":")[2])
             request.read(length)
+            body = json.dumps(answer).encode()
+            head = (
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n"
+                f"content-length: {len(body)}\r\n\r\n"
+            )
             connection.sendall(head.encode() + body)
 
 
@@ -153,9 +218,11 @@ def _recorded_tls_contexts() -> Iterator[_Recorded]:
             make = getattr(module, name, None)
             if make is None:
                 continue
+            # Not from a stock of ours: that is for the children.
+            plain = make.__wrapped__ if _stock_of(make) else make
 
             def record(
-                *args: Any, _make: Any = make, _key: Any = (module_name, name), **kwargs: Any
+                *args: Any, _make: Any = plain, _key: Any = (module_name, name), **kwargs: Any
             ) -> Any:
                 calls = recorded.setdefault(_key, [])
                 if not args:
@@ -182,14 +249,30 @@ def _stock_tls_contexts(recorded: _Recorded) -> None:
             # As many alike as one client has asked for.
             if needed.count(kwargs) * NUM_WARM_CLIENTS < calls.count(kwargs):
                 needed.append(kwargs)
-        setattr(module, name, _stocked(getattr(module, name), needed))
+        make = getattr(module, name)
+        stock = _stock_of(make)
+        if not stock:
+            setattr(module, name, _stocked(make, needed))
+            continue
+        new = [kwargs for kwargs in needed if all(kwargs != made_for for made_for, _ in stock)]
+        stock += _contexts(make.__wrapped__, new)
+
+
+def _stock_of(make: Callable[..., Any]) -> list[tuple[dict[str, Any], Any]]:
+    """What `_stocked` hands out; empty for a factory that it did not make."""
+    stock: list[tuple[dict[str, Any], Any]] = getattr(make, "sandbox_stock", [])
+    return stock
+
+
+def _contexts(
+    make: Callable[..., Any], calls: list[dict[str, Any]]
+) -> list[tuple[dict[str, Any], Any]]:
+    return [(kwargs, make(**kwargs)) for kwargs in calls for _ in range(NUM_TLS_CONTEXTS)]
 
 
 def _stocked(make: Callable[..., Any], calls: list[dict[str, Any]]) -> Callable[..., Any]:
-    import functools
-
     certificates = _certificate_variables()
-    stock = [(kwargs, make(**kwargs)) for kwargs in calls for _ in range(NUM_TLS_CONTEXTS)]
+    stock = _contexts(make, calls)
     handed_out = []
 
     @functools.wraps(make)
@@ -202,6 +285,7 @@ def _stocked(make: Callable[..., Any], calls: list[dict[str, Any]]) -> Callable[
                     return context
         return make(*args, **kwargs)
 
+    from_stock.sandbox_stock = stock  # type: ignore[attr-defined]
     return from_stock
 
 

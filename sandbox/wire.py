@@ -198,7 +198,7 @@ def _checked_fields(raw: bytes, names: Collection[str]) -> dict[str, Any] | None
     for key, value in message.items():
         if not isinstance(value, _FIELDS[key]) or isinstance(value, bool):
             return None
-        if isinstance(value, float | int) and not 0 <= value < 2**63:
+        if isinstance(value, (float, int)) and not 0 <= value < 2**63:
             return None
         if isinstance(value, str):
             message[key] = one_line(value) if key == "failed_step" else text(value)
@@ -265,7 +265,7 @@ def _plain(value: Any, depth: int) -> Any:
     """`value` in JSON types; numbers of numpy, torch and the like through `__float__`."""
     if depth > MAX_DEPTH:
         raise ValueError(f"a value nested more than {MAX_DEPTH} deep")
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):
         return int(value)
@@ -276,7 +276,7 @@ def _plain(value: Any, depth: int) -> Any:
             if not isinstance(key, str):
                 raise TypeError(f"a dict with the key {_shown(key)}, which is not a string")
         return {str(key): _plain(entry, depth + 1) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [_plain(entry, depth + 1) for entry in value]
     if hasattr(type(value), "__float__"):
         return float(value)

@@ -10,7 +10,6 @@ but for the one by which it reports an end.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import gc
 import json
@@ -25,12 +24,12 @@ from . import kernel, reaper
 from .child import agent_traceback, run_agent
 from .errors import TargetError
 from .init import run_init
-from .interpreter import interpreter_paths
+from .interpreter import enter_environment, interpreter_paths
 from .layers import Context
 from .layers.scratch import BOX
 from .plan import Plan, apply, prepare
-from .target import Program, resolve
-from .warmup import stub_listener, warm_up
+from .target import Program, import_error, load_target
+from .warmup import stub_listener, warm_up, warm_up_imported
 from .wire import (
     MAX_DESCRIPTORS,
     MAX_LINE_CHARS,
@@ -88,15 +87,21 @@ def _prepare(
     settings: Mapping[str, Any], channel: socket.socket, listener: socket.socket
 ) -> Any | None:
     """Warm up, resolve the target, say so. None: the target could not be resolved."""
-    sys.path[:0] = settings["python_path"]
     is_program = not settings["target"] and not settings["pickled"]
-    with listener:
-        notes = [] if is_program else warm_up(listener)
+    notes: list[str] = []
     try:
-        target = Program() if is_program else _load(settings)
+        with listener:
+            if is_program:
+                target: Any = Program()
+            else:
+                enter_environment()
+                sys.path[:0] = settings["python_path"]
+                notes += warm_up(listener)
+                target = load_target(settings["target"], settings["pickled"])
+                notes += warm_up_imported(listener)
     except BaseException as error:
         message = {
-            "error": shorten(_line(error), MAX_LINE_CHARS),
+            "error": shorten(import_error(error), MAX_LINE_CHARS),
             "traceback": ""
             if isinstance(error, TargetError)
             else shorten(agent_traceback(error), MAX_TEXT_CHARS),
@@ -109,26 +114,6 @@ def _prepare(
     num_threads = len(os.listdir("/proc/self/task"))
     channel.send(json.dumps({"ready": True, "num_threads": num_threads, "notes": notes}).encode())
     return target
-
-
-def _load(settings: Mapping[str, Any]) -> Any:
-    if not settings["pickled"]:
-        return resolve(settings["target"])
-    try:
-        import dill
-    except ModuleNotFoundError:
-        raise TargetError(
-            "the agent was sent by value, which needs the package `dill` in its environment: "
-            "install it there, or give the agent's import path"
-        ) from None
-    return dill.loads(base64.b64decode(settings["pickled"]))
-
-
-def _line(error: BaseException) -> str:
-    try:
-        return str(error) if isinstance(error, TargetError) else f"{type(error).__name__}: {error}"
-    except Exception:  # its `__str__` is the agent's code
-        return type(error).__name__
 
 
 def _serve_cells(target: Any, made: Plan, channel: socket.socket) -> None:
@@ -175,7 +160,7 @@ def _serve_cells(target: Any, made: Plan, channel: socket.socket) -> None:
 
 def _enter(doors: list[int], failures: int) -> None:
     try:
-        for fd, kind in zip(doors, _DOORS, strict=True):
+        for fd, kind in zip(doors, _DOORS):
             if kind != kernel.CLONE_NEWPID:
                 kernel.enter(fd, kind)
     except BaseException as error:

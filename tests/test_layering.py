@@ -22,8 +22,8 @@ HEAVY = {"torch", "transformers", "vllm", "ray"}
 TORCH_HOMES = {"learner", "engines", "trainer"}
 
 
-# An agent sent by value is loaded inside its zygote, with the `dill` of the agent's interpreter.
-BORROWED_BY_SANDBOX = {"zygote.py": {"dill"}}
+# An agent sent by value is loaded where it runs, with the `dill` of the agent's interpreter.
+BORROWED_BY_SANDBOX = {"target.py": {"dill"}}
 
 
 def sources(folder: Path) -> list[Path]:

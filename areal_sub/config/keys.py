@@ -101,12 +101,21 @@ def wants_text(annotation: Any) -> bool:
     )
 
 
-def inside(annotation: Any) -> Any:
-    """The annotation of what a list or a map holds; `Any` where the schema does not say."""
+def inside(annotation: Any, name: str = "") -> Any:
+    """The annotation of what a list or a map holds, or a section at `name`; `Any` where the schema
+    does not say."""
     for kind in _alternatives(annotation):
         if typing.get_origin(kind) in (list, dict):
             return typing.get_args(kind)[-1]
+        if (field := fields_of(kind).get(name)) is not None:
+            return field
     return Any
+
+
+def fields_of(annotation: Any) -> dict[str, Any]:
+    """Name → annotation of a section's keys; empty for what is none."""
+    section = _section(annotation)
+    return {} if section is None else dict(typing.get_type_hints(section, include_extras=True))
 
 
 def takes_map(annotation: Any) -> bool:
@@ -147,6 +156,8 @@ def _kind_in_words(kind: Any) -> str:
     if origin is typing.Annotated:
         bounds = " and ".join(_bound_in_words(bound) for bound in _bounds(args[1:]))
         return f"{in_words(args[0])} {bounds}".rstrip()
+    if _section(kind) is not None:
+        return "a section"
     if origin is Literal:
         return args[0] if len(args) == 1 else "one of " + ", ".join(map(str, args))
     if origin is list:
@@ -188,6 +199,28 @@ def key_at(path: Sequence[str]) -> Key:
     return key
 
 
+def named_sections(key: Key) -> Key | None:
+    """Of a map of sections: one of them, whatever its name; else None."""
+    kind = inside(key.annotation)
+    if key.children is not None or _section(kind) is None:
+        return None
+    return _key(f"{key.path}.NAME", kind, PydanticUndefined)
+
+
+def _named_section(at: Key, parts: Sequence[str]) -> tuple[str, list[str], str] | None:
+    """(path, its keys, the unknown name) where `parts` lead into a section of a map of sections."""
+    if named_sections(at) is None:
+        return None
+    depth = len(at.path.split("."))
+    annotation = at.annotation
+    for index in range(depth, len(parts)):
+        fields = fields_of(annotation)
+        if fields and parts[index] not in fields:
+            return ".".join(parts[:index]), list(fields), parts[index]
+        annotation = inside(annotation, parts[index])
+    return None
+
+
 def all_keys(key: Key = ROOT) -> Iterator[Key]:
     """Every key below `key`, in the schema's order; a section stands before its children."""
     for child in (key.children or {}).values():
@@ -208,6 +241,11 @@ def unknown(path: str) -> str:
     """
     parts = path.split(".")
     at = key_at(parts)
+    if at.children is None and (named := _named_section(at, parts)) is not None:
+        section, fields, wrong = named
+        right = nearest(wrong, fields)
+        todo = f"did you mean {right}?" if right else f"its keys are: {', '.join(fields)}"
+        return f"there is no key {wrong!r} in {section}; {todo}"
     if at.children is None:
         return f"{at.path} is not a section but {at.expected}: it has no keys of its own"
     known = at.path.split(".") if at.path else []

@@ -169,8 +169,8 @@ def _explained(error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     annotation = key.annotation
-    for _ in path[len(key.path.split(".")) :]:
-        annotation = keys.inside(annotation)
+    for part in path[len(key.path.split(".")) :]:
+        annotation = keys.inside(annotation, part)
     expected = key.expected if annotation is key.annotation else keys.in_words(annotation)
     text = f"expected {expected}; got {shown(error['input'])}"
     near = keys.nearest(str(error["input"]), keys.choices(annotation))

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from areal_sub.config import areal
-from areal_sub.config.keys import ROOT, Key, all_keys
+from areal_sub.config.keys import ROOT, Key, all_keys, named_sections
 from areal_sub.config.schema import Section
 
 _HOW = """\
@@ -75,6 +75,8 @@ def _sections(key: Key, title: str) -> Iterator[str]:
     for child in key.children.values():
         if child.section is not None and not _is_repeated(child):
             yield from _sections(child, f"`{child.path}`")
+        elif (named := named_sections(child)) is not None:
+            yield from _sections(named, f"`{named.path}`")
 
 
 def _is_repeated(key: Key) -> bool:

@@ -62,6 +62,12 @@ class SandboxConfig(Section):
     readable: list[str] = []
     """Folders and files that children can read, beside the system's, the interpreter's and those on
     their import path."""
+    start: Literal["fork", "exec"] = "fork"
+    """How a Python agent's child begins: `fork` of a process that has imported the agent, in
+    milliseconds; `exec` of a fresh interpreter that imports it, each time, for agents whose import
+    you do not trust with its siblings either."""
+    recycle_after: Positive = 10_000
+    """Children that one such process may serve, until a fresh one takes its place."""
     workspace: str | None = None
     """A folder whose content each child finds in its working directory, as its own; relative to the
     trainer's. `{field}` stands for that field of the task, which has to be a plain name:
@@ -110,6 +116,72 @@ class SandboxConfig(Section):
         return value
 
 
+class CommandConfig(Section):
+    """An agent that is a program; see `docs/agents.md`. In the templates `{question}` stands for
+    that field of the task, and `{base_url}`, `{api_key}`, `{model}` for the rollout's own."""
+
+    argv: list[str]
+    """Templates of the program and its words; no shell reads them."""
+    stdin: str = ""
+    """Template of what it reads."""
+    files: dict[str, str] = {}
+    """Written before it starts: path below its working directory, or `~/path`, → template."""
+    env: dict[str, str] = {}
+    """Templates of more variables."""
+    reward: str = "last_line"
+    """`last_line`: the last line of its stdout is a number, or JSON with a field `reward`;
+    `file:PATH`: the last line of that file in its working directory; `exit_code`: 0 is the reward
+    1, every other code is 0."""
+
+    @field_validator("argv")
+    @classmethod
+    def _names_a_program(cls, argv: list[str]) -> list[str]:
+        if not argv or not argv[0]:
+            raise ValueError("write a program and its words: [node, agent.js, '{question}']")
+        return argv
+
+    @field_validator("reward")
+    @classmethod
+    def _can_be_found(cls, reward: str) -> str:
+        kind, _, path = reward.partition(":")
+        if reward not in ("last_line", "exit_code") and not (kind == "file" and path):
+            raise ValueError(f"{reward!r} is none of last_line, exit_code, file:PATH")
+        if path.startswith("/") or ".." in path.split("/") or any(c in path for c in "*?["):
+            raise ValueError(f"{path!r} is not the path of one file below the working directory")
+        return reward
+
+    @field_validator("files")
+    @classmethod
+    def _stays_inside(cls, files: dict[str, str]) -> dict[str, str]:
+        for path in files:
+            inside = path.removeprefix("~/")
+            if not inside or inside.startswith("/") or ".." in inside.split("/"):
+                raise ValueError(f"{path!r} is neither below the working directory nor ~/path")
+        return files
+
+
+class AgentConfig(Section):
+    """One agent of several."""
+
+    workflow: str | None = None
+    """Import path of the agent, or `cmd:program word ...`."""
+    workflow_kwargs: dict[str, Any] = {}
+    command: CommandConfig | None = None
+    """Instead of `workflow`."""
+    agent_env: str | None = None
+    agent_python: str | None = None
+    weight: PositiveFloat = 1.0
+    """Its share of the groups, relative to the others'."""
+
+    @model_validator(mode="after")
+    def _is_one_agent(self) -> Self:
+        if (self.workflow is None) == (self.command is None):
+            raise ValueError("set either workflow or command")
+        if self.workflow_kwargs and is_program(self.workflow):
+            raise ValueError("workflow_kwargs are for Python agents; a program has its words")
+        return self
+
+
 class OpenAIConfig(Section):
     """How agents are run and how their model calls are captured."""
 
@@ -131,8 +203,23 @@ class OpenAIConfig(Section):
     """A Jinja file to use instead of the model folder's own template."""
     max_turns: Positive = 64
     """Model calls per rollout; more are answered with an error."""
+    agent_env: str | None = None
+    """The environment that agents run in; by default our own. A virtual environment's folder, an
+    interpreter, or a requirements file or `pylock.toml`, from which one is built and kept; for
+    programs also a folder with a `package.json`. Mode `subproc` only; see `docs/agents.md`."""
+    agent_python: str | None = None
+    """The interpreter to build `agent_env` with, by name or path; default: our own."""
+    agent_env_timeout_s: PositiveFloat = 1800.0
+    """Limit for building it."""
+    command: CommandConfig | None = None
+    """An agent that is a program, instead of `workflow`."""
+    agents: dict[str, AgentConfig] = {}
+    """Several agents by name, instead of `workflow`; each group of rollouts is one agent's, drawn
+    by weight."""
     env: dict[str, str] = {}
     """Added to each child's environment."""
+    silence: bool = True
+    """Set the variables that keep SDKs and programs from telemetry, updates and questions."""
     env_passthrough: list[str] = []
     """Names of the trainer's own environment variables that children may see."""
     python_path: list[str] = []
@@ -142,11 +229,41 @@ class OpenAIConfig(Section):
     """Children alive at once; default: `rollout.max_concurrent_rollouts`."""
     sandbox: SandboxConfig = SandboxConfig()
 
+    @field_validator("agents")
+    @classmethod
+    def _have_plain_names(cls, agents: dict[str, AgentConfig]) -> dict[str, AgentConfig]:
+        for name in agents:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+                raise ValueError(f"{name!r}: write up to 64 letters, digits, '_' and '-'")
+        return agents
+
+    @model_validator(mode="after")
+    def _inline_has_no_children(self) -> Self:
+        if self.mode == "inline":
+            wanted = {
+                "command": self.command is not None,
+                "agent_env": self.agent_env is not None,
+                "agents with a command": any(a.command for a in self.agents.values()),
+                "agents with cmd:": any(is_program(a.workflow) for a in self.agents.values()),
+                "agents with an agent_env": any(a.agent_env for a in self.agents.values()),
+            }
+            for name, is_set in wanted.items():
+                if is_set:
+                    raise ValueError(f"{name} needs mode=subproc: inline is this very process")
+        if self.command is not None and self.agents:
+            raise ValueError("set either command or agents")
+        return self
+
     @model_validator(mode="after")
     def _files_need_children(self) -> Self:
         if self.mode == "inline" and (self.sandbox.workspace or self.sandbox.outputs):
             raise ValueError("sandbox.workspace and sandbox.outputs need mode=subproc")
         return self
+
+
+def is_program(workflow: str | None) -> bool:
+    """Written as `cmd:program word ...`."""
+    return workflow is not None and workflow.startswith("cmd:")
 
 
 class RolloutConfig(Section):
@@ -288,7 +405,8 @@ class Config(Section):
     tokenizer_path: str | None = None
     """Default: `actor.path`."""
     workflow: str | None = None
-    """Import path of the agent: `package.module.Name` or `package.module:Name`."""
+    """Import path of the agent: `package.module.Name` or `package.module:Name`; or a program:
+    `cmd:node agent.js {question}`."""
     eval_workflow: str | None = None
     """Default: `workflow`."""
     workflow_kwargs: dict[str, Any] = {}
@@ -317,3 +435,19 @@ class Config(Section):
                 "with a letter or digit first"
             )
         return name
+
+    @model_validator(mode="after")
+    def _is_one_agent(self) -> Self:
+        openai = self.rollout.openai
+        for other in ("agents", "command"):
+            if self.workflow is not None and getattr(openai, other):
+                raise ValueError(f"set either workflow or rollout.openai.{other}")
+        for name, workflow in (
+            ("workflow", self.workflow),
+            ("eval_workflow", self.eval_workflow),
+        ):
+            if is_program(workflow) and openai.mode == "inline":
+                raise ValueError(f"{name}={workflow}: a program needs rollout.openai.mode=subproc")
+        if self.workflow_kwargs and is_program(self.workflow):
+            raise ValueError("workflow_kwargs are for Python agents; a program has its words")
+        return self

@@ -16,7 +16,15 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from areal_sub.config.keys import ROOT, Key, inside, takes_map, unknown, wants_text
+from areal_sub.config.keys import (
+    ROOT,
+    Key,
+    fields_of,
+    inside,
+    takes_map,
+    unknown,
+    wants_text,
+)
 
 Path = tuple[str, ...]
 
@@ -117,6 +125,8 @@ def read_override(text: str) -> Iterator[Found]:
         if key.children is not None and part in key.children:
             key = key.children[part]
             annotation = key.annotation
+        elif key.children is None and part in fields_of(annotation):
+            annotation = inside(annotation, part)
         elif key.children is None and takes_map(annotation) and all(path[depth:]):
             annotation = inside(annotation)
         else:
@@ -262,7 +272,7 @@ def _construct(node: Node, annotation: Any) -> Any:
         for name, _, value in _pairs(node):
             if name in values:
                 raise _Unreadable(f"{line}the key {name!r} is set twice")
-            values[name] = _construct(value, inside(annotation))
+            values[name] = _construct(value, inside(annotation, name))
         return values
     text: str = node.value
     kind = node.tag.removeprefix(_TAG)

@@ -68,6 +68,7 @@ class Control:
             split=params["split"],
             policy_version=params["policy_version"],
             opened_at=time.time(),
+            agent=params.get("agent", ""),
         )
         try:
             self._journal.append(record)

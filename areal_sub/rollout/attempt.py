@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,9 @@ from typing import Any, Protocol
 from areal_sub.config.schema import GenerationConfig, OpenAIConfig, RolloutConfig
 from areal_sub.errors import ArealSubError, PeerGone, TaskError, WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
-from areal_sub.rollout.environ import agent_environment
+from areal_sub.rollout.command import Command, declared_outputs, fill_command
+from areal_sub.rollout.environ import agent_environment, template_variables
+from areal_sub.rollout.mix import Agent
 from areal_sub.rollout.rewards import judge_result
 from areal_sub.rollout.workspace import workspace_of
 from areal_sub.rpc import Client
@@ -33,18 +36,16 @@ CONTROL_TIMEOUT_S = 60.0
 class AgentRunner(Protocol):
     """Runs agents: `SubprocPool` or `InlineRunner`."""
 
-    async def warm(self, target: str, pickled: bytes = b"") -> list[str]: ...
+    async def warm(
+        self,
+        target: str,
+        pickled: bytes = b"",
+        *,
+        python: str = "",
+        readable: Sequence[str] = (),
+    ) -> list[str]: ...
 
     async def run(self, request: RunRequest) -> RunReport: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agent:
-    """Which agent: an import path, or dill bytes of one that has no import path."""
-
-    target: str
-    pickled: bytes
-    workflow_kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ class RolloutRunner:
         key = secrets.token_urlsafe(24)
         self._stream.expect(assignment.rollout_id)
         try:
-            await self._open(assignment, key, gconfig)
+            await self._open(assignment, agent, key, gconfig)
             report = await self._run_agent(assignment, agent, key)
             await self._end(report)
         except BaseException:
@@ -94,7 +95,9 @@ class RolloutRunner:
             raise
         return await self._stream.collect(assignment.rollout_id, timeout_s=CONTROL_TIMEOUT_S)
 
-    async def _open(self, assignment: Assignment, key: str, gconfig: GenerationConfig) -> None:
+    async def _open(
+        self, assignment: Assignment, agent: Agent, key: str, gconfig: GenerationConfig
+    ) -> None:
         sampling = {"max_new_tokens", "temperature", "top_p", "top_k", "override_agent"}
         params = {
             "rollout_id": assignment.rollout_id,
@@ -103,27 +106,35 @@ class RolloutRunner:
             "task_id": assignment.task_id,
             "split": assignment.split,
             "policy_version": assignment.policy_version,
+            "agent": agent.name,
             "max_turns": self._openai.max_turns,
             "gconfig": gconfig.model_dump(include=sampling),
         }
         await self._proxy.call("open_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
 
     async def _run_agent(self, assignment: Assignment, agent: Agent, key: str) -> RunReport:
+        extra = {**agent.env, **self._openai.env}
+        silence = self._openai.silence
         request = RunRequest(
             rollout_id=assignment.rollout_id,
             target=agent.target,
             pickled=agent.pickled,
             workflow_kwargs=agent.workflow_kwargs,
             data=assignment.data,
-            env=agent_environment(port=self._port, key=key, extra=self._openai.env),
+            env=agent_environment(port=self._port, key=key, extra=extra, silence=silence),
             timeout_s=self._timeout_s,
+            python=agent.python,
+            readable=list(agent.readable),
             outputs=self._openai.sandbox.outputs,
         )
         started_at = time.monotonic()
         try:
             template = self._openai.sandbox.workspace
             workspace = workspace_of(template, assignment.data, self._base)
-            return await self._agents.run(dataclasses.replace(request, workspace=workspace))
+            request = dataclasses.replace(request, workspace=workspace)
+            if agent.command is not None:
+                request = self._of_program(request, agent.command)
+            return await self._agents.run(request)
         except TaskError as error:
             return _our_failure(request, Outcome.START_FAILED, str(error), started_at)
         except asyncio.CancelledError:
@@ -135,6 +146,21 @@ class RolloutRunner:
             raise
         except ArealSubError as error:
             return _our_failure(request, Outcome.LOST, str(error), started_at)
+
+    def _of_program(self, request: RunRequest, command: Command) -> RunRequest:
+        """Raises `TaskError` where the task lacks a field."""
+        variables = template_variables(request.env, str(self._base))
+        filled = fill_command(command, request.data, variables)
+        return dataclasses.replace(
+            request,
+            data={},
+            argv=filled.argv,
+            stdin=filled.stdin,
+            files=filled.files,
+            env={**request.env, **filled.env},
+            reward=command.reward,
+            outputs=[*request.outputs, *declared_outputs(command.reward)],
+        )
 
     async def _end(self, report: RunReport) -> None:
         outcome, error = report.outcome, report.error

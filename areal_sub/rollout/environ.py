@@ -1,23 +1,106 @@
 """What an agent's process finds in its environment: where its model is, and its key. Pure.
 
-The key also stands in the base URL's path: an agent with a hard-coded API key is served too.
+The key also stands in the base URL's path: an agent with a hard-coded API key is served too. The
+table in `docs/agents.md` lists what is set; a test compares.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
+MODEL = "default"
+"""The name of the model that is trained. The proxy takes any other, too."""
 
-def agent_environment(*, port: int, key: str, extra: Mapping[str, str]) -> dict[str, str]:
+SILENCE: Mapping[str, str] = {
+    # What would call home, or would like to.
+    "ANONYMIZED_TELEMETRY": "False",
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "COPILOT_OFFLINE": "true",
+    "CREWAI_DISABLE_TELEMETRY": "true",
+    "DISABLE_AUTOUPDATER": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "KIMI_DISABLE_TELEMETRY": "1",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "OPENAI_AGENTS_DISABLE_TRACING": "1",
+    "OTEL_SDK_DISABLED": "true",
+    # What would stop to ask, or to warn.
+    "IS_SANDBOX": "1",
+    "MSWEA_CONFIGURED": "true",
+    "MSWEA_COST_TRACKING": "ignore_errors",
+    "MSWEA_SILENT_STARTUP": "1",
+}
+"""Keeps SDKs and programs from telemetry, updates and questions: `rollout.openai.silence`."""
+
+
+def agent_environment(
+    *, port: int, key: str, extra: Mapping[str, str], silence: bool = True
+) -> dict[str, str]:
     """`extra` is the user's (`rollout.openai.env`); the model's address always wins over it."""
-    base_url = f"http://127.0.0.1:{port}/k/{key}/v1"
+    return {**(SILENCE if silence else {}), **extra, **redirection(port=port, key=key)}
+
+
+def redirection(*, port: int, key: str) -> dict[str, str]:
+    """Where each kind of client looks for its model. Bases differ: OpenAI's has `/v1` in it,
+    Anthropic's and Gemini's SDKs add theirs."""
+    host = f"http://127.0.0.1:{port}/k/{key}"
+    openai = f"{host}/v1"
     return {
-        "OPENAI_AGENTS_DISABLE_TRACING": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        **extra,
-        "OPENAI_BASE_URL": base_url,
-        "OPENAI_API_BASE": base_url,
+        "OPENAI_BASE_URL": openai,
+        "OPENAI_API_BASE": openai,
         "OPENAI_API_KEY": key,
-        "OPENAI_MODEL": "default",
+        "OPENAI_MODEL": MODEL,
+        "CODEX_API_KEY": key,
+        "ANTHROPIC_BASE_URL": host,
+        "ANTHROPIC_API_BASE": host,
+        "ANTHROPIC_API_KEY": key,
+        "ANTHROPIC_MODEL": MODEL,
+        "GOOGLE_GEMINI_BASE_URL": host,
+        "GEMINI_API_BASE": host,
+        "GEMINI_API_KEY": key,
+        # OpenHands; its model names are LiteLLM's.
+        "LLM_BASE_URL": openai,
+        "LLM_API_KEY": key,
+        "LLM_MODEL": f"openai/{MODEL}",
+        "MSWEA_MODEL_NAME": f"openai/{MODEL}",
+        "COPILOT_PROVIDER_BASE_URL": openai,
+        "COPILOT_PROVIDER_API_KEY": key,
+        "COPILOT_MODEL": MODEL,
+        "KIMI_BASE_URL": openai,
+        "KIMI_API_KEY": key,
+        "KIMI_MODEL_NAME": MODEL,
+        "KIMI_MODEL_BASE_URL": openai,
+        "KIMI_MODEL_API_KEY": key,
+        "OPENCODE_CONFIG_CONTENT": _opencode(openai, key),
     }
+
+
+def template_variables(environment: Mapping[str, str], project: str) -> dict[str, str]:
+    """What `{name}` stands for in a program's templates, beside the task's fields."""
+    return {
+        "base_url": environment["OPENAI_BASE_URL"],
+        "anthropic_base_url": environment["ANTHROPIC_BASE_URL"],
+        "gemini_base_url": environment["GOOGLE_GEMINI_BASE_URL"],
+        "api_key": environment["OPENAI_API_KEY"],
+        "model": MODEL,
+        "project": project,
+    }
+
+
+def _opencode(base_url: str, key: str) -> str:
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "areal-sub",
+        "options": {"baseURL": base_url, "apiKey": key},
+        "models": {MODEL: {"name": MODEL}},
+    }
+    config = {
+        "model": f"areal-sub/{MODEL}",
+        "small_model": f"areal-sub/{MODEL}",
+        "provider": {"areal-sub": provider},
+        "share": "disabled",
+        "autoupdate": False,
+    }
+    return json.dumps(config)

@@ -11,7 +11,7 @@ import inspect
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from areal_sub.errors import WorkflowError
@@ -37,8 +37,15 @@ class InlineRunner:
             await self._http_client.close_shared()
             self._http_client = None
 
-    async def warm(self, target: str, pickled: bytes = b"") -> list[str]:
-        """Import the agent now. Raises `WorkflowError`."""
+    async def warm(
+        self,
+        target: str,
+        pickled: bytes = b"",
+        *,
+        python: str = "",
+        readable: Sequence[str] = (),
+    ) -> list[str]:
+        """Import the agent now, in this process's own environment. Raises `WorkflowError`."""
         self._resolve(target, pickled)
         return []
 

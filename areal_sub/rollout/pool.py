@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,27 @@ class SubprocPool:
             tier += f", which lets agents reach {', '.join(answer['allow'])}"
         return "; but ".join([tier, *answer["weaknesses"]])
 
-    async def warm(self, target: str, pickled: bytes = b"") -> list[str]:
-        """Import the agent now, so that its import errors come before any rollout.
+    async def warm(
+        self,
+        target: str,
+        pickled: bytes = b"",
+        *,
+        python: str = "",
+        readable: Sequence[str] = (),
+    ) -> list[str]:
+        """Import the agent now, so that its import errors come before any rollout. (Without
+        `target` and `pickled`: start what executes programs.)
 
         Returns notes for the user. Raises `WorkflowError` with the agent's traceback, `PeerGone`,
         and `DeadlineExceeded`.
         """
         await self._ready()
-        params = {"target": target, "pickled": pickled}
+        params = {
+            "target": target,
+            "pickled": pickled,
+            "python": python,
+            "readable": list(readable),
+        }
         limit_s = self._start_timeout_s + KILL_GRACE_S
         try:
             answer = await self._client.call("warm", params, timeout_s=limit_s)

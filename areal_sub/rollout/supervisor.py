@@ -1,15 +1,16 @@
 """The supervisor process: runs agents in sandboxed children for the trainer. No torch, no secrets.
 
 Started as `python -m areal_sub.rollout.supervisor SETTINGS.json` (`component`); the only module of
-this package that knows the sandbox. One warm zygote per agent, started on demand and again when it
-died. Served over `rpc`, to `pool` in the trainer:
+this package that knows the sandbox. One warm zygote per agent and environment, started on demand,
+replaced after so many children, and when it has died. Served over `rpc`, to `pool` in the trainer:
 
     attach {port, listeners_path} → {tier, weaknesses, allow}   once, before the first agent: the
                                                                 proxy
-    warm  {target, pickled}  → {notes}            the agent's import error as the call's error
+    warm  {target, pickled, python, readable}  → {notes}   the agent's import error as the call's
+                                                           error
     run   RunRequest         → RunReport          cancelling the call kills the child
     stats {}                 → {max_children, start_timeout_s, num_running, num_waiting,
-                                num_finished, num_zygotes, num_restarts}
+                                num_finished, num_zygotes, num_restarts, num_renewed}
 
 Invariants: when this process ends, however it does, every process below it ends; when a zygote
 ends, no process of its agent is left. At most `max_children` children run at once; others wait
@@ -21,13 +22,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import os
 import resource
 import socket
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,19 @@ import areal_sub
 from areal_sub.component import run_component
 from areal_sub.errors import WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
+from areal_sub.rollout.carried import carry
+from areal_sub.rollout.command import program_end
 from areal_sub.rpc import Server
-from sandbox import ChildReport, Ending, Limits, SandboxError, SandboxSpec, Zygote, ZygoteFailed
+from sandbox import (
+    ChildReport,
+    Ending,
+    Limits,
+    RenewedZygote,
+    SandboxError,
+    SandboxSpec,
+    Zygote,
+    ZygoteFailed,
+)
 from sandbox.folders import remove_tree
 from sandbox.kernel import become_subreaper
 from sandbox.layers import checks
@@ -102,12 +114,21 @@ def make_spec(
     )
 
 
-def make_report(rollout_id: str, child: ChildReport) -> RunReport:
+def make_report(request: RunRequest, child: ChildReport) -> RunReport:
+    outcome, value, error = OUTCOMES[child.ending], child.value, child.error
+    if request.argv and child.ending is Ending.EXITED:
+        outcome, value, error = program_end(
+            request.reward,
+            child.exit_code or 0,
+            child.stdout_tail,
+            child.stderr_tail,
+            child.outputs,
+        )
     return RunReport(
-        rollout_id=rollout_id,
-        outcome=OUTCOMES[child.ending],
-        result=child.value,
-        error=child.error,
+        rollout_id=request.rollout_id,
+        outcome=outcome,
+        result=value,
+        error=error,
         traceback=child.traceback,
         stdout_tail=child.stdout_tail,
         stderr_tail=child.stderr_tail,
@@ -125,8 +146,22 @@ def make_report(rollout_id: str, child: ChildReport) -> RunReport:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """What makes a zygote: an agent, in an environment. Neither target nor pickled: programs."""
+
+    target: str
+    pickled: bytes
+    python: str
+    readable: tuple[str, ...]
+
+    def __str__(self) -> str:
+        name = self.target or ("(pickled)" if self.pickled else "(programs)")
+        return f"{name} in {self.python}" if self.python else name
+
+
 class Supervisor:
-    """The zygotes, by agent, and the slots of the children."""
+    """The zygotes, by agent and environment, and the slots of the children."""
 
     def __init__(
         self,
@@ -136,11 +171,16 @@ class Supervisor:
         work_dir: Path,
         python: str,
         python_path: list[str],
+        foreign_path: list[str],
         max_children: int,
         start_timeout_s: float,
+        start: str = "fork",
+        renew_after: int,
         reserve: int = 0,
         allow: Iterable[str] = (),
     ) -> None:
+        """`python_path` is for agents in this process's own interpreter, `foreign_path` for those
+        in another."""
         self._spec = spec
         self._allow = tuple(allow)
         self._told: set[tuple[str, str]] = set()  # (agent, host and port) that the log names
@@ -150,8 +190,11 @@ class Supervisor:
         self._work_dir = work_dir
         self._python = python
         self._python_path = python_path
+        self._foreign_path = foreign_path
         self._start_timeout_s = start_timeout_s
-        self._zygotes: dict[str, asyncio.Task[Zygote]] = {}
+        self._start_by = start
+        self._renew_after = renew_after
+        self._zygotes: dict[_Recipe, RenewedZygote] = {}
         self._max_children = max_children
         self._slots = asyncio.Semaphore(max_children)
         self._watching: set[asyncio.Task[None]] = set()
@@ -178,7 +221,7 @@ class Supervisor:
 
     async def warm(self, params: dict[str, Any]) -> dict[str, Any]:
         try:
-            zygote = await self._zygote(params["target"], params["pickled"])
+            zygote = await self._zygote(_recipe(params)).warm()
         except ZygoteFailed as error:
             text = f"{error}\n{error.traceback}" if error.traceback else str(error)
             raise WorkflowError(text.rstrip()) from None
@@ -195,13 +238,13 @@ class Supervisor:
             self._num_waiting -= 1
         self._num_running += 1
         try:
-            child = await self._run_child(request)
+            child = await self._run_child(request, _recipe(params))
         finally:
             self._num_running -= 1
             self._num_finished += 1
             self._slots.release()
-        self._log_refused(request.target or "(pickled)", child.egress_refused)
-        return make_report(request.rollout_id, child).to_map()
+        self._log_refused(str(_recipe(params)), child.egress_refused)
+        return make_report(request, child).to_map()
 
     def _log_refused(self, agent: str, refused: Iterable[str]) -> None:
         """Each once, and a bounded number: what the agent wants may need to be allowed."""
@@ -211,38 +254,47 @@ class Supervisor:
                 log.warning("%s wants %s, not in sandbox.network.allow", agent, wanted)
 
     async def stats(self, _params: dict[str, Any]) -> dict[str, float]:
-        alive = [task for task in self._zygotes.values() if _is_alive(task)]
+        zygotes = self._zygotes.values()
+        num_renewed = sum(each.num_renewed for each in zygotes)
         return {
             "max_children": self._max_children,
             "start_timeout_s": self._start_timeout_s,
             "num_running": self._num_running,
             "num_waiting": self._num_waiting,
             "num_finished": self._num_finished,
-            "num_zygotes": len(alive),
-            "num_restarts": self._num_started - len(self._zygotes),
+            "num_zygotes": sum(each.is_alive for each in zygotes),
+            "num_restarts": self._num_started - len(zygotes) - num_renewed,
+            "num_renewed": num_renewed,
         }
 
     async def close(self) -> None:
         """End every zygote, and with it every child."""
-        tasks = list(self._zygotes.values())
-        for task in tasks:
-            if not task.done():
-                task.cancel()
-        done = await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(zygote.close() for zygote in done if isinstance(zygote, Zygote)))
+        await asyncio.gather(*(zygote.close() for zygote in self._zygotes.values()))
 
-    async def _run_child(self, request: RunRequest) -> ChildReport:
+    async def _run_child(self, request: RunRequest, recipe: _Recipe) -> ChildReport:
+        on_listener = partial(self._hand_over, request.rollout_id)
         try:
-            zygote = await self._zygote(request.target, request.pickled)
-            return await zygote.run(
-                request.data,
-                kwargs=request.workflow_kwargs,
-                env=request.env,
-                wall_s=request.timeout_s,
-                workspace=request.workspace or None,
-                outputs=request.outputs,
-                on_listener=partial(self._hand_over, request.rollout_id),
-            )
+            async with self._zygote(recipe).lend() as zygote:
+                if request.argv:
+                    return await zygote.execute(
+                        request.argv,
+                        env=request.env,
+                        stdin=request.stdin,
+                        files=request.files,
+                        wall_s=request.timeout_s,
+                        workspace=request.workspace or None,
+                        outputs=request.outputs,
+                        on_listener=on_listener,
+                    )
+                return await zygote.run(
+                    request.data,
+                    kwargs=request.workflow_kwargs,
+                    env=request.env,
+                    wall_s=request.timeout_s,
+                    workspace=request.workspace or None,
+                    outputs=request.outputs,
+                    on_listener=on_listener,
+                )
         except ZygoteFailed as error:
             return ChildReport(Ending.SETUP_FAILED, error=str(error), traceback=error.traceback)
         except (SandboxError, OSError, TypeError, ValueError) as error:
@@ -254,55 +306,52 @@ class Supervisor:
             # Small, and read at once: this does not wait unless the proxy is gone.
             socket.send_fds(self._to_proxy, [rollout_id.encode()], [listener])
 
-    async def _zygote(self, target: str, pickled: bytes) -> Zygote:
-        """The agent's zygote, started if there is none or it died. Raises `SandboxError`."""
-        key = hashlib.sha256(pickled).hexdigest() if pickled else target
-        task = self._zygotes.get(key)
-        if task is None or (task.done() and not _is_alive(task)):
-            task = asyncio.ensure_future(self._start(target, pickled))
-            self._zygotes[key] = task
-        # Shielded: many may wait for one start, and one that gives up must not end it.
-        return await asyncio.shield(task)
+    def _zygote(self, recipe: _Recipe) -> RenewedZygote:
+        if recipe not in self._zygotes:
+            self._zygotes[recipe] = RenewedZygote(
+                partial(self._start, recipe), renew_after=self._renew_after, label=str(recipe)
+            )
+        return self._zygotes[recipe]
 
-    async def _start(self, target: str, pickled: bytes) -> Zygote:
+    async def _start(self, recipe: _Recipe) -> Zygote:
         self._num_started += 1
+        python = recipe.python or self._python
+        own = python == sys.executable
         zygote = await Zygote.start(
-            self._spec,
+            dataclasses.replace(self._spec, readable=(*self._spec.readable, *recipe.readable)),
             self._probe,
             folder=self._work_dir / f"zygote-{self._num_started}",
-            target=target,
-            pickled=pickled,
-            python=self._python,
-            python_path=self._python_path,
+            target=recipe.target,
+            pickled=recipe.pickled,
+            python=python,
+            python_path=self._python_path if own else self._foreign_path,
+            start=self._start_by,
             reserve=self._reserve,
             timeout_s=self._start_timeout_s,
         )
         for note in zygote.notes:
-            log.warning("agent %s: %s", target or "(pickled)", note)
-        watch = asyncio.ensure_future(self._sweep_after(zygote, target))
+            log.warning("agent %s: %s", recipe, note)
+        watch = asyncio.ensure_future(self._sweep_after(zygote, recipe))
         self._watching.add(watch)
         watch.add_done_callback(self._watching.discard)
         return zygote
 
-    async def _sweep_after(self, zygote: Zygote, target: str) -> None:
+    async def _sweep_after(self, zygote: Zygote, recipe: _Recipe) -> None:
         """Where an agent has killed even its guardian, what is left of it is our child now."""
         await zygote.gone()
-        log.info("the zygote of %s ended", target or "(pickled)")
-        while starting := {task for task in self._zygotes.values() if not task.done()}:
-            await asyncio.wait(starting)  # their guardians are not known before that
-        ours = {
-            pid for task in self._zygotes.values() if _is_alive(task) for pid in task.result().pids
-        }
+        log.info("a zygote of %s ended", recipe)
+        # The guardians of those that are being started are not known before that.
+        while starting := [each for each in self._zygotes.values() if each.is_starting]:
+            await asyncio.gather(*(each.started() for each in starting))
+        ours = {pid for each in self._zygotes.values() for pid in each.pids}
         try:
             kill_strangers(ours)
         except TimeoutError as error:
-            log.error("after the end of %s: %s", target or "(pickled)", error)
+            log.error("after the end of %s: %s", recipe, error)
 
 
-def _is_alive(task: asyncio.Task[Zygote]) -> bool:
-    if not task.done() or task.cancelled() or task.exception() is not None:
-        return False
-    return task.result().is_alive
+def _recipe(params: Mapping[str, Any]) -> _Recipe:
+    return _Recipe(params["target"], params["pickled"], params["python"], tuple(params["readable"]))
 
 
 async def main(settings: dict[str, Any]) -> None:
@@ -316,8 +365,11 @@ async def main(settings: dict[str, Any]) -> None:
     work_dir = settings["work_dir"]
     remove_tree(work_dir)  # a killed predecessor's
     os.makedirs(work_dir, 0o700)  # noqa: PTH103 (nothing else runs in this loop yet)
-    # Agents may use this package's `AgentWorkflow`, wherever it is installed.
+    # Agents may use this package's `AgentWorkflow`, wherever it is installed; those in our own
+    # interpreter also what is installed beside it.
     own_path = str(Path(areal_sub.__file__).parents[1])
+    carried = Path(work_dir, "carried")
+    carry(carried)
     supervisor = Supervisor(
         make_spec(
             settings["sandbox"],
@@ -328,8 +380,11 @@ async def main(settings: dict[str, Any]) -> None:
         work_dir=Path(work_dir),
         python=settings.get("python", sys.executable),
         python_path=[*settings["python_path"], own_path],
+        foreign_path=[*settings["python_path"], str(carried)],
         max_children=settings["max_children"],
         start_timeout_s=settings.get("start_timeout_s", 120.0),
+        start=settings["sandbox"]["start"],
+        renew_after=settings["sandbox"]["recycle_after"],
         reserve=settings["sandbox"]["reserve"],
         allow=settings["sandbox"]["network"]["allow"],
     )

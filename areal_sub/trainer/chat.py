@@ -20,11 +20,11 @@ from rich.console import Console
 from areal_sub.config import Config, parse_config
 from areal_sub.errors import ModelError
 from areal_sub.records import Outcome
-from areal_sub.rollout.attempt import CONTROL_TIMEOUT_S, Agent, Assignment
+from areal_sub.rollout.attempt import CONTROL_TIMEOUT_S, Assignment
+from areal_sub.trainer.agents import agent_text, agents_of, has_agent
 from areal_sub.trainer.checkpoints import FINAL, newest_checkpoint
 from areal_sub.trainer.wiring import Stack
 from areal_sub.trajectory.tree import Trajectory
-from areal_sub.workflow.resolve import describe_target
 
 
 def chat(checkpoint: str, *, plain: bool, temperature: float, max_new_tokens: int) -> int:
@@ -41,7 +41,7 @@ def chat(checkpoint: str, *, plain: bool, temperature: float, max_new_tokens: in
         config = parse_config(None, [*sampling, "actor.dtype=float32"], base=names)
     else:
         config = parse_config(run_config, sampling)
-    asyncio.run(_chat(config, folder, plain=plain or config.workflow is None))
+    asyncio.run(_chat(config, folder, plain=plain or not has_agent(config)))
     return 0
 
 
@@ -70,7 +70,7 @@ async def _chat(config: Config, folder: Path, *, plain: bool) -> None:
             journal=scratch / "chat.journal",
             logs=scratch,
         ) as stack:
-            how = "the bare model" if plain else f"{config.workflow}"
+            how = "the bare model" if plain else agent_text(config)
             console.print(f"{folder} through {how}; end with Ctrl-D", markup=False)
             talk = (
                 _plain(config, stack, console) if plain else _agent(config, stack, folder, console)
@@ -82,8 +82,7 @@ async def _agent(config: Config, stack: Stack, folder: Path, console: Console) -
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    target, pickled = describe_target(config.workflow)
-    agent = Agent(target=target, pickled=pickled, workflow_kwargs=config.workflow_kwargs)
+    agents, _ = agents_of(config, say=lambda text: console.print(text, markup=False))
     async for number, line in _lines(console):
         assignment = Assignment(
             rollout_id=f"chat-{number}",
@@ -93,6 +92,7 @@ async def _agent(config: Config, stack: Stack, folder: Path, console: Console) -
             data={"messages": [{"role": "user", "content": line}], "answer": ""},
             policy_version=0,
         )
+        agent = agents.pick(assignment.group_id)
         trajectory = await stack.rollouts.run(assignment, agent, config.gconfig)
         _show(trajectory, tokenizer.decode, console)
 
@@ -118,6 +118,7 @@ async def _plain(config: Config, stack: Stack, console: Console) -> None:
         "task_id": "chat",
         "split": "valid",
         "policy_version": 0,
+        "agent": "",
         "max_turns": 1_000_000,
         "gconfig": config.gconfig.model_dump(
             include={"max_new_tokens", "temperature", "top_p", "top_k", "override_agent"}

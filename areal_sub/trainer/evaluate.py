@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from areal_sub.config.schema import GenerationConfig
 from areal_sub.records import Outcome
-from areal_sub.rollout.attempt import Agent, Assignment, RolloutRunner
+from areal_sub.rollout.attempt import Assignment, RolloutRunner
+from areal_sub.rollout.mix import AgentMix
 from areal_sub.trainer.datasets import Task
 
 
@@ -20,11 +21,12 @@ class Evaluation:
     mean_reward: float
     num_rollouts: int
     outcomes: Counter[Outcome]
+    mean_by_agent: dict[str, float]  # empty where the run has one
 
 
 async def evaluate(
     rollouts: RolloutRunner,
-    agent: Agent,
+    agents: AgentMix,
     tasks: Sequence[Task],
     gconfig: GenerationConfig,
     *,
@@ -34,6 +36,7 @@ async def evaluate(
     """`gconfig.n_samples` rollouts of each task. Raises `PeerGone`, `DeadlineExceeded`."""
     slots = asyncio.Semaphore(max_concurrent_rollouts)
     rewards: list[float] = []
+    by_agent: dict[str, list[float]] = {}
     outcomes: Counter[Outcome] = Counter()
 
     async def one(number: int, task: Task, sample: int) -> None:
@@ -46,11 +49,15 @@ async def evaluate(
             data=task.data,
             policy_version=version,
         )
+        # By the task: the same agent each time, so that evaluations can be compared.
+        agent = agents.pick(f"valid-{number}")
         async with slots:
             trajectory = await rollouts.run(assignment, agent, gconfig)
         outcomes[trajectory.end.outcome] += 1
         completed = trajectory.end.outcome is Outcome.COMPLETED
         rewards.append(trajectory.reward if completed else 0.0)
+        if agent.name:
+            by_agent.setdefault(agent.name, []).append(rewards[-1])
 
     async with asyncio.TaskGroup() as running:
         for number, task in enumerate(tasks):
@@ -60,4 +67,5 @@ async def evaluate(
         mean_reward=sum(rewards) / max(1, len(rewards)),
         num_rollouts=len(rewards),
         outcomes=outcomes,
+        mean_by_agent={name: sum(own) / len(own) for name, own in sorted(by_agent.items())},
     )

@@ -30,8 +30,9 @@ from areal_sub.config import Config
 from areal_sub.config.schema import GenerationConfig
 from areal_sub.learner.checkpoint import save_recovery
 from areal_sub.learner.learner import Learner
-from areal_sub.rollout.attempt import Agent, Assignment
+from areal_sub.rollout.attempt import Assignment
 from areal_sub.rollout.groups import Batch, GroupSource
+from areal_sub.rollout.mix import AgentMix
 from areal_sub.rollout.staleness import Admission
 from areal_sub.trainer.checkpoints import FINAL, save_checkpoint, step_name
 from areal_sub.trainer.datasets import Task, TaskOrder
@@ -54,8 +55,8 @@ WEIGHT_UPDATE_TIMEOUT_S = 120.0
 class Workload:
     """What is trained on: agents and tasks."""
 
-    agent: Agent
-    eval_agent: Agent
+    agents: AgentMix
+    eval_agents: AgentMix
     tasks: Sequence[Task]
     valid_tasks: Sequence[Task]
     tokenizer_path: str
@@ -165,7 +166,8 @@ class TrainLoop:
         )
 
         async def run(assignment: Assignment) -> Trajectory:
-            return await self._stack.rollouts.run(assignment, self._workload.agent, config.gconfig)
+            agent = self._workload.agents.pick(assignment.group_id)
+            return await self._stack.rollouts.run(assignment, agent, config.gconfig)
 
         return GroupSource(
             ((self._workload.tasks[i].task_id, self._workload.tasks[i].data) for i in order),
@@ -203,13 +205,17 @@ class TrainLoop:
         self._progress.now("evaluating")
         result: Evaluation = await evaluate(
             self._stack.rollouts,
-            self._workload.eval_agent,
+            self._workload.eval_agents,
             self._workload.valid_tasks,
             self._config.eval_gconfig or _one_sample(self._config.gconfig),
             version=self._version,
             max_concurrent_rollouts=self._config.rollout.max_concurrent_rollouts,
         )
-        return {"reward/valid": result.mean_reward, "valid/num_rollouts": result.num_rollouts}
+        return {
+            "reward/valid": result.mean_reward,
+            "valid/num_rollouts": result.num_rollouts,
+            **{f"reward/valid/{name}": mean for name, mean in result.mean_by_agent.items()},
+        }
 
     def _save(self, name: str) -> None:
         save_checkpoint(
@@ -247,4 +253,18 @@ def _batch_stats(batch: Batch, *, version: int) -> dict[str, float]:
         "batch/num_groups_given_up": batch.num_given_up,
         "staleness/mean": sum(ages) / len(ages),
         "staleness/max": max(ages),
+        **_by_agent(trajectories),
     }
+
+
+def _by_agent(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Rollouts and mean reward of each agent, where the run has several."""
+    rewards: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        if trajectory.open.agent:
+            rewards.setdefault(trajectory.open.agent, []).append(trajectory.reward)
+    stats: dict[str, float] = {}
+    for name, values in sorted(rewards.items()):
+        stats[f"reward/train/{name}"] = sum(values) / len(values)
+        stats[f"batch/num_rollouts/{name}"] = len(values)
+    return stats

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from areal_sub.config import Config
 from areal_sub.records import Fork, Outcome
+from areal_sub.trainer.agents import agent_text
 from areal_sub.trainer.checkpoints import FINAL
 from areal_sub.trainer.progress import Progress
 from areal_sub.trainer.run_dir import RunDir
@@ -50,7 +51,9 @@ class Terminal:
     def header(self, config: Config, run: RunDir, *, num_tasks: int, num_valid: int) -> None:
         openai = config.rollout.openai
         self._console.print(f"[bold]areal-sub[/] {config.experiment_name}/{config.trial_name}")
-        self.say(f"  agent      {config.workflow or '(given in code)'}, {openai.mode}")
+        self.say(f"  agent      {agent_text(config)}, {openai.mode}")
+        if openai.agent_env is not None:
+            self.say(f"  its env    {openai.agent_env}")
         self.say(
             f"  policy     {config.actor.path}, {config.actor.dtype}, {config.engine.type} engine"
         )

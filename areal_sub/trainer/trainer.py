@@ -21,10 +21,10 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from areal_sub.config import Config
-from areal_sub.errors import ConfigError, WorkflowError
+from areal_sub.errors import ConfigError
 from areal_sub.learner.checkpoint import Recovery, load_recovery
 from areal_sub.learner.learner import Learner
-from areal_sub.rollout.attempt import Agent
+from areal_sub.trainer.agents import agents_of, check_tasks
 from areal_sub.trainer.checkpoints import FINAL
 from areal_sub.trainer.datasets import Task, load_tasks, tasks_from_rows
 from areal_sub.trainer.loop import TrainLoop, Workload
@@ -34,7 +34,6 @@ from areal_sub.trainer.progress import Progress
 from areal_sub.trainer.run_dir import RunDir
 from areal_sub.trainer.terminal import Terminal
 from areal_sub.trainer.wiring import Stack
-from areal_sub.workflow.resolve import describe_target
 
 Rows = Iterable[dict[str, Any]]
 
@@ -96,11 +95,15 @@ class Trainer:
         config = self._config
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)  # import paths are looked up from where the user stands, too
-        agent, eval_agent = self._agents(workflow, eval_workflow, workflow_kwargs)
         tasks, valid_tasks = self._tasks()
         num_steps = _num_steps(config, len(tasks))
         disable_progress_bar()  # of loading and saving: the run shows its own progress
         terminal = Terminal()
+        agents, eval_agents = agents_of(
+            config, workflow, eval_workflow, workflow_kwargs, say=terminal.say
+        )
+        check_tasks(agents, tasks, Path.cwd())
+        check_tasks(eval_agents, valid_tasks, Path.cwd())
         run = RunDir.open(config)
         progress = Progress(num_steps=num_steps)
         try:
@@ -108,8 +111,8 @@ class Trainer:
             base = model_folder(config.actor, seed=config.seed, say=terminal.say)
             recovery = load_recovery(run.recover) if config.recover.mode == "auto" else None
             workload = Workload(
-                agent=agent,
-                eval_agent=eval_agent,
+                agents=agents,
+                eval_agents=eval_agents,
                 tasks=tasks,
                 valid_tasks=valid_tasks,
                 tokenizer_path=config.tokenizer_path or str(base),
@@ -124,27 +127,6 @@ class Trainer:
         return TrainResult(
             run_folder=run.root, checkpoint=final if final.exists() else None, progress=progress
         )
-
-    def _agents(
-        self, workflow: Any, eval_workflow: Any, workflow_kwargs: dict[str, Any] | None
-    ) -> tuple[Agent, Agent]:
-        config = self._config
-        workflow = workflow or config.workflow
-        if workflow is None:
-            raise ConfigError(
-                "no agent: set workflow=package.module.Name, or pass workflow=... to train()"
-            )
-        kwargs = config.workflow_kwargs if workflow_kwargs is None else workflow_kwargs
-
-        def describe(agent: Any) -> Agent:
-            target, pickled = describe_target(agent)
-            if config.rollout.openai.mode == "inline" and pickled:
-                raise WorkflowError(
-                    "an agent without an import path needs rollout.openai.mode=subproc"
-                )
-            return Agent(target=target, pickled=pickled, workflow_kwargs=kwargs)
-
-        return describe(workflow), describe(eval_workflow or config.eval_workflow or workflow)
 
     def _tasks(self) -> tuple[list[Task], list[Task]]:
         config = self._config
@@ -232,8 +214,13 @@ async def _awaited(future: asyncio.Future[Learner]) -> Learner:
 
 async def _warm(stack: Stack, workload: Workload) -> list[str]:
     """Import the agents once, so that one that cannot be imported ends the run before it begins."""
-    targets = {(a.target, a.pickled) for a in (workload.agent, workload.eval_agent)}
-    return [note for target in targets for note in await stack.agents.warm(*target)]
+    agents = (*workload.agents.agents, *workload.eval_agents.agents)
+    wanted = dict.fromkeys((a.target, a.pickled, a.python, a.readable) for a in agents)
+    return [
+        note
+        for target, pickled, python, readable in wanted
+        for note in await stack.agents.warm(target, pickled, python=python, readable=readable)
+    ]
 
 
 def _num_steps(config: Config, num_tasks: int) -> int:

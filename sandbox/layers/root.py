@@ -119,7 +119,7 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
         os.makedirs(_in_root(folder), 0o755, exist_ok=True)
     kernel.mount("proc", _in_root("/proc"), "proc", flags | kernel.MS_NOEXEC, PROC_OPTIONS)
     for path, text in _FILES.items():
-        Path(_in_root(path)).write_text(text)
+        Path(_in_root(path)).write_text(text, encoding="utf-8")  # at hand, in every version
     for link, target in {**_LINKS, **wanted.links}.items():
         if any(is_below(path, link) for path in wanted.mounts):
             continue  # /tmp, where the project lies in it: a folder, then, and read-only

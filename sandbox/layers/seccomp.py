@@ -13,7 +13,7 @@ import os
 import platform
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 from .. import kernel
 from .context import Context
@@ -25,7 +25,7 @@ _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
 
 # Name → its number on x86_64 and on aarch64 (None: there is no such call there).
-_Numbers = tuple[int | None, int | None]
+_Numbers = tuple[Optional[int], Optional[int]]
 _DENIED: Mapping[str, _Numbers] = {
     # Mounts, roots, namespaces.
     "mount": (165, 40),

@@ -435,6 +435,11 @@ HOUSE = (
         "an import that takes more memory than a child may",
         stopped("the zygote has the limit of one process", "ENOMEM"),
     ),
+    row(
+        "69d",
+        "the imports of 69b and 71b, with start=exec",
+        stopped("each child has an interpreter and an import of its own", "EMFILE ENOMEM"),
+    ),
     row("70a", "LD_*, PYTHON* variables in a spec", stopped("refused, named")),
     row("70b", "sitecustomize, NODE_OPTIONS, .pth, .bashrc for the next child", stopped(_ABSENT)),
     row(

@@ -196,6 +196,7 @@ class Stage:
     async def start(self, target: str = "attacks:act", **limits: Any) -> Zygote:
         self._num_zygotes += 1
         allow = limits.pop("allow", ())
+        start = limits.pop("start", "fork")
         spec = SandboxSpec(
             tier=self.tier,
             env=allowed(os.environ),
@@ -213,6 +214,7 @@ class Stage:
                 target=target,
                 python=self._python,
                 python_path=[str(self.code)],
+                start=start,
                 timeout_s=30.0,
             )
 

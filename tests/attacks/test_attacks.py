@@ -381,6 +381,18 @@ async def _torn_out(stage: Any, _: Any, attack: Attack) -> str:
     return await _run(stage, await _imported(stage, tear_out=True), attack)
 
 
+@observes("69d")
+async def _fresh(stage: Any, _: Any, attack: Attack) -> str:
+    zygote = await _imported(stage, tear_out=True, start="exec")
+    limits = _said(await stage.attack(zygote, "a69b"))
+    if not limits.startswith("stopped: "):
+        return limits
+    wrote = await stage.attack(zygote, "a71b", part="writer")
+    assert wrote.value == "left", wrote
+    memory = _said(await stage.attack(zygote, "a71b", part="reader"))
+    return f"{limits}; {memory}" if memory.startswith("stopped: ") else memory
+
+
 @observes("71b")
 async def _shared(stage: Any, _: Any, attack: Attack) -> str:
     zygote = await _imported(stage, tear_out=False)
@@ -389,11 +401,12 @@ async def _shared(stage: Any, _: Any, attack: Attack) -> str:
     return _said(await stage.attack(zygote, attack.function, part="reader"))
 
 
-async def _imported(stage: Any, *, tear_out: bool) -> Any:
+async def _imported(stage: Any, *, tear_out: bool, start: str = "fork") -> Any:
     aims = {**stage.world.aims, "guardian": os.getpid(), "tear_out": tear_out}
     (stage.code / "aims.json").write_text(json.dumps(aims))
     # Keyed by a limit that changes nothing, so that both kinds can stand side by side.
-    return await stage.zygote("import_attacks:act", core_bytes=0, scratch_files=2000 + tear_out)
+    limits = {"core_bytes": 0, "scratch_files": 2000 + tear_out}
+    return await stage.zygote("import_attacks:act", start=start, **limits)
 
 
 @observes("70a")

@@ -124,3 +124,93 @@ def test_a_client_that_needs_several_contexts_finds_as_many(
     warmup._stock_tls_contexts({("factory", "make"): [*calls, {"b": 1}]})
     assert made.count({"a": 1}) == 4 * warmup.NUM_TLS_CONTEXTS
     assert made.count({"b": 1}) == warmup.NUM_TLS_CONTEXTS
+
+
+CLIENTS = """
+import importlib, ssl
+import {name}
+
+def stocks():
+    factories = [ssl.create_default_context]
+    try:
+        factories.append(importlib.import_module("httpcore2").default_ssl_context)
+    except (ImportError, AttributeError):
+        pass
+    return sum(len(getattr(each, "sandbox_stock", [])) for each in factories)
+
+def agent(data):
+    before = stocks()
+    client = {make}
+    return [before, before - stocks()]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("httpx", "httpx.Client()"),
+        ("httpx2", "httpx2.AsyncClient()"),
+        ("anthropic", "anthropic.AsyncAnthropic(api_key='k')"),
+        ("openai", "openai.OpenAI(api_key='k')"),
+    ],
+)
+def test_clients_that_the_agent_imports_are_warm(
+    lab: Any, code: Path, name: str, make: str
+) -> None:
+    pytest.importorskip(name)
+    (code / "clients.py").write_text(CLIENTS.format(name=name, make=make))
+
+    async def go() -> tuple[list[str], ChildReport]:
+        options: dict[str, Any] = {"python": sys.executable, "python_path": [str(code)]}
+        zygote = await lab.start("clients:agent", timeout_s=60.0, **options)
+        try:
+            return zygote.notes, await zygote.run(None)
+        finally:
+            await zygote.close()
+
+    notes, report = lab.run(go())
+    assert (notes, report.error) == ([], "")
+    num_in_stock, num_taken = report.value
+    assert num_in_stock >= warmup.NUM_TLS_CONTEXTS
+    assert num_taken >= 1, "the client's TLS context was ready"
+
+
+def test_an_environment_without_sdks_is_not_warmed(lab: Any, code: Path) -> None:
+    (code / "plain.py").write_text(
+        "import sys\n"
+        "def agent(data):\n"
+        "    return [name in sys.modules for name in ('asyncio', 'ssl')]\n"
+    )
+
+    async def go() -> tuple[list[str], ChildReport]:
+        zygote = await lab.start("plain:agent", python_path=[str(code)])
+        try:
+            return zygote.notes, await zygote.run(None)
+        finally:
+            await zygote.close()
+
+    notes, report = lab.run(go())
+    assert (notes, report.value) == ([], [False, False])
+
+
+def test_the_loop_of_the_agent_is_left_alone(lab: Any, code: Path) -> None:
+    """Its import may set an event loop policy; a warm-up call neither replaces nor closes it."""
+    (code / "loops.py").write_text(
+        "import asyncio\nimport httpx\n"
+        "class Own(asyncio.DefaultEventLoopPolicy):\n    pass\n"
+        "asyncio.set_event_loop_policy(Own())\n"
+        "LOOP = asyncio.new_event_loop()\nasyncio.set_event_loop(LOOP)\n"
+        "def agent(data):\n"
+        "    return [type(asyncio.get_event_loop_policy()).__name__,\n"
+        "            asyncio.get_event_loop_policy().get_event_loop() is LOOP, LOOP.is_closed()]\n"
+    )
+
+    async def go() -> ChildReport:
+        options: dict[str, Any] = {"python": sys.executable, "python_path": [str(code)]}
+        zygote = await lab.start("loops:agent", timeout_s=60.0, **options)
+        try:
+            return await zygote.run(None)
+        finally:
+            await zygote.close()
+
+    assert lab.run(go()).value == ["Own", True, False]

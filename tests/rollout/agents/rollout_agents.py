@@ -130,6 +130,11 @@ def asks_the_web(data: dict[str, Any]) -> Any:
         raise RuntimeError(error.reason) from None
 
 
+async def sleeps(data: dict[str, Any], **extra_kwargs: Any) -> float:
+    await asyncio.sleep(data["seconds"])
+    return 1.0
+
+
 def answers_in_a_file(data: dict[str, Any]) -> float:
     with open("question") as question, open("answer", "w") as answer:
         left, right = question.read().split(" * ")

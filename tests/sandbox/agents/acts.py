@@ -76,6 +76,10 @@ def act(data: dict[str, Any]) -> Any:
     return globals()["do_" + data["do"]](data)
 
 
+def do_say(data: dict[str, Any]) -> Any:
+    return data["value"]
+
+
 def do_number(data: dict[str, Any]) -> Any:
     return Number()
 
