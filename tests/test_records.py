@@ -212,7 +212,13 @@ GOLDEN = {
 }
 # What records have grown by since, with the defaults: behind the golden fields, in this order.
 APPENDED: dict[str, dict[str, Any]] = {
-    "turn": {"constrained": False},
+    "turn": {
+        "constrained": False,
+        "answer_id": "",
+        "retry": 0,
+        "num_tools": 0,
+        "continues_turn_id": None,
+    },
     "generate": {"grammar": ""},
 }
 
