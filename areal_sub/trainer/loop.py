@@ -122,7 +122,7 @@ class TrainLoop:
         row = {
             **_batch_stats(batch, version=step - 1),
             **{f"learner/{name}": value for name, value in asdict(stats).items()},
-            "exactness/share_verbatim": self._progress.exactness.share,
+            **self._progress.exactness.metrics(),
             "time/wait_s": waited_until - started_at,
             "time/learn_s": learned_at - waited_until,
             "time/update_s": updated_at - learned_at,
@@ -179,7 +179,10 @@ class TrainLoop:
     def _samples(self, trajectory: Trajectory) -> RolloutSamples:
         openai = self._config.rollout.openai
         samples = rollout_samples(
-            trajectory, export_style=openai.export_style, turn_discount=openai.turn_discount
+            trajectory,
+            export_style=openai.export_style,
+            turn_discount=openai.turn_discount,
+            credit=openai.credit,
         )
         samples, exactness = certify(trajectory, samples)
         self._progress.exactness += exactness
