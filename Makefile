@@ -12,10 +12,10 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
-ALL_EXTRAS := train data gguf dev
+ALL_EXTRAS := train vllm data gguf dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-smollm2 test test-attacks lint format bench bench-spawn soak docs constraints clean
+.PHONY: help train train-smollm2 test test-vllm test-attacks lint format bench bench-spawn soak docs constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,12 @@ train-smollm2:  ## Fetch SmolLM2-135M and run a few GRPO steps on a reasoning ta
 
 test:  ## Run all tests but the attacks (ARGS="tests/config -k name" for some)
 	$(INSTALL) $(ALL_EXTRAS)
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not attacks" $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not attacks and not vllm" $(ARGS)
+
+test-vllm:  ## Run the tests that need a real vLLM, on the CPU, in an environment of its own
+	$(INSTALL) $(ALL_EXTRAS)
+	python="$$(PYTHON="$(PYTHON)" .ci/install-vllm)" && \
+	AREAL_SUB_VLLM_PYTHON="$$python" $(BIN)/pytest -m vllm $(ARGS)
 
 lint:  ## Check format, style, types and the layering of imports
 	$(INSTALL) $(ALL_EXTRAS)
@@ -70,7 +75,7 @@ constraints:  ## Pin the newest versions that fit pyproject.toml in constraints.
 	$(INSTALL) dev
 	report="$$(mktemp)" && trap 'rm -f "$$report"' EXIT && \
 	$(BIN)/pip install --quiet --dry-run --ignore-installed --report "$$report" \
-		".[train,data,gguf,dev]" $(TORCH) && \
+		".[train,vllm,data,gguf,dev]" $(TORCH) && \
 	pins="$$($(BIN)/python .ci/constraints.py < "$$report")" && \
 	printf '%s\n' "$$pins" > constraints.txt
 
