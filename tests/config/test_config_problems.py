@@ -53,6 +53,7 @@ def complaint(file: Path | None, overrides: Sequence[str] = ()) -> str:
         ("rollout.timeout_s=.nan", "expected a number > 0; got nan"),
         ("actor.gradient_checkpointing=1", "expected true or false; got 1"),
         ("actor.gradient_checkpointing=yes", "expected true or false; got 'yes'"),
+        ("engine.vllm.urls=[host:8000]", "'host:8000' is not http://host:port"),
         ("seed=", "expected a whole number; got nothing (null)"),
         ("seed=true", "expected a whole number; got true"),
         ("actor.path=null", "expected text; got nothing (null)"),
@@ -241,3 +242,22 @@ def test_errors_of_load_config_are_those_of_parse_config(write: Write) -> None:
     write()
     with pytest.raises(ConfigError, match="did you mean seed"):
         load_config(["--config", "config.yaml", "sed=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["engine.type=vllm"], "needs either vllm.python"),
+        (["engine.vllm.python=/x/python"], "engine.vllm is set, but engine.type is embedded"),
+        (
+            ["engine.type=vllm", "engine.vllm.urls=[http://h:1]", "engine.vllm.args=[--x]"],
+            "are for a server that is started",
+        ),
+        (
+            ["engine.type=vllm", "engine.vllm.python=/x/python", "engine.num_threads=1"],
+            "VLLM_CPU_OMP_THREADS_BIND",
+        ),
+    ],
+)
+def test_settings_of_the_other_engine(write: Write, overrides: list[str], text: str) -> None:
+    assert text in complaint(write(), overrides)
