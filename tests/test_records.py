@@ -1,291 +1,31 @@
-"""The wire form of every record, byte for byte, per kind and version.
+"""The wire form of every record, byte for byte, per kind.
 
-The golden bytes never change: journals that hold them exist. What a record grows by is appended
-to them, and the old ones must still be read.
+`golden/KIND.py` holds a record of that kind and its `BYTES`, oldest first: the last as it is now,
+before it what it was before fields were appended. Golden bytes never change and never go: journals
+that hold them exist, and must still be read.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import runpy
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 
+from areal_sub import records
 from areal_sub.errors import RecordError
-from areal_sub.records import (
-    BeganRecord,
-    ClosedRecord,
-    EndRecord,
-    EngineInfo,
-    Fate,
-    FateRecord,
-    Fork,
-    GenerateChunk,
-    GenerateRequest,
-    OpenRecord,
-    Outcome,
-    RunReport,
-    RunRequest,
-    TurnRecord,
-    decode_ledger_record,
-    decode_record,
-    encode_record,
-    float32,
-    int32,
-)
+from areal_sub.records import Outcome, decode_ledger_record, decode_record, encode_record
 
-OPEN = OpenRecord(
-    rollout_id="r1",
-    group_id="g1",
-    task_id="t1",
-    split="train",
-    policy_version=3,
-    opened_at=1.5,
-    agent="calc",
-)
-TURN = TurnRecord(
-    rollout_id="r1",
-    turn_id="chatcmpl-1",
-    parent_turn_id=None,
-    fork=Fork.ROOT,
-    context_token_ids=int32([1, 2]),
-    token_ids=int32([3, 65536]),
-    rollout_logprobs=float32([-0.5, -1.0]),
-    versions=int32([3, 4]),
-    finish_reason="stop",
-    dialect="chat",
-    model="m",
-    temperature=1.0,
-    top_p=1.0,
-    started_at=1.5,
-    ended_at=2.5,
-    num_prompt_tokens=2,
-)
-END = EndRecord(
-    rollout_id="r1",
-    outcome=Outcome.COMPLETED,
-    reward=1.0,
-    turn_rewards={"chatcmpl-1": 0.5},
-    error="",
-    traceback="",
-    stdout_tail="out",
-    stderr_tail="",
-    wall_s=2.0,
-    cpu_s=1.0,
-    max_rss_bytes=1024,
-    num_turns=1,
-    num_rejected_calls=0,
-    ended_at=3.5,
-    egress_refused={"a.b:443": 2},
-    written_bytes=4096,
-    claimed_reward={"chatcmpl-1": 0.75},
-    tampering={"claim_differs": 1},
-)
-BEGAN = BeganRecord(
-    policy_version=2,
-    began_at=1.5,
-    export_style="concat",
-    turn_discount=1.0,
-    trains_without_advantage=False,
-    tokenizer_path="/models/m",
-)
-FATE = FateRecord(
-    rollout_id="r1",
-    fate=Fate.TRAINED,
-    reason="",
-    policy_version=3,
-    decided_at=4.5,
-    step=4,
-    staleness=1,
-    num_trained_tokens=2,
-    num_uncertified_tokens=0,
-    baseline_mean=0.5,
-    baseline_scale=2.0,
-)
-CLOSED = ClosedRecord(ended="failed", error="e", closed_at=5.5)
-RECORDS: list[Any] = [
-    OPEN,
-    TURN,
-    END,
-    BEGAN,
-    FATE,
-    CLOSED,
-    GenerateRequest(
-        prompt_token_ids=int32([1, 2]),
-        max_new_tokens=8,
-        temperature=0.5,
-        stop_token_ids=[2],
-        affinity="r1",
-    ),
-    GenerateChunk(
-        token_ids=int32([7]), logprobs=float32([-0.5]), versions=int32([3]), finish_reason=None
-    ),
-    EngineInfo(
-        policy_version=3,
-        max_model_len=4096,
-        vocab_size=352,
-        num_slots=64,
-        num_running=1,
-        num_waiting=0,
-        num_generated_tokens=10,
-        num_decode_steps=9,
-    ),
-    RunRequest(
-        rollout_id="r1",
-        target="a.b:C",
-        pickled=b"",
-        workflow_kwargs={"k": 1},
-        data={"q": "?"},
-        env={"A": "b"},
-        timeout_s=5.0,
-        workspace="/tasks/t1",
-        outputs=["out"],
-        python="/p",
-        readable=["/r"],
-        argv=["a", "b"],
-        stdin="i",
-        files={"f": "c"},
-        reward="last_line",
-        grader=True,
-    ),
-    RunReport(
-        rollout_id="r1",
-        outcome=Outcome.TIMEOUT,
-        result=None,
-        error="e",
-        traceback="",
-        stdout_tail="",
-        stderr_tail="",
-        exit_code=None,
-        signal=9,
-        wall_s=5.0,
-        cpu_s=0.5,
-        max_rss_bytes=1024,
-        num_killed=2,
-        egress_refused={"a.b:443": 2},
-        written_bytes=4096,
-        outputs={"out": b"\0"},
-        outputs_refused=[["link", "it is a symbolic link"]],
-        outputs_missing=["none"],
-    ),
-]
-BEFORE = {
-    # Written before fields were appended; each must still be read, with their defaults.
-    "open": (
-        "88a46b696e64a46f70656ea17601aa726f6c6c6f75745f6964a27231a867726f75705f6964a26731"
-        "a77461736b5f6964a27431a573706c6974a5747261696eae706f6c6963795f76657273696f6e03a9"
-        "6f70656e65645f6174cb3ff8000000000000"
-    ),
-    "end": (
-        "de0010a46b696e64a3656e64a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a9636f"
-        "6d706c65746564a6726577617264cb3ff0000000000000ac7475726e5f7265776172647381aa6368"
-        "6174636d706c2d31cb3fe0000000000000a56572726f72a0a974726163656261636ba0ab7374646f"
-        "75745f7461696ca36f7574ab7374646572725f7461696ca0a677616c6c5f73cb4000000000000000"
-        "a56370755f73cb3ff0000000000000ad6d61785f7273735f6279746573cd0400a96e756d5f747572"
-        "6e7301b26e756d5f72656a65637465645f63616c6c7300a8656e6465645f6174cb400c0000000000"
-        "00"
-    ),
-    "run": (
-        "89a46b696e64a372756ea17601aa726f6c6c6f75745f6964a27231a6746172676574a5612e623a43"
-        "a77069636b6c6564c400af776f726b666c6f775f6b776172677381a16b01a46461746181a171a13f"
-        "a3656e7681a141a162a974696d656f75745f73cb4014000000000000"
-    ),
-    "report": (
-        "8fa46b696e64a67265706f7274a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a774"
-        "696d656f7574a6726573756c74c0a56572726f72a165a974726163656261636ba0ab7374646f7574"
-        "5f7461696ca0ab7374646572725f7461696ca0a9657869745f636f6465c0a67369676e616c09a677"
-        "616c6c5f73cb4014000000000000a56370755f73cb3fe0000000000000ad6d61785f7273735f6279"
-        "746573cd0400aa6e756d5f6b696c6c656402"
-    ),
-}
 GOLDEN = {
-    ("open", 1): (
-        "89a46b696e64a46f70656ea17601aa726f6c6c6f75745f6964a27231a867726f75705f6964a26731"
-        "a77461736b5f6964a27431a573706c6974a5747261696eae706f6c6963795f76657273696f6e03a9"
-        "6f70656e65645f6174cb3ff8000000000000a56167656e74a463616c63"
-    ),
-    ("turn", 1): (
-        "de0015a46b696e64a47475726ea17601aa726f6c6c6f75745f6964a27231a77475726e5f6964aa63"
-        "686174636d706c2d31ae706172656e745f7475726e5f6964c0a4666f726ba4726f6f74b1636f6e74"
-        "6578745f746f6b656e5f696473c4080100000002000000a9746f6b656e5f696473c4080300000000"
-        "000100b0726f6c6c6f75745f6c6f6770726f6273c408000000bf000080bfa876657273696f6e73c4"
-        "080300000004000000ad66696e6973685f726561736f6ea473746f70a76469616c656374a4636861"
-        "74a56d6f64656ca16dab74656d7065726174757265cb3ff0000000000000a5746f705f70cb3ff000"
-        "0000000000aa737461727465645f6174cb3ff8000000000000a8656e6465645f6174cb4004000000"
-        "000000b16e756d5f70726f6d70745f746f6b656e7302ad656e67696e655f64696765737400ab636f"
-        "6e73747261696e6564c2a873747265616d6564c2"
-    ),
-    ("end", 1): (
-        "de0014a46b696e64a3656e64a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65a9636f"
-        "6d706c65746564a6726577617264cb3ff0000000000000ac7475726e5f7265776172647381aa6368"
-        "6174636d706c2d31cb3fe0000000000000a56572726f72a0a974726163656261636ba0ab7374646f"
-        "75745f7461696ca36f7574ab7374646572725f7461696ca0a677616c6c5f73cb4000000000000000"
-        "a56370755f73cb3ff0000000000000ad6d61785f7273735f6279746573cd0400a96e756d5f747572"
-        "6e7301b26e756d5f72656a65637465645f63616c6c7300a8656e6465645f6174cb400c0000000000"
-        "00ae6567726573735f7265667573656481a7612e623a34343302ad7772697474656e5f6279746573"
-        "cd1000ae636c61696d65645f72657761726481aa63686174636d706c2d31cb3fe8000000000000a9"
-        "74616d706572696e6781ad636c61696d5f6469666665727301"
-    ),
-    ("began", 1): (
-        "88a46b696e64a5626567616ea17601ae706f6c6963795f76657273696f6e02a8626567616e5f6174"
-        "cb3ff8000000000000ac6578706f72745f7374796c65a6636f6e636174ad7475726e5f646973636f"
-        "756e74cb3ff0000000000000b8747261696e735f776974686f75745f616476616e74616765c2ae74"
-        "6f6b656e697a65725f70617468a92f6d6f64656c732f6d"
-    ),
-    ("fate", 1): (
-        "8da46b696e64a466617465a17601aa726f6c6c6f75745f6964a27231a466617465a7747261696e65"
-        "64a6726561736f6ea0ae706f6c6963795f76657273696f6e03aa646563696465645f6174cb401200"
-        "0000000000a47374657004a97374616c656e65737301b26e756d5f747261696e65645f746f6b656e"
-        "7302b66e756d5f756e6365727469666965645f746f6b656e7300ad626173656c696e655f6d65616e"
-        "cb3fe0000000000000ae626173656c696e655f7363616c65cb4000000000000000"
-    ),
-    ("closed", 1): (
-        "85a46b696e64a6636c6f736564a17601a5656e646564a66661696c6564a56572726f72a165a9636c"
-        "6f7365645f6174cb4016000000000000"
-    ),
-    ("generate", 1): (
-        "8ba46b696e64a867656e6572617465a17601b070726f6d70745f746f6b656e5f696473c408010000"
-        "0002000000ae6d61785f6e65775f746f6b656e7308ab74656d7065726174757265cb3fe000000000"
-        "0000a5746f705f70cb3ff0000000000000a5746f705f6b00ae73746f705f746f6b656e5f69647391"
-        "02a673747265616dc2a8616666696e697479a27231a76772616d6d6172a0"
-    ),
-    ("chunk", 1): (
-        "87a46b696e64a56368756e6ba17601a9746f6b656e5f696473c40407000000a86c6f6770726f6273"
-        "c404000000bfa876657273696f6e73c40403000000ad66696e6973685f726561736f6ec0a7646967"
-        "65737473c400"
-    ),
-    ("engine_info", 1): (
-        "8aa46b696e64ab656e67696e655f696e666fa17601ae706f6c6963795f76657273696f6e03ad6d61"
-        "785f6d6f64656c5f6c656ecd1000aa766f6361625f73697a65cd0160a96e756d5f736c6f747340ab"
-        "6e756d5f72756e6e696e6701ab6e756d5f77616974696e6700b46e756d5f67656e6572617465645f"
-        "746f6b656e730ab06e756d5f6465636f64655f737465707309"
-    ),
-    ("run", 1): (
-        "de0012a46b696e64a372756ea17601aa726f6c6c6f75745f6964a27231a6746172676574a5612e62"
-        "3a43a77069636b6c6564c400af776f726b666c6f775f6b776172677381a16b01a46461746181a171"
-        "a13fa3656e7681a141a162a974696d656f75745f73cb4014000000000000a9776f726b7370616365"
-        "a92f7461736b732f7431a76f75747075747391a36f7574a6707974686f6ea22f70a8726561646162"
-        "6c6591a22f72a46172677692a161a162a5737464696ea169a566696c657381a166a163a672657761"
-        "7264a96c6173745f6c696e65a6677261646572c3"
-    ),
-    ("report", 1): (
-        "de0014a46b696e64a67265706f7274a17601aa726f6c6c6f75745f6964a27231a76f7574636f6d65"
-        "a774696d656f7574a6726573756c74c0a56572726f72a165a974726163656261636ba0ab7374646f"
-        "75745f7461696ca0ab7374646572725f7461696ca0a9657869745f636f6465c0a67369676e616c09"
-        "a677616c6c5f73cb4014000000000000a56370755f73cb3fe0000000000000ad6d61785f7273735f"
-        "6279746573cd0400aa6e756d5f6b696c6c656402ae6567726573735f7265667573656481a7612e62"
-        "3a34343302ad7772697474656e5f6279746573cd1000a76f75747075747381a36f7574c40100af6f"
-        "7574707574735f726566757365649192a46c696e6bb5697420697320612073796d626f6c6963206c"
-        "696e6baf6f7574707574735f6d697373696e6791a46e6f6e65"
-    ),
+    path.stem: runpy.run_path(str(path)) for path in Path(__file__).parent.glob("golden/*.py")
 }
-# What records have grown by since, with the defaults: behind the golden fields, in this order.
-APPENDED: dict[str, dict[str, Any]] = {
-    "turn": {"constrained": False, "streamed": False},
-    "generate": {"grammar": ""},
-}
+RECORDS: dict[str, Any] = {kind: golden["RECORD"] for kind, golden in GOLDEN.items()}
+TRAJECTORY, LEDGER = list(records._KINDS), list(records._LEDGER_KINDS)
+OPEN, TURN = RECORDS["open"], RECORDS["turn"]
 
 
 def packed(record: Any) -> bytes:
@@ -300,41 +40,46 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: str(record.KIND))
-def test_golden_bytes(record: Any) -> None:
-    golden = bytes.fromhex(GOLDEN[record.KIND, record.VERSION])
-    assert packed(record) == msgpack.packb(
-        {**msgpack.unpackb(golden), **APPENDED.get(record.KIND, {})}, use_bin_type=True
-    )
+def test_every_kind_has_its_golden_bytes() -> None:
+    assert set(GOLDEN) == {cls.KIND for cls in records._Record.__subclasses__()}
+    assert all(kind == record.KIND for kind, record in RECORDS.items())
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+def test_golden_bytes(kind: str) -> None:
+    golden, record = bytes.fromhex(GOLDEN[kind]["BYTES"][-1]), RECORDS[kind]
+    assert packed(record).hex() == golden.hex()
     assert same(type(record).from_map(msgpack.unpackb(golden)), record)
 
 
-@pytest.mark.parametrize("kind", BEFORE)
-def test_bytes_from_before_a_field_was_appended_are_read(kind: str) -> None:
-    (record,) = [each for each in RECORDS if kind == each.KIND]
-    old = msgpack.unpackb(bytes.fromhex(BEFORE[kind]))
-    appended = {f.name for f in dataclasses.fields(record)} - old.keys()
+@pytest.mark.parametrize(
+    ("kind", "old"), [(kind, old) for kind in GOLDEN for old in GOLDEN[kind]["BYTES"][:-1]]
+)
+def test_bytes_from_before_a_field_was_appended_are_read(kind: str, old: str) -> None:
+    record, map_ = RECORDS[kind], msgpack.unpackb(bytes.fromhex(old))
+    appended = [f for f in dataclasses.fields(record) if f.name not in map_]
     assert appended
+    assert list(record.to_map())[: len(map_)] == list(map_)
     defaults = {
-        f.name: f.default_factory() if callable(f.default_factory) else f.default
-        for f in dataclasses.fields(record)
-        if f.name in appended
+        f.name: f.default_factory() if callable(f.default_factory) else f.default for f in appended
     }
-    assert same(type(record).from_map(old), dataclasses.replace(record, **defaults))
+    assert same(type(record).from_map(map_), dataclasses.replace(record, **defaults))
 
 
-@pytest.mark.parametrize("record", [OPEN, TURN, END], ids=lambda record: str(record.KIND))
-def test_trajectory_records_come_back(record: Any) -> None:
+@pytest.mark.parametrize("kind", TRAJECTORY)
+def test_trajectory_records_come_back(kind: str) -> None:
+    record = RECORDS[kind]
     assert encode_record(record) == packed(record)
     back = decode_record(encode_record(record))
     assert same(back, record)
     assert type(getattr(back, "outcome", Outcome.COMPLETED)) is Outcome
 
 
-@pytest.mark.parametrize("record", [BEGAN, FATE, CLOSED], ids=lambda record: str(record.KIND))
-def test_ledger_records_come_back_and_are_no_trajectory_records(record: Any) -> None:
+@pytest.mark.parametrize("kind", LEDGER)
+def test_ledger_records_come_back_and_are_no_trajectory_records(kind: str) -> None:
+    record = RECORDS[kind]
     assert decode_ledger_record(encode_record(record)) == record
-    with pytest.raises(RecordError, match=f"unknown record kind '{record.KIND}'"):
+    with pytest.raises(RecordError, match=f"unknown record kind '{kind}'"):
         decode_record(encode_record(record))
 
 
