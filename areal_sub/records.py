@@ -86,18 +86,37 @@ class Fate(StrEnum):
 
 
 class Fork(StrEnum):
-    """Why a turn's prompt does not simply continue an earlier turn, or `NONE` where it does."""
+    """Why a turn's prompt does not simply continue an earlier turn, or `NONE` where it does.
+
+    The proxy records those of the first block, from the messages. Those of the second are concluded
+    from the whole trajectory (`trajectory/causes.py`) and never recorded."""
 
     NONE = "none"  # continues its parent: parent's tokens verbatim, then only new messages
     ROOT = "root"  # first turn of the rollout
     RESAMPLE = "resample"  # same messages as an earlier turn: a sibling sample (`n`, a retry)
-    NEW_CONVERSATION = "new_conversation"  # nothing in common with an earlier turn (sub-agent)
+    NEW_CONVERSATION = "new_conversation"  # nothing in common with an earlier turn
+    SUB_AGENT = "sub_agent"  # the same, under another system message
+    COMPACTED = "compacted"  # a summary stands where answers of ours stood
     SYSTEM_CHANGED = "system_changed"
     TOOLS_CHANGED = "tools_changed"
     HISTORY_EDITED = "history_edited"  # a message that we had not sampled differs or is gone
     ASSISTANT_EDITED = "assistant_edited"  # what the agent says we sampled is not what we sampled
     TEMPLATE_REWROTE = "template_rewrote"  # the chat template renders the same history differently
     REASONING_DROPPED = "reasoning_dropped"  # the agent left out what an answer of ours had thought
+
+    LOST_ANSWER = "lost_answer"  # the agent never saw this answer, and made the call again
+    SIDE_REQUEST = "side_request"  # to another model name than the main one: a title, a router
+    CHOICE = "choice"  # one more answer of the same call (`n`)
+    PARALLEL = "parallel"  # made while another call from the same place was running
+    BRANCH = "branch"  # goes on from a turn from which another call has gone on already
+
+
+class Masked(StrEnum):
+    """Why sampled tokens of a rollout in a training step are not trained."""
+
+    LOST_ANSWER = "lost_answer"  # the agent never saw them: see `Fork.LOST_ANSWER`
+    SIDE_BRANCH = "side_branch"  # `rollout.openai.credit: main`, and they are not of the main one
+    NOT_VERBATIM = "not_verbatim"  # the engine does not vouch for them
 
 
 def extend_digest(digest: int, token_ids: Int32Array) -> int:
@@ -206,6 +225,12 @@ class TurnRecord(_Record):
     is what the learner computes, so that its ratio is 1 on equal weights; the distribution that was
     sampled from is not recorded."""
     streamed: bool = False  # the agent asked for a stream
+    answer_id: str = ""  # of the call's answer: the first choice's `turn_id`; "": the turn is alone
+    retry: int = 0  # how often the client says to have made this very call before
+    num_tools: int = 0  # that the call offered
+    continues_turn_id: str | None = None
+    """Where `fork` says that the conversation goes on, but not by its tokens: the turn after which
+    it does, if one is known. Never the parent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

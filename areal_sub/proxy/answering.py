@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -24,6 +25,10 @@ from areal_sub.proxy.turns import Prepared, Turns
 
 T = TypeVar("T")
 
+# Stainless's SDKs (OpenAI's, Anthropic's, those on top of them) count here what they repeat.
+RETRY_HEADER = "x-stainless-retry-count"
+MAX_RETRY_DIGITS = 3
+
 # A reader of a stream that stops reading is let go after this long.
 SEND_TIMEOUT_S = 300.0
 
@@ -34,6 +39,7 @@ async def answer_call(
     request: Request, turns: Turns, session: Session, dialect: Dialect, call: Call
 ) -> Response:
     """Raises `Refusal` where it happens before the first token, and `ClientDisconnect`."""
+    call = replace(call, retry=_retry(request))
     prepared = await turns.prepare(session, call, dialect.ID_PREFIX + secrets.token_hex(14))
     deltas = turns.run(prepared)
     answering = _Answering(dialect, prepared)
@@ -42,6 +48,14 @@ async def answer_call(
         return _EventStream(answering, first, deltas)
     await unless_disconnected(request.receive, answering.collect(deltas))
     return Response(answering.body(), 200, request_headers(dialect), JSON)
+
+
+def _retry(request: Request) -> int:
+    """How often the client says to have made this very call before. It is only ever a reason to
+    leave the client's own tokens out."""
+    count = request.headers.get(RETRY_HEADER, "")
+    is_number = count.isascii() and count.isdigit() and len(count) <= MAX_RETRY_DIGITS
+    return int(count) if is_number else 0
 
 
 def request_headers(dialect: Dialect) -> dict[str, str]:

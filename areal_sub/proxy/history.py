@@ -24,6 +24,11 @@ import orjson
 from areal_sub.proxy.neutral import Message
 from areal_sub.records import Fork, Int32Array, int32
 
+# A summary is longer than this; shorter answers occur in messages by chance.
+MIN_QUOTED_CHARS = 24
+# Answers, from the last one back, in which a summary is looked for.
+MAX_QUOTED = 32
+
 
 @dataclass(slots=True, eq=False)
 class Prompt:
@@ -37,6 +42,9 @@ class Prompt:
     chain: bytes  # names its messages
     exact: bytes  # as `chain`, ids of tool calls included
     bare: bytes  # as `chain`, reasoning left out
+    system: bytes = b""  # names its leading system messages
+    num_messages: int = 0
+    continues: Turn | None = None  # after which turn the conversation goes on, if not `parent`
     num_recorded: int = 0  # turns sampled from it
 
     def token_ids(self) -> Int32Array:
@@ -71,6 +79,7 @@ class Turn:
     prompt: Prompt
     token_ids: Int32Array  # [num_sampled]
     exact: bytes  # names its conversation, ids of tool calls included
+    said: str  # the text of its answer
 
     def num_at_start_of(self, token_ids: Int32Array) -> int | None:
         """The length of its full sequence, where `token_ids` begin with that; else None."""
@@ -90,6 +99,7 @@ class Keys:
     chain: tuple[bytes, ...]
     exact: tuple[bytes, ...]  # as `chain`, ids of tool calls included
     bare: tuple[bytes, ...]  # as `chain`, reasoning left out
+    system: bytes  # names the leading system messages
 
     @classmethod
     def of(cls, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Keys:
@@ -103,7 +113,9 @@ class Keys:
             bare_digest = bare_hash(message) if message.reasoning else digest
             bare.append(link(bare[-1] if bare else b"", bare_digest))
         digest = _digest(orjson.dumps(list(tools), option=orjson.OPT_SORT_KEYS))
-        return cls(digest, tuple(hashes), tuple(chain), tuple(exact), tuple(bare))
+        num_system = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+        system = chain[num_system - 1] if num_system else b""
+        return cls(digest, tuple(hashes), tuple(chain), tuple(exact), tuple(bare), system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +127,7 @@ class Match:
     fork: Fork
     twin: Prompt | None  # the same call was made before: use its prompt as it is
     bare: Turn | None = None  # whom the call would continue, had it kept the reasoning
+    continues: Turn | None = None  # after which turn its conversation goes on, if not `parent`
 
 
 @dataclass(slots=True)
@@ -122,10 +135,12 @@ class History:
     _prompts: dict[tuple[bytes, bytes, str], Prompt] = field(default_factory=dict)
     _answers: dict[bytes, list[Turn]] = field(default_factory=dict)  # by chain with the answer
     _bare: dict[bytes, Turn] = field(default_factory=dict)  # the same, reasoning left out; the last
-    _asked: set[bytes] = field(default_factory=set)  # chains of whole calls
+    _asked: dict[bytes, Turn | None] = field(default_factory=dict)
+    """Chains of whole calls; the last answer to each."""
+    _said: dict[bytes, Turn] = field(default_factory=dict)  # by the answer's hash; the last
     _seen: set[bytes] = field(default_factory=set)  # chains of all prefixes, answers included
     _seen_exact: set[bytes] = field(default_factory=set)  # the same, by `exact`
-    _sampled: set[bytes] = field(default_factory=set)  # hashes of answers
+    _messages: set[bytes] = field(default_factory=set)  # hashes of all that was asked
     _first: set[bytes] = field(default_factory=set)  # hashes of first messages after the system's
 
     def match(self, messages: Sequence[Message], keys: Keys) -> Match:
@@ -136,8 +151,17 @@ class History:
         fork = self._cause(messages, keys, num_history)
         bare = self._find_bare(messages, keys, num_history)
         if bare is not None and fork in (Fork.ASSISTANT_EDITED, Fork.HISTORY_EDITED):
-            return Match(parent, num_history, Fork.REASONING_DROPPED, None, bare)
-        return Match(parent, num_history, fork, None)
+            return Match(parent, num_history, Fork.REASONING_DROPPED, None, bare, bare)
+        before = None
+        if parent is None:
+            before = self._summarised(messages, keys)
+        if before is not None:
+            fork = Fork.COMPACTED
+        elif fork not in (Fork.NONE, Fork.ROOT, Fork.NEW_CONVERSATION, Fork.SUB_AGENT):
+            before = self._last_turn(messages, keys, num_history)
+        return Match(
+            parent, num_history, fork, None, continues=before if before is not parent else None
+        )
 
     def add_prompt(
         self, messages: Sequence[Message], keys: Keys, prompt: Prompt, matched: Match
@@ -149,7 +173,8 @@ class History:
         """
         known = self._prompts.setdefault(_prompt_key(keys, matched.parent), prompt)
         if known is prompt:
-            self._asked.add(keys.chain[-1])
+            self._asked.setdefault(keys.chain[-1], None)
+            self._messages.update(keys.messages)
             self._seen.update(keys.chain)
             self._seen_exact.update(keys.exact)
             for message, digest in zip(messages, keys.messages, strict=True):
@@ -193,13 +218,16 @@ class History:
     ) -> Turn:
         """Remember that `answer`, in tokens `token_ids`, was sampled from `prompt`."""
         digest = message_hash(answer)
-        turn = Turn(turn_id, prompt, token_ids, link(prompt.exact, digest, ids_of(answer)))
+        exact = link(prompt.exact, digest, ids_of(answer))
+        turn = Turn(turn_id, prompt, token_ids, exact, answer.content.strip())
         chain = link(prompt.chain, digest)
         self._answers.setdefault(chain, []).append(turn)
         self._bare[link(prompt.bare, bare_hash(answer))] = turn
         self._seen.add(chain)
         self._seen_exact.add(turn.exact)
-        self._sampled.add(digest)
+        self._said[digest] = turn
+        if prompt.chain in self._asked:
+            self._asked[prompt.chain] = turn
         prompt.num_recorded += 1
         return turn
 
@@ -224,6 +252,43 @@ class History:
             turn = self._bare.get(keys.bare[index])
             if turn is not None:
                 return turn
+        return None
+
+    def _last_turn(self, messages: Sequence[Message], keys: Keys, num_history: int) -> Turn | None:
+        """The last turn that the call still knows of, behind its first `num_history` messages."""
+        for index in range(len(messages) - 1, num_history - 1, -1):
+            if messages[index].role == "assistant" and keys.messages[index] in self._said:
+                return self._said[keys.messages[index]]
+        for chain in reversed(keys.chain[num_history:-1]):
+            if self._asked.get(chain) is not None:
+                return self._asked[chain]
+        return None
+
+    def _summarised(self, messages: Sequence[Message], keys: Keys) -> Turn | None:
+        """The turn after which a summary of its conversation stands here instead of it.
+
+        What is shorter than a conversation with the same system messages and tools goes on from it
+        where a new message quotes an answer of it (or of a call that asked about it), or stands in
+        front of answers of it that were kept.
+        """
+        new = [
+            index
+            for index, message in enumerate(messages)
+            if message.role in ("user", "system") and keys.messages[index] not in self._messages
+        ]
+        if not new:
+            return None
+        for index in range(len(messages) - 1, new[0], -1):
+            kept = self._said.get(keys.messages[index])
+            if messages[index].role == "assistant" and kept is not None:
+                return kept if _is_longer(kept, len(messages), keys) else None
+        for turn in list(self._said.values())[: -MAX_QUOTED - 1 : -1]:
+            if any(_quotes(messages[index].content, turn.said) for index in new):
+                before: Turn | None = turn
+                while before is not None and not _is_longer(before, len(messages), keys):
+                    before = before.prompt.continues or before.prompt.parent
+                if before is not None:
+                    return before
         return None
 
     def _cause(self, messages: Sequence[Message], keys: Keys, num_history: int) -> Fork:
@@ -253,13 +318,15 @@ class History:
         """The cause where at most system messages are as they were in an earlier call."""
         first = next((i for i, m in enumerate(messages) if m.role != "system"), None)
         ours = any(
-            message.role == "assistant" and digest in self._sampled
+            message.role == "assistant" and digest in self._said
             for message, digest in zip(messages, keys.messages, strict=True)
         )
         same_first = first is not None and keys.messages[first] in self._first
         if same_first or (ours and first is not None and num_seen < first):
             return Fork.SYSTEM_CHANGED
-        return Fork.HISTORY_EDITED if ours else Fork.NEW_CONVERSATION
+        if ours:
+            return Fork.HISTORY_EDITED
+        return Fork.NEW_CONVERSATION if num_seen or not first else Fork.SUB_AGENT
 
 
 def message_hash(message: Message) -> bytes:
@@ -284,6 +351,19 @@ def ids_of(message: Message) -> bytes:
 def link(previous: bytes, *parts: bytes) -> bytes:
     """The name of a list of messages: that of the list without the last one, and the last one."""
     return _digest(b"".join([previous, *parts]))
+
+
+def _is_longer(turn: Turn, num_messages: int, keys: Keys) -> bool:
+    """Whether its conversation began as this call, and had more messages, its answer included."""
+    prompt = turn.prompt
+    same = (prompt.system, prompt.tools) == (keys.system, keys.tools)
+    return same and prompt.num_messages + 1 > num_messages
+
+
+def _quotes(content: str, said: str) -> bool:
+    """Whether a message holds an answer, or the summary that the answer marks as such."""
+    summary = said.rpartition("<summary>")[2].partition("</summary>")[0].strip()
+    return any(len(text) >= MIN_QUOTED_CHARS and text in content for text in (said, summary))
 
 
 def _digest(data: bytes) -> bytes:

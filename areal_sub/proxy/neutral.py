@@ -97,6 +97,7 @@ class Call:
     include_usage: bool = False  # in a stream: a last chunk with the token counts
     logprobs: bool = False
     num_bytes: int = 0  # of the request's body
+    retry: int = 0  # how often the client says to have made this very call before
     # What a later call goes on from by naming this one's answer; None: it cannot.
     conversation: tuple[Message, ...] | None = None
     echo: Mapping[str, Any] = field(default_factory=dict)  # the dialect's own, for its answers

@@ -232,12 +232,14 @@ class Turns:
     def _build(self, call: Call, keys: Keys, matched: Match) -> Prompt:
         """The prompt on top of the matched turn, or from scratch. Raises `Refusal`."""
         parent, fork, context = matched.parent, matched.fork, None
+        continues = matched.continues
         try:
             if matched.bare is not None:
                 # The template may write what the agent left out; then nothing was dropped.
                 whole = int32(self._renderer.prompt(call.messages, call.tools))
                 if (num := matched.bare.num_at_start_of(whole)) is not None:
                     parent, fork, context = matched.bare, Fork.NONE, whole[num:].tolist()
+                    continues = None
                 elif parent is None:
                     context = whole.tolist()
             if context is None and parent is not None:
@@ -246,7 +248,7 @@ class Turns:
                     call.messages, call.tools, matched.num_history, last_id
                 )
                 if context is None:
-                    parent, fork = None, Fork.TEMPLATE_REWROTE
+                    parent, fork, continues = None, Fork.TEMPLATE_REWROTE, continues or parent
             if context is None:
                 context = self._renderer.prompt(call.messages, call.tools)
         except RenderError as error:
@@ -263,6 +265,9 @@ class Turns:
             chain=keys.chain[-1],
             exact=keys.exact[-1],
             bare=keys.bare[-1],
+            system=keys.system,
+            num_messages=len(keys.messages),
+            continues=continues,
         )
 
     async def _run_choice(
@@ -348,6 +353,10 @@ class Turns:
             engine_digest=sampled.engine_digest,
             constrained=bool(prepared.request.grammar),
             streamed=call.stream,
+            answer_id=prepared.answer_id,
+            retry=call.retry,
+            num_tools=len(call.tools),
+            continues_turn_id=prompt.continues.turn_id if prompt.continues else None,
         )
         self._journal.append(record)
         prepared.num_sampled_tokens += len(sampled.token_ids)

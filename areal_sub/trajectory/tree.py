@@ -86,6 +86,10 @@ def _check_turn(turn: TurnRecord, rollout_id: str, earlier: Mapping[str, TurnRec
         raise RecordError(f"{where}: recorded twice")
     if not len(turn.token_ids) == len(turn.rollout_logprobs) == len(turn.versions):
         raise RecordError(f"{where}: token ids, logprobs and versions differ in length")
+    if turn.continues_turn_id is not None and turn.continues_turn_id not in earlier:
+        raise RecordError(
+            f"{where}: it goes on from {turn.continues_turn_id}, which was not recorded before it"
+        )
     num_prompt = len(turn.context_token_ids)
     if turn.parent_turn_id is not None:
         parent = earlier.get(turn.parent_turn_id)

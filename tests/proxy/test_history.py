@@ -40,6 +40,9 @@ class Rollout:
             chain=keys.chain[-1],
             exact=keys.exact[-1],
             bare=keys.bare[-1],
+            system=keys.system,
+            num_messages=len(messages),
+            continues=matched.continues,
         )
         prompt = self.history.add_prompt(messages, keys, prompt, matched)
         self.num_turns += 1
@@ -60,7 +63,7 @@ class Rollout:
         ([Message("system", "Be long."), U, A, U2], [], Fork.SYSTEM_CHANGED, None),
         ([U, A, T, B, U2], [], Fork.SYSTEM_CHANGED, None),
         ([S, U2], [], Fork.NEW_CONVERSATION, None),
-        ([Message("system", "You title."), U2], [], Fork.NEW_CONVERSATION, None),
+        ([Message("system", "You title."), U2], [], Fork.SUB_AGENT, None),
         ([S, Message("user", "8*8?"), A, T], [], Fork.HISTORY_EDITED, None),
         ([S, U, Message("assistant", "else"), U2], [], Fork.ASSISTANT_EDITED, None),
         ([S, U, U2], [], Fork.ASSISTANT_EDITED, None),
@@ -121,6 +124,50 @@ def test_ids_decide_between_siblings_with_the_same_text() -> None:
     assert match.parent is not None
     assert match.parent.prompt.parent is not None
     assert match.parent.prompt.parent.turn_id == "t2"
+
+
+SUMMARY = "The user wants 7*8 computed; the tool said 56."
+ASK = Message("user", "Sum this up.")
+TOLD = Message("user", f"So far: {SUMMARY} Go on.")
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "fork", "continues"),
+    [
+        ([S, TOLD], [], Fork.COMPACTED, "t3"),  # a new conversation that quotes the last answer
+        ([S, U, TOLD], [], Fork.COMPACTED, "t3"),  # what the user said was kept
+        ([S, Message("user", "Before: all is well."), B, U2], [], Fork.COMPACTED, "t2"),
+        ([S, TOLD], [TOOL], Fork.NEW_CONVERSATION, None),  # with other tools it is another agent
+        ([Message("system", "You check."), TOLD], [], Fork.SUB_AGENT, None),
+        ([S, A, T, B, U2], [], Fork.HISTORY_EDITED, "t2"),  # dropped, with nothing in its place
+        ([Message("system", "Be long."), U, A, U2], [], Fork.SYSTEM_CHANGED, "t1"),
+        ([S, U, Message("assistant", "else"), U2], [], Fork.ASSISTANT_EDITED, "t1"),
+        ([S, U, A, T], [TOOL], Fork.TOOLS_CHANGED, "t1"),
+        ([S, U, A, U2], [], Fork.NONE, None),
+    ],
+)
+def test_where_a_conversation_goes_on_that_its_tokens_do_not(
+    messages: list[Message], tools: list[dict[str, Any]], fork: Fork, continues: str | None
+) -> None:
+    rollout = Rollout()
+    rollout.ask(S, U, answer=A)
+    rollout.ask(S, U, A, T, answer=B)
+    rollout.ask(S, U, A, T, B, ASK, answer=Message("assistant", SUMMARY))
+    match, _ = rollout.match(messages, tools)
+    assert match.fork is fork
+    assert (match.continues.turn_id if match.continues else None) == continues
+
+
+def test_a_summary_may_be_made_by_another_agent_and_marked() -> None:
+    rollout = Rollout()
+    rollout.ask(S, U, answer=A)
+    rollout.ask(S, U, A, T, answer=B)
+    said = Message("assistant", f"Let me think. <summary>{SUMMARY}</summary>")
+    asked = rollout.ask(Message("system", "You sum up."), U, A, T, B, ASK, answer=said)
+    assert asked.prompt.fork is Fork.SYSTEM_CHANGED
+    match, _ = rollout.match([S, TOLD], [])
+    assert match.continues is not None
+    assert (match.fork, match.continues.turn_id) == (Fork.COMPACTED, "t2")
 
 
 def test_prompt_tokens_are_the_branch() -> None:
