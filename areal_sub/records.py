@@ -282,6 +282,7 @@ class BeganRecord(_Record):
     turn_discount: float
     trains_without_advantage: bool  # a KL penalty trains every token, also at advantage 0
     tokenizer_path: str  # absolute folder
+    credit: str = "all"  # "all" | "main" | "per_branch": which turns are trained, for what return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

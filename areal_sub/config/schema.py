@@ -192,6 +192,11 @@ class OpenAIConfig(Section):
     """`concat`: one training sample per root-to-leaf branch; `individual`: one per turn."""
     turn_discount: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Backward: reward[i] += turn_discount * reward[i+1], in order of creation."""
+    credit: Literal["all", "main", "per_branch"] = "all"
+    """Which turns learn from which reward. `all`: every turn from the rollout's, in order of
+    creation, as AReaL does; `main`: only the main conversation is trained; `per_branch`: each turn
+    from what came of its own branch. `docs/trees.md` says how each is counted, and what is never
+    trained."""
     tool_call_parser: str = "auto"
     """How tool calls are written by the model: `hermes`, `qwen3_coder`, `llama3_json`, `pythonic`,
     `mistral`, `gemma4`, `harmony` or `none`; `auto`: as its chat template writes them."""

@@ -8,14 +8,21 @@ step, the group's baseline). So what is shown is what was done, as long as those
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
-from areal_sub.records import Fate, TurnRecord
+from areal_sub.records import Fate, Masked, TurnRecord
 from areal_sub.trainer.exactness import certify
 from areal_sub.trajectory.accounting import Judgement
-from areal_sub.trajectory.samples import TrainingSample, rollout_samples, sample_branches
+from areal_sub.trajectory.samples import (
+    Credit,
+    ExportStyle,
+    TrainingSample,
+    masked_turns,
+    rollout_samples,
+    sample_branches,
+)
 from areal_sub.trajectory.tree import Trajectory
 
 TRAINED = "trained"
@@ -23,6 +30,8 @@ TRAINED = "trained"
 CAUSES = {
     "context": "not sampled by the policy: messages, tool results, the template's own tokens",
     "shared": "sampled; trained in another sample of this rollout, of which it is a part too",
+    Masked.LOST_ANSWER: "sampled, but the agent never saw it: it repeated the call",
+    Masked.SIDE_BRANCH: "sampled, but not on the main branch, which alone is trained (credit=main)",
     "uncertified": "sampled, but the engine does not vouch for the sequence up to it",
     "zero_advantage": "in a training step, but the turn did exactly as well as the group",
 }
@@ -66,13 +75,18 @@ class ExplainedSample:
 def explain(judgement: Judgement, trajectory: Trajectory) -> list[ExplainedSample]:
     """The training samples of a rollout. Raises `RecordError` where its records make none."""
     began, decision = judgement.attempt.began, judgement.decision
-    style = cast(Literal["concat", "individual"], began.export_style if began else "concat")
+    style = cast(ExportStyle, began.export_style if began else "concat")
+    credit = _credit(judgement)
     samples = rollout_samples(
-        trajectory, export_style=style, turn_discount=began.turn_discount if began else 1.0
+        trajectory,
+        export_style=style,
+        turn_discount=began.turn_discount if began else 1.0,
+        credit=credit,
     )
+    masked_as = masked_turns(trajectory, credit)
     certified, _ = certify(trajectory, samples)
     explained: list[ExplainedSample] = []
-    branches = sample_branches(trajectory, style)
+    branches = sample_branches(trajectory, style, masked_as)
     for (branch, own), sample in zip(branches, certified.samples, strict=True):
         spans: list[Span] = []
         start = 0
@@ -81,7 +95,9 @@ def explain(judgement: Judgement, trajectory: Trajectory) -> list[ExplainedSampl
             end = sampled_at + len(turn.token_ids)
             if sampled_at > start:
                 spans.append(_span(turn, start, sampled_at, "context"))
-            if turn.turn_id not in own:
+            if turn.turn_id in masked_as:
+                spans.append(_span(turn, sampled_at, end, masked_as[turn.turn_id]))
+            elif turn.turn_id not in own:
                 spans.append(_span(turn, sampled_at, end, "shared"))
             elif judgement.fate not in _IN_A_STEP or decision is None:
                 spans.append(_span(turn, sampled_at, end, judgement.label))
@@ -98,14 +114,27 @@ def explain(judgement: Judgement, trajectory: Trajectory) -> list[ExplainedSampl
     return explained
 
 
-def turn_causes(explained: list[ExplainedSample]) -> dict[str, Span]:
-    """Of each turn: the span of its sampled tokens in the sample that is to train it."""
+def turn_causes(
+    judgement: Judgement, trajectory: Trajectory, explained: list[ExplainedSample]
+) -> dict[str, Span]:
+    """Of each turn: the span of its sampled tokens in the sample that is to train it, or why none
+    is to (the span is then of the turn's tokens alone)."""
+    masked_as = masked_turns(trajectory, _credit(judgement)) if explained else {}
     return {
+        turn_id: _span(turn, 0, len(turn.token_ids), cause)
+        for turn_id, cause in masked_as.items()
+        if len((turn := trajectory.turns[turn_id]).token_ids)
+    } | {
         span.turn_id: span
         for each in explained
         for span in each.spans
         if span.why not in ("context", "shared")
     }
+
+
+def _credit(judgement: Judgement) -> Credit:
+    began = judgement.attempt.began
+    return cast(Credit, began.credit if began else "all")
 
 
 def _span(turn: TurnRecord, start: int, end: int, why: str, advantage: float | None = None) -> Span:

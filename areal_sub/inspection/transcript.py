@@ -22,8 +22,9 @@ from areal_sub.inspection.tokens import (
     explain,
     turn_causes,
 )
-from areal_sub.records import EndRecord, Int32Array, OpenRecord, Outcome, TurnRecord
+from areal_sub.records import EndRecord, Fork, Int32Array, OpenRecord, Outcome, TurnRecord
 from areal_sub.trajectory.accounting import Judgement
+from areal_sub.trajectory.causes import causes
 from areal_sub.trajectory.run_log import read_rollout
 from areal_sub.trajectory.tree import Trajectory
 
@@ -58,6 +59,15 @@ class Inspected:
             problem=problem,
         )
 
+    @property
+    def forks(self) -> dict[str, Fork]:
+        """Of each turn: why it stands where it stands."""
+        return causes(self.trajectory)
+
+    @property
+    def turn_causes(self) -> dict[str, Span]:
+        return turn_causes(self.judgement, self.trajectory, self.explained)
+
 
 def _so_far(opened: OpenRecord, turns: Sequence[TurnRecord]) -> EndRecord:
     """A tree needs an end: where a rollout has none yet, it is as if it were lost now."""
@@ -80,7 +90,7 @@ def _so_far(opened: OpenRecord, turns: Sequence[TurnRecord]) -> EndRecord:
 
 
 def inspected_json(found: Inspected, decoder: Decoder, *, tokens: bool) -> dict[str, Any]:
-    causes, trajectory = turn_causes(found.explained), found.trajectory
+    whys, trajectory, forks = found.turn_causes, found.trajectory, found.forks
     end = trajectory.end
     row: dict[str, Any] = as_json(found.judgement)
     if found.ended:
@@ -90,15 +100,15 @@ def inspected_json(found: Inspected, decoder: Decoder, *, tokens: bool) -> dict[
         {
             "turn_id": turn.turn_id,
             "parent_turn_id": turn.parent_turn_id,
-            "fork": str(turn.fork),
+            "fork": str(forks[turn.turn_id]),
             "finish_reason": turn.finish_reason,
             "num_prompt_tokens": turn.num_prompt_tokens,
             "num_context_tokens": len(turn.context_token_ids),
             "num_sampled_tokens": len(turn.token_ids),
             "versions": sorted(set(turn.versions.tolist())),
             "reward": end.turn_rewards.get(turn.turn_id),
-            "why": causes[turn.turn_id].why if turn.turn_id in causes else None,
-            "advantage": causes[turn.turn_id].advantage if turn.turn_id in causes else None,
+            "why": whys[turn.turn_id].why if turn.turn_id in whys else None,
+            "advantage": whys[turn.turn_id].advantage if turn.turn_id in whys else None,
             "context": decoder.text(turn.context_token_ids),
             "sampled": decoder.text(turn.token_ids),
             "started_at": turn.started_at,
@@ -139,7 +149,6 @@ def _positions(span: Span) -> range:
 
 def say_rollout(console: Console, found: Inspected, decoder: Decoder, *, tokens: bool) -> None:
     numbers = {turn_id: i for i, turn_id in enumerate(found.trajectory.turns, 1)}
-    causes = turn_causes(found.explained)
     _say_facts(console, found)
     if found.problem:
         _say(console, f"no training samples: {one_line(found.problem)}", "bold red")
@@ -147,7 +156,7 @@ def say_rollout(console: Console, found: Inspected, decoder: Decoder, *, tokens:
         _say(console, "\nIt made no model call.", "dim")
         return
     _say(console, "\nTurns", "bold")
-    console.print(_tree(found.trajectory, numbers, causes), soft_wrap=True)
+    console.print(_tree(found, numbers), soft_wrap=True)
     if not decoder.is_there:
         _say(console, "\nNo tokenizer is at hand: tokens are shown as numbers.", "yellow")
     if tokens:
@@ -189,15 +198,16 @@ def _say_facts(console: Console, found: Inspected) -> None:
         _say(console, f"{name:10} {one_line(value)}")
 
 
-def _tree(trajectory: Trajectory, numbers: dict[str, int], causes: dict[str, Span]) -> Tree:
+def _tree(found: Inspected, numbers: dict[str, int]) -> Tree:
+    trajectory, whys, forks = found.trajectory, found.turn_causes, found.forks
     root = Tree(Text(f"rollout {one_line(trajectory.open.rollout_id)}"))
     nodes: dict[str | None, Tree] = {None: root}
     for turn in trajectory.turns.values():  # parents come first
-        span = causes.get(turn.turn_id)
+        span = whys.get(turn.turn_id)
         nodes[turn.turn_id] = nodes[turn.parent_turn_id].add(
             Text.assemble(
                 (f"{numbers[turn.turn_id]}  ", "bold"),
-                f"{turn.fork}  {len(turn.context_token_ids)} + {len(turn.token_ids)} tokens, "
+                f"{forks[turn.turn_id]}  {len(turn.context_token_ids)} + {len(turn.token_ids)} tokens, "
                 f"{one_line(turn.finish_reason)}, {_versions(turn.versions)}  ",
                 _why(span),
             )
@@ -229,12 +239,17 @@ def _shown(token_ids: Int32Array, decoder: Decoder) -> str:
 def _say_transcript(
     console: Console, found: Inspected, numbers: dict[str, int], decoder: Decoder
 ) -> None:
+    forks = found.forks
     for turn in found.trajectory.turns.values():
         parent = turn.parent_turn_id
         after = f" after turn {numbers[parent]}" if parent is not None else ""
         reward = found.trajectory.end.turn_rewards.get(turn.turn_id)
         rewarded = "" if reward is None else f", reward {reward:g}"
-        _say(console, f"\n── turn {numbers[turn.turn_id]}{after}, {turn.fork}{rewarded}", "bold")
+        _say(
+            console,
+            f"\n── turn {numbers[turn.turn_id]}{after}, {forks[turn.turn_id]}{rewarded}",
+            "bold",
+        )
         _say(console, f"   {one_line(turn.turn_id)}", "dim")
         _say(console, _shown(turn.context_token_ids, decoder), "dim")
         _say(console, _shown(turn.token_ids, decoder), "green")

@@ -18,7 +18,7 @@ import numpy as np
 
 from areal_sub.config import Config
 from areal_sub.learner.advantage import group_baseline
-from areal_sub.records import BeganRecord, ClosedRecord, Fate, FateRecord
+from areal_sub.records import BeganRecord, ClosedRecord, Fate, FateRecord, Masked
 from areal_sub.rollout.staleness import staleness
 from areal_sub.trainer.exactness import Exactness
 from areal_sub.trajectory.journal import Journal
@@ -46,6 +46,7 @@ class Ledger:
                 turn_discount=openai.turn_discount,
                 trains_without_advantage=config.actor.kl_ctl > 0,
                 tokenizer_path=str(Path(tokenizer_path).resolve()),
+                credit=openai.credit,
             )
         )
 
@@ -122,7 +123,7 @@ def learned(
                     step=step,
                     staleness=staleness(step - 1, trajectory.oldest_version),
                     num_trained_tokens=num_trained,
-                    num_uncertified_tokens=exactness.num_masked,
+                    num_uncertified_tokens=exactness.masked.get(Masked.NOT_VERBATIM, 0),
                     baseline_mean=baseline.mean,
                     baseline_scale=baseline.scale,
                 )

@@ -137,7 +137,7 @@ class TrainLoop:
         row = {
             **_batch_stats(batch, version=step - 1),
             **{f"learner/{name}": value for name, value in asdict(stats).items()},
-            "exactness/share_verbatim": self._progress.exactness.share,
+            **self._progress.exactness.metrics(),
             "time/wait_s": waited_until - started_at,
             "time/learn_s": learned_at - waited_until,
             "time/update_s": updated_at - learned_at,
@@ -198,7 +198,10 @@ class TrainLoop:
     def _samples(self, trajectory: Trajectory) -> tuple[RolloutSamples, Exactness]:
         openai = self._config.rollout.openai
         samples = rollout_samples(
-            trajectory, export_style=openai.export_style, turn_discount=openai.turn_discount
+            trajectory,
+            export_style=openai.export_style,
+            turn_discount=openai.turn_discount,
+            credit=openai.credit,
         )
         samples, exactness = certify(trajectory, samples)
         self._progress.exactness += exactness

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from areal_sub.records import Fork, Outcome
+from areal_sub.records import Outcome
 from areal_sub.trainer.exactness import Exactness
 from areal_sub.trajectory.accounting import Accounting
 from areal_sub.trajectory.tree import Trajectory
@@ -32,8 +32,7 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     examples: dict[Outcome, str] = field(default_factory=dict)  # first error of each kind
-    forks: Counter[Fork] = field(default_factory=Counter)
-    exactness: Exactness = field(default_factory=Exactness)
+    exactness: Exactness = field(default_factory=Exactness)  # of what steps were taken on
     num_stale: int = 0
     num_rollouts: int = 0
     num_tokens: int = 0  # sampled
@@ -55,6 +54,5 @@ class Progress:
         if end.outcome is not Outcome.COMPLETED:
             self.examples.setdefault(end.outcome, end.error)
         for turn in trajectory.turns.values():
-            self.forks[turn.fork] += 1
             self.num_tokens += len(turn.token_ids)
         self.listener(self)

@@ -4,7 +4,7 @@ summary that says where everything lies and what failed."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -224,16 +224,16 @@ def _course(values: Sequence[float]) -> str:
 
 def _exactness_text(progress: Progress) -> str:
     exact = progress.exactness
-    forks = {f: n for f, n in progress.forks.items() if f not in (Fork.NONE, Fork.ROOT)}
-    num_tokens = exact.num_verbatim + exact.num_masked
+    forks = {f: n for f, n in exact.forks.items() if f not in (Fork.NONE, Fork.ROOT)}
+    masked = f" ({_counts(exact.masked)})" if exact.num_masked else ""
     return (
-        f"  exactness          {100 * exact.share:.2f} % of {num_tokens} trained tokens sampled "
-        f"verbatim, {exact.num_masked} masked; "
-        f"forks: {_counts(forks) if forks else 'none'}"
+        f"  exactness          {100 * exact.share:.2f} % of {exact.num_due} trained tokens "
+        f"sampled verbatim, {exact.num_masked} masked{masked}, of {exact.num_sampled} sampled for "
+        f"these steps; forks: {_counts(forks)}"
     )
 
 
-def _counts(counts: dict[Any, int]) -> str:
+def _counts(counts: Mapping[Any, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
 
 

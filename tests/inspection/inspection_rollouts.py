@@ -85,10 +85,12 @@ def forked(*, turn_rewards: Mapping[str, float], vouched: Sequence[str] = "abc")
     return Trajectory.build(opened(), turns(vouched), end(turn_rewards=turn_rewards))
 
 
-def began(*, style: str = "concat", discount: float = 1.0, kl: bool = False) -> BeganRecord:
+def began(
+    *, style: str = "concat", discount: float = 1.0, kl: bool = False, credit: str = "all"
+) -> BeganRecord:
     return BeganRecord(
         policy_version=0, began_at=0.0, export_style=style, turn_discount=discount,
-        trains_without_advantage=kl, tokenizer_path="",
+        trains_without_advantage=kl, tokenizer_path="", credit=credit,
     )  # fmt: skip
 
 

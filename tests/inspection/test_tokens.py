@@ -6,7 +6,7 @@ import pytest
 from inspection_rollouts import began, forked, judged
 
 from areal_sub.inspection.tokens import Span, explain, turn_causes
-from areal_sub.records import Fate
+from areal_sub.records import Fate, Masked
 
 Row = tuple[str, int, int, str, float | None]
 
@@ -43,7 +43,9 @@ def test_each_token_of_a_trained_rollout_has_its_reason() -> None:
             ("c", 6, 7, "uncertified", None),
         ),
     ]
-    assert {turn_id: span.why for turn_id, span in turn_causes(found).items()} == {
+    assert {
+        turn_id: span.why for turn_id, span in turn_causes(judgement, trajectory, found).items()
+    } == {
         "a": "trained",
         "b": "zero_advantage",
         "c": "uncertified",
@@ -63,7 +65,7 @@ def test_what_was_in_no_step_is_masked_by_the_name_of_its_fate(style: str, fate:
     trajectory = forked(turn_rewards={})
     judgement = judged(fate, trajectory, attempt_began=began(style=style))
     found = explain(judgement, trajectory)
-    causes = turn_causes(found)
+    causes = turn_causes(judgement, trajectory, found)
     assert {turn_id: span.why for turn_id, span in causes.items()} == dict.fromkeys("abc", fate)
     assert len(found) == (2 if style == "concat" else 3)
     own = sum(span.end - span.start for span in causes.values())
@@ -77,3 +79,18 @@ def test_the_spans_of_a_sample_are_all_of_it() -> None:
         assert [span.start for span in each.spans] == ends[:-1]
         assert ends[-1] == len(each.sample.token_ids)
         assert all(isinstance(span, Span) for span in each.spans)
+
+
+@pytest.mark.parametrize("style", ["concat", "individual"])
+def test_what_was_not_due_says_why_also_where_it_is_in_no_sample(style: str) -> None:
+    """b is the main branch; c, which forks from a, is not."""
+    trajectory = forked(turn_rewards={"b": 1.0})
+    judgement = judged(Fate.TRAINED, trajectory, attempt_began=began(style=style, credit="main"))
+    found = explain(judgement, trajectory)
+    causes = turn_causes(judgement, trajectory, found)
+    assert {turn_id: span.why for turn_id, span in causes.items()} == {
+        "a": "trained",
+        "b": "trained",
+        "c": Masked.SIDE_BRANCH,
+    }
+    assert all(span.turn_id != "c" for each in found for span in each.spans)

@@ -9,6 +9,7 @@ import numpy as np
 from areal_sub.records import (
     EndRecord,
     Fork,
+    Masked,
     OpenRecord,
     Outcome,
     TurnRecord,
@@ -70,19 +71,48 @@ def two_turns() -> list[TurnRecord]:
 
 def test_what_the_engine_sampled_is_certified_whole() -> None:
     trajectory = build(two_turns())
-    samples = rollout_samples(trajectory, export_style="concat", turn_discount=1.0)
+    samples = rollout_samples(trajectory, export_style="concat", turn_discount=1.0, credit="all")
     certified, exactness = certify(trajectory, samples)
     assert certified is samples
-    assert exactness == Exactness(num_verbatim=5, num_masked=0) and exactness.share == 1.0
+    assert exactness == Exactness(num_verbatim=5, forks={Fork.ROOT: 1, Fork.NONE: 1})
+    assert (exactness.share, exactness.num_sampled, exactness.num_masked) == (1.0, 5, 0)
 
 
 def test_one_changed_context_token_masks_the_turn_that_follows_it_only() -> None:
     turns = two_turns()
     turns[1] = dataclasses.replace(turns[1], context_token_ids=int32([9]))
     trajectory = build(turns)
-    samples = rollout_samples(trajectory, export_style="concat", turn_discount=1.0)
+    samples = rollout_samples(trajectory, export_style="concat", turn_discount=1.0, credit="all")
     certified, exactness = certify(trajectory, samples)
-    assert exactness == Exactness(num_verbatim=2, num_masked=3) and exactness.share == 0.4
+    assert (exactness.num_verbatim, exactness.masked) == (2, {Masked.NOT_VERBATIM: 3})
+    assert (exactness.share, exactness.num_sampled) == (0.4, 5)
+    assert certified.masked == {Masked.NOT_VERBATIM: 3}
     np.testing.assert_array_equal(
         certified.samples[0].loss_mask, [False, False, True, True, False, False, False, False]
+    )
+
+
+def test_the_certificate_says_what_was_not_due_and_all_of_it_adds_up() -> None:
+    first, second = two_turns()
+    lost = dataclasses.replace(
+        turn("c", first, [5], [9, 9], [1, 2, 3, 4]),
+        fork=Fork.RESAMPLE,
+        finish_reason="aborted",
+    )
+    title = dataclasses.replace(turn("d", None, [8], [8], []), fork=Fork.SUB_AGENT, model="small")
+    trajectory = build([first, second, lost, title])
+    samples = rollout_samples(trajectory, export_style="concat", turn_discount=1.0, credit="main")
+    _, exactness = certify(trajectory, samples)
+    total = exactness + exactness
+    assert total == Exactness(
+        num_verbatim=10,
+        masked={Masked.LOST_ANSWER: 4, Masked.SIDE_BRANCH: 2},
+        forks={Fork.ROOT: 2, Fork.NONE: 2, Fork.LOST_ANSWER: 2, Fork.SIDE_REQUEST: 2},
+    )
+    assert total.num_sampled == 2 * sum(len(turn.token_ids) for turn in trajectory.turns.values())
+    metrics = total.metrics()
+    columns = [n for n in metrics if n.startswith("exactness/num_masked_")]
+    assert len(columns) == len(Masked)
+    assert metrics["exactness/num_sampled_tokens"] == sum(
+        metrics[name] for name in [*columns, "exactness/num_verbatim_tokens"]
     )

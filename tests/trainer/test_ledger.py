@@ -55,7 +55,7 @@ def rollout(
         num_turns=1, num_rejected_calls=0, ended_at=0.0,
     )  # fmt: skip
     trajectory = Trajectory.build(opened, [turn], end)
-    samples = rollout_samples(trajectory, export_style="concat", turn_discount=1.0)
+    samples = rollout_samples(trajectory, export_style="concat", turn_discount=1.0, credit="all")
     return trajectory, *certify(trajectory, samples)
 
 

@@ -6,79 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rollouts import STYLES, trajectory, turn
 
 from areal_sub.errors import RecordError
-from areal_sub.records import (
-    EndRecord,
-    Fork,
-    OpenRecord,
-    Outcome,
-    TurnRecord,
-    float32,
-    int32,
-)
+from areal_sub.records import Outcome, TurnRecord, float32
 from areal_sub.trajectory.samples import ExportStyle, rollout_samples, turn_returns
-from areal_sub.trajectory.tree import Trajectory
-
-STYLES: tuple[ExportStyle, ...] = ("concat", "individual")
-
-
-def turn(
-    turn_id: str, parent: TurnRecord | None, context: list[int], sampled: list[int]
-) -> TurnRecord:
-    before = 0 if parent is None else parent.num_prompt_tokens + len(parent.token_ids)
-    return TurnRecord(
-        rollout_id="r",
-        turn_id=turn_id,
-        parent_turn_id=None if parent is None else parent.turn_id,
-        fork=Fork.ROOT if parent is None else Fork.NONE,
-        context_token_ids=int32(context),
-        token_ids=int32(sampled),
-        rollout_logprobs=float32([-0.01 * t for t in sampled]),
-        versions=int32([t % 3 for t in sampled]),
-        finish_reason="stop",
-        dialect="chat",
-        model="m",
-        temperature=1.0,
-        top_p=1.0,
-        started_at=0.0,
-        ended_at=0.0,
-        num_prompt_tokens=before + len(context),
-    )
-
-
-def trajectory(
-    turns: list[TurnRecord],
-    *,
-    reward: float | None = None,
-    turn_rewards: dict[str, float] | None = None,
-    outcome: Outcome = Outcome.COMPLETED,
-) -> Trajectory:
-    opened = OpenRecord(
-        rollout_id="r",
-        group_id="g",
-        task_id="t",
-        split="train",
-        policy_version=0,
-        opened_at=0.0,
-    )
-    end = EndRecord(
-        rollout_id="r",
-        outcome=outcome,
-        reward=reward,
-        turn_rewards=turn_rewards or {},
-        error="",
-        traceback="",
-        stdout_tail="",
-        stderr_tail="",
-        wall_s=0.0,
-        cpu_s=0.0,
-        max_rss_bytes=0,
-        num_turns=len(turns),
-        num_rejected_calls=0,
-        ended_at=0.0,
-    )
-    return Trajectory.build(opened, turns, end)
 
 
 def forked() -> list[TurnRecord]:
@@ -92,7 +24,7 @@ def forked() -> list[TurnRecord]:
 
 def test_concat_trains_a_shared_turn_in_its_first_branch_only() -> None:
     out = rollout_samples(
-        trajectory(forked(), reward=1.0), export_style="concat", turn_discount=0.5
+        trajectory(forked(), reward=1.0), export_style="concat", turn_discount=0.5, credit="all"
     )
     assert [s.token_ids.tolist() for s in out.samples] == [
         [1, 2, 10, 11, 3, 12],
@@ -117,7 +49,7 @@ def test_concat_trains_a_shared_turn_in_its_first_branch_only() -> None:
 
 def test_individual_gives_each_turn_its_whole_prompt() -> None:
     out = rollout_samples(
-        trajectory(forked(), reward=1.0), export_style="individual", turn_discount=1.0
+        trajectory(forked(), reward=1.0), export_style="individual", turn_discount=1.0, credit="all"
     )
     assert [s.token_ids.tolist() for s in out.samples] == [
         [1, 2, 10, 11],
@@ -148,7 +80,10 @@ def test_returns_are_discounted_backward_in_order_of_creation() -> None:
 
 def test_a_rollout_that_failed_counts_as_reward_zero() -> None:
     out = rollout_samples(
-        trajectory(forked(), outcome=Outcome.TIMEOUT), export_style="concat", turn_discount=1.0
+        trajectory(forked(), outcome=Outcome.TIMEOUT),
+        export_style="concat",
+        turn_discount=1.0,
+        credit="all",
     )
     assert (out.reward, out.mean_return) == (0.0, 0.0)
     assert len(out.samples) == 3
@@ -159,6 +94,7 @@ def test_turn_rewards_sum_to_the_rollouts_reward() -> None:
         trajectory(forked(), turn_rewards={"b": 0.25, "d": 0.5}),
         export_style="concat",
         turn_discount=0.0,
+        credit="all",
     )
     assert out.reward == 0.75
     assert out.turn_returns.tolist() == [0.0, 0.25, 0.0, 0.5]
@@ -168,10 +104,14 @@ def test_turn_rewards_sum_to_the_rollouts_reward() -> None:
 def test_turns_that_sampled_nothing_give_no_sample(style: ExportStyle) -> None:
     a = turn("a", None, [1], [2])
     gone = turn("b", None, [3], [])
-    out = rollout_samples(trajectory([a, gone]), export_style=style, turn_discount=1.0)
+    out = rollout_samples(
+        trajectory([a, gone]), export_style=style, turn_discount=1.0, credit="all"
+    )
     assert [s.token_ids.tolist() for s in out.samples] == [[1, 2]]
     assert len(out.turn_returns) == 2
-    empty = rollout_samples(trajectory([], reward=0.5), export_style=style, turn_discount=1.0)
+    empty = rollout_samples(
+        trajectory([], reward=0.5), export_style=style, turn_discount=1.0, credit="all"
+    )
     assert (empty.samples, empty.mean_return) == ((), 0.5)
 
 
@@ -179,7 +119,10 @@ def test_turns_that_sampled_nothing_give_no_sample(style: ExportStyle) -> None:
 def test_tokens_sampled_from_an_empty_prompt_are_refused(style: ExportStyle) -> None:
     with pytest.raises(RecordError, match="turn a: tokens sampled from an empty prompt"):
         rollout_samples(
-            trajectory([turn("a", None, [], [2])]), export_style=style, turn_discount=1.0
+            trajectory([turn("a", None, [], [2])]),
+            export_style=style,
+            turn_discount=1.0,
+            credit="all",
         )
 
 
@@ -204,7 +147,7 @@ def test_each_sampled_token_is_trained_exactly_once(
     turns: list[TurnRecord], style: ExportStyle, discount: float
 ) -> None:
     whole = trajectory(turns, reward=1.0)
-    out = rollout_samples(whole, export_style=style, turn_discount=discount)
+    out = rollout_samples(whole, export_style=style, turn_discount=discount, credit="all")
     trained = [int(t) for s in out.samples for t in s.token_ids[s.loss_mask]]
     assert sorted(trained) == [int(t) for turn in turns for t in turn.token_ids]
 
