@@ -28,6 +28,8 @@ from areal_sub.records import Fork, Int32Array, int32
 MIN_QUOTED_CHARS = 24
 # Answers, from the last one back, in which a summary is looked for.
 MAX_QUOTED = 32
+# More new text is no summary, and would hold up other rollouts' calls while it is searched.
+MAX_QUOTING_CHARS = 262_144
 
 
 @dataclass(slots=True, eq=False)
@@ -282,6 +284,8 @@ class History:
             kept = self._said.get(keys.messages[index])
             if messages[index].role == "assistant" and kept is not None:
                 return kept if _is_longer(kept, len(messages), keys) else None
+        if sum(len(messages[index].content) for index in new) > MAX_QUOTING_CHARS:
+            return None
         for turn in list(self._said.values())[: -MAX_QUOTED - 1 : -1]:
             if any(_quotes(messages[index].content, turn.said) for index in new):
                 before: Turn | None = turn

@@ -137,6 +137,7 @@ TOLD = Message("user", f"So far: {SUMMARY} Go on.")
         ([S, TOLD], [], Fork.COMPACTED, "t3"),  # a new conversation that quotes the last answer
         ([S, U, TOLD], [], Fork.COMPACTED, "t3"),  # what the user said was kept
         ([S, Message("user", "Before: all is well."), B, U2], [], Fork.COMPACTED, "t2"),
+        ([S, TOLD, Message("user", "x" * 262_144)], [], Fork.NEW_CONVERSATION, None),
         ([S, TOLD], [TOOL], Fork.NEW_CONVERSATION, None),  # with other tools it is another agent
         ([Message("system", "You check."), TOLD], [], Fork.SUB_AGENT, None),
         ([S, A, T, B, U2], [], Fork.HISTORY_EDITED, "t2"),  # dropped, with nothing in its place
