@@ -207,8 +207,8 @@ def _tree(found: Inspected, numbers: dict[str, int]) -> Tree:
         nodes[turn.turn_id] = nodes[turn.parent_turn_id].add(
             Text.assemble(
                 (f"{numbers[turn.turn_id]}  ", "bold"),
-                f"{forks[turn.turn_id]}  {len(turn.context_token_ids)} + {len(turn.token_ids)} tokens, "
-                f"{one_line(turn.finish_reason)}, {_versions(turn.versions)}  ",
+                f"{forks[turn.turn_id]}  {len(turn.context_token_ids)} + {len(turn.token_ids)} "
+                f"tokens, {one_line(turn.finish_reason)}, {_versions(turn.versions)}  ",
                 _why(span),
             )
         )
