@@ -28,6 +28,7 @@ def main(channel_fd: int, lifeline_fd: int, *group_fds: int) -> NoReturn:
     `folder`, `groups` (folders). `group_fds`: into the zygote's group. Returns in no process."""
     code = 1
     try:
+        kernel.reset_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         kernel.become_subreaper()
         with open(0, "rb") as file:

@@ -307,7 +307,7 @@ class Zygote:
     def _from_reserve(self) -> Run | None:
         while self._reserve:
             run = self._reserve.popleft()
-            if run.is_usable:
+            if run.can_be_asked:
                 return run
             self._release(run)
         return None

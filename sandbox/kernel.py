@@ -39,6 +39,8 @@ SYS_LANDLOCK_CREATE_RULESET = 444
 SYS_LANDLOCK_ADD_RULE = 445
 SYS_LANDLOCK_RESTRICT_SELF = 446
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
+_SYS_RT_SIGACTION = 13 if platform.machine() == "x86_64" else 134
+_SIGSET_BYTES = 8
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
@@ -83,6 +85,26 @@ def _checked(result: int, what: str) -> int:
 
 
 # Processes.
+
+
+def set_signal(number: int, action: signal.Handlers) -> None:
+    """Like `signal.signal`, past it and the C library, which keep 32 and 33 to themselves."""
+    sigaction = (ctypes.c_void_p * 4)(int(action), 0, 0, 0)
+    nothing, size = ctypes.c_void_p(), size_t(_SIGSET_BYTES)
+    syscall("rt_sigaction", _SYS_RT_SIGACTION, number, sigaction, nothing, size)
+
+
+def reset_signals() -> None:
+    """No signal is blocked, and none ignored but the two that Python ignores at its own start.
+
+    Both are inherited over exec: from `nohup`, and from runtimes that ignore what Python's
+    `signal` cannot name.
+    """
+    spared = (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ)
+    for number in range(1, 8 * _SIGSET_BYTES + 1):
+        if number not in spared:
+            set_signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _prctl(option: int, argument: int | ctypes.Array[ctypes.c_char] = 0, third: int = 0) -> int:

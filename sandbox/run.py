@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import select
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,6 +92,14 @@ class Run:
     def is_usable(self) -> bool:
         """Stands ready, or will; False for one that died while it waited."""
         return self._stopped is None and self._status is None and not self.is_over
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Usable, and its agent's process, sealed or to be, has not closed its end for requests:
+        which shows at once, before its init or the keeper come to tell of a death."""
+        poll = select.poll()
+        poll.register(self._request, 0)  # a hang-up is told in any case
+        return self.is_usable and not poll.poll(0)
 
     async def ready(self) -> None:
         """Returns once it is sealed and waits for its request, or has ended."""

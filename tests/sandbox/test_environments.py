@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -12,7 +13,15 @@ from typing import Any
 
 import pytest
 
-from sandbox import BlockingSandbox, ChildReport, Ending, SandboxSpec, SpecError, ZygoteFailed
+from sandbox import (
+    BlockingSandbox,
+    ChildReport,
+    Ending,
+    SandboxSpec,
+    SpecError,
+    ZygoteFailed,
+    kernel,
+)
 
 TIERS = ("namespaces", "process")
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -232,7 +241,19 @@ def test_a_node_program(spec: SandboxSpec, bare_python: str) -> None:
 
 
 def test_no_signal_is_ignored_by_programs(spec: SandboxSpec, bare_python: str) -> None:
-    """Python ignores SIGPIPE, and programs would inherit that: `yes | head` goes on for ever."""
-    with BlockingSandbox(spec, python=bare_python) as box:
-        report = box.execute(["/bin/sh", "-c", "grep SigIgn /proc/self/status"])
-    assert report.stdout_tail.split() == ["SigIgn:", "0" * 16]
+    """Python ignores SIGPIPE, and programs would inherit that: `yes | head` goes on for ever.
+
+    So would they what the caller ignores or blocks: here as under `nohup`, and signal 32, which
+    only the kernel can be asked for.
+    """
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    kernel.set_signal(32, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        with BlockingSandbox(spec, python=bare_python) as box:
+            report = box.execute(["/bin/sh", "-c", "grep -E 'Sig(Ign|Blk)' /proc/self/status"])
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        signal.signal(signal.SIGHUP, before)
+        kernel.set_signal(32, signal.SIG_DFL)
+    assert report.stdout_tail.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
