@@ -30,7 +30,6 @@ from typing import Any
 from benchmarks.rollouts import ROOT, read_line, start
 from sandbox import Ending, PlanError, Sandbox, SandboxSpec
 from sandbox.layers.environ import allowed
-from sandbox.probe import probe
 
 NOTHING, CALL = "benchmarks.first_call:nothing", "benchmarks.first_call:call"
 Once = Callable[[], Awaitable[None]]
@@ -53,9 +52,7 @@ async def sandboxed(
     async def hand_over(listener: int) -> None:
         socket.send_fds(to_stub, [f"{id(numbers)}-{next(numbers)}".encode()], [listener])
 
-    async with Sandbox(
-        spec, target=target, python_path=[str(ROOT)], reserve=reserve, probed=probe()
-    ) as box:
+    async with Sandbox(spec, target=target, python_path=[str(ROOT)], reserve=reserve) as box:
 
         async def once() -> None:
             report = await box.zygote.run({}, env=_env(port), on_listener=hand_over)
@@ -80,7 +77,23 @@ async def program(argv: list[str], port: int) -> AsyncIterator[Once]:
 
 @asynccontextmanager
 async def forked(target: str, port: int) -> AsyncIterator[Once]:
-    """A bare `os.fork` of a warm process: no limits, no isolation, nothing killed."""
+    """A bare `os.fork` of a warm process: no limits, no isolation, nothing killed. Such a server
+    forks one at a time, so there are two."""
+    async with one_fork_server(target, port) as first, one_fork_server(target, port) as second:
+        free: asyncio.Queue[Once] = asyncio.Queue()
+        for server in (first, second):
+            free.put_nowait(server)
+
+        async def once() -> None:
+            server = await free.get()
+            await server()
+            free.put_nowait(server)
+
+        yield once
+
+
+@asynccontextmanager
+async def one_fork_server(target: str, port: int) -> AsyncIterator[Once]:
     with start("benchmarks.bare_fork", target, str(port)) as server:
         assert server.stdin is not None
         assert server.stdout is not None
@@ -88,12 +101,10 @@ async def forked(target: str, port: int) -> AsyncIterator[Once]:
         loop = asyncio.get_running_loop()
         pipe = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), server.stdout)
-        one_at_a_time = asyncio.Semaphore(2)
 
         async def once() -> None:
-            async with one_at_a_time:
-                print(file=server.stdin, flush=True)
-                assert await pipe.readline() == b"0\n"
+            print(file=server.stdin, flush=True)
+            assert await pipe.readline() == b"0\n"
 
         yield once
         server.stdin.close()
@@ -130,6 +141,8 @@ def ways(target: str, port: int, door: Path) -> dict[str, AbstractAsyncContextMa
         "tier namespaces": sandboxed(target, port, door, tier="namespaces"),
         "tier namespaces, reserve": sandboxed(target, port, door, tier="namespaces", reserve=4),
         "tier process": sandboxed(target, port, door, tier="process"),
+        "tier gvisor": sandboxed(target, port, door, tier="gvisor"),
+        "tier bwrap": sandboxed(target, port, door, tier="bwrap"),
         "fresh python": program(python, port),
         "executor, reused": executor(target, port, method="fork", reused=True),
         "forkserver, fresh": executor(target, port, method="forkserver", reused=False),
@@ -140,6 +153,11 @@ def ways(target: str, port: int, door: Path) -> dict[str, AbstractAsyncContextMa
         sealed = [bwrap, "--ro-bind", "/", "/", "--unshare-all", "--dev", "/dev", "--proc", "/proc"]
         inside = [*sealed, "--share-net", *python] if called else [*sealed, "/bin/true"]
         found["bwrap python" if called else "bwrap true"] = program(inside, port)
+    runsc = shutil.which("runsc")
+    if runsc and not called:  # in there is no way to the stub
+        found["runsc true"] = program(
+            [runsc, "--rootless", "--network=none", "--ignore-cgroups", "do", "/bin/true"], port
+        )
     return found
 
 
@@ -205,7 +223,7 @@ async def run(args: argparse.Namespace, port: int, door: Path) -> dict[str, Any]
     ):
         rows = {}
         for name, way in ways(target, port, door).items():
-            slow = name in ("fresh python", "spawn, fresh", "bwrap python")
+            slow = name in ("fresh python", "spawn, fresh", "bwrap python", "runsc true")
             rows[name] = await measure(way, max(5, args.num // 10) if slow else args.num)
         show(title, rows)
         tables[title] = {name: row for name, row in rows.items() if isinstance(row, dict)}
