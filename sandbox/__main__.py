@@ -12,6 +12,7 @@ from . import plan as plans
 from .box import BlockingSandbox
 from .doctor import describe
 from .errors import SandboxError
+from .layers import OUTER, PROBE, checks
 from .layers.environ import allowed
 from .probe import probe
 from .report import ChildReport, Ending
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     125 where it was not run or a limit ended it."""
     args = _parser().parse_args(arguments)
     if args.action == "doctor":
-        print(describe(probe()))
+        print(describe(probe({**PROBE, **OUTER})))
         return 0
     limits = Limits(
         wall_s=args.time,
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mounts=_mounts(args.mount),
         )
         if args.plan:
-            print(plans.plan(spec, probe()))
+            print(plans.plan(spec, probe(checks(spec.tier))))
             return 0
         if not args.command:
             raise SandboxError("no command: write it after --")

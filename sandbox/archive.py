@@ -55,9 +55,17 @@ class Writer:
         os.lseek(self._fd, self.num_bytes, os.SEEK_SET)
         return None
 
+    def append(self, content: bytes) -> None:
+        """Of an archive that was complete somewhere else, as its bytes come."""
+        write_all(self._fd, content)
+        self.num_bytes += len(content)
+
     def finish(self, index: Any) -> Archive:
         encoded = json.dumps(index).encode()
-        write_all(self._fd, encoded + len(encoded).to_bytes(_LENGTH_BYTES, "big"))
+        self.append(encoded + len(encoded).to_bytes(_LENGTH_BYTES, "big"))
+        return self.seal()
+
+    def seal(self) -> Archive:
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)
         done, self._fd = Archive(self._fd), -1
         return done

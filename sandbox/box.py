@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from .handle import Zygote
+from .layers import checks
 from .probe import Probe, probe
 from .report import ChildReport
 from .run import OutputSink
@@ -62,7 +63,7 @@ class Sandbox:
         self._zygote: Zygote | None = None
 
     async def __aenter__(self) -> Sandbox:
-        probed = self._probed or probe()
+        probed = self._probed or probe(checks(self._spec.tier))
         self._folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
         try:
             self._zygote = await Zygote.start(

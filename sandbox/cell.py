@@ -102,6 +102,8 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None
     stopped_by, order = _until_over(control, exited, context.polled)
     num_killed, error = _clear()
     agent = _read_exit(exited, KILL_TIMEOUT_S)
+    if agent is None:
+        return  # without a status: the child is lost
     if stopped_by and num_killed:
         num_killed -= 1  # the agent's own process was among them
     failed_step, _, reason = _read_available(failures).partition("\n")
@@ -199,13 +201,15 @@ def _clear() -> tuple[int, str]:
     return len(left), ""
 
 
-def _read_exit(exited: int, timeout_s: float) -> Exit:
+def _read_exit(exited: int, timeout_s: float) -> Exit | None:
+    """None: the zygote has ended."""
     watch = reaper.Watch(exited)
     deadline = time.monotonic() + timeout_s
     while not watch.wait_any(max(0.0, deadline - time.monotonic())):
         if time.monotonic() > deadline:
             return Exit(error="the zygote did not tell how the child ended")
-    return decode_exit(os.read(exited, MAX_STATUS_BYTES))
+    said = os.read(exited, MAX_STATUS_BYTES)
+    return decode_exit(said) if said else None
 
 
 def _read_available(fd: int) -> str:

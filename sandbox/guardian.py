@@ -4,6 +4,9 @@
     tier namespaces:  guardian ── keeper ─┬─ zygote ── agent (in the cell of its init)
                                           └─ init
 
+In the tier `bwrap` the same, in the namespaces of a program of others; in `gvisor` a `bridge` and a
+`relay` stand in its place.
+
 The guardian runs nothing of the agent's: it waits for its lifeline's end-of-file or for the end of
 the process below it, then kills everything below it. So whatever import-time code does, closing one
 socket (or dying) ends it all. Started by `launch` with a clean environment.
@@ -21,6 +24,7 @@ import traceback
 from typing import Any, NoReturn
 
 from . import cgroups, keeper, kernel, plan, reaper, zygote
+from .layers import Context
 
 
 def main(channel_fd: int, lifeline_fd: int, *group_fds: int) -> NoReturn:
@@ -38,6 +42,7 @@ def main(channel_fd: int, lifeline_fd: int, *group_fds: int) -> NoReturn:
             # Line by line, so that a child's last words are out when it is killed.
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
         settings["plan"] = plan.from_json(settings["plan"])
+        plan.apply(settings["plan"].outer, Context())
         settings["group"] = group_fds
         lifeline = socket.socket(fileno=lifeline_fd)
         channel = socket.socket(fileno=channel_fd)

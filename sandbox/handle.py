@@ -29,7 +29,8 @@ from .cgroups import REMOVE_TIMEOUT_S, Group, Groups, NoGroups, find, remove_all
 from .egress_handle import EgressHandle, Leash
 from .errors import PlanError, SpecError, StepFailed, ZygoteFailed
 from .folders import remove_tree
-from .launch import Launched, launch, memory_file
+from .launch import Launched, interpreter_paths_of, launch, memory_file
+from .layers import bwrap
 from .outputs import make_order
 from .probe import Probe
 from .report import ChildReport, Ending
@@ -110,6 +111,7 @@ class Zygote:
         if start not in STARTS:
             raise SpecError(f"unknown start {start!r}; there are: {', '.join(STARTS)}")
         made = plans.plan(dataclasses.replace(spec, readable=(*spec.readable, *python_path)), probe)
+        interpreter = await _shown_around(made, python)
         agent = {
             "target": target,
             "pickled": base64.b64encode(pickled).decode(),
@@ -119,7 +121,7 @@ class Zygote:
         settings = {
             **(_NO_AGENT if is_fresh else agent),
             "plan": plans.to_json(made),
-            "folder": str(folder),
+            "folder": bwrap.FOLDER if made.outer else str(folder),
         }
         home = folder / "zygote"
         _make_folders(folder, home)
@@ -135,7 +137,14 @@ class Zygote:
             enter = groups.zygote.enter() if groups is not None else []
             based = dataclasses.replace(spec, env=plans.environment(spec))
             launched = launch(
-                based, settings, python=python, folder=str(home), label=label, group=enter
+                based,
+                settings,
+                made.outer,
+                python=python,
+                folder=str(home),
+                label=label,
+                group=enter,
+                interpreter=interpreter,
             )
         except OSError as error:
             _remove(folder)
@@ -160,7 +169,7 @@ class Zygote:
             raise ZygoteFailed(f"{label!r} was not imported within {timeout_s:g} s", tail) from None
         except ZygoteFailed as error:
             await zygote.close()
-            if made.tier != "namespaces" or os.getuid() != 0:
+            if not made.root or os.getuid() != 0:
                 raise
             raise ZygoteFailed(
                 f"{error}{_closed_to_others(python_path)}", error.traceback
@@ -489,6 +498,16 @@ class Zygote:
     def _on_removed(self) -> None:
         settle(self._gone)
         self._channel.close()
+
+
+async def _shown_around(made: plans.Plan, python: str) -> Sequence[str]:
+    """What an outer tier has to show of the interpreter. Raises `ZygoteFailed`."""
+    if not made.outer:
+        return ()
+    try:
+        return await asyncio.to_thread(interpreter_paths_of, python)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ZygoteFailed(f"cannot start {python!r}: {error}") from None
 
 
 def _make_groups(made: plans.Plan) -> Groups | None:

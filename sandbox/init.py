@@ -1,9 +1,10 @@
-"""The process between zygote and agent in the tier `process`: ends all that its child started.
+"""The process between zygote and agent in the tiers `process` and `gvisor`: ends all of its child.
 
-A subreaper: whatever the agent's processes do, their orphans become its children. It waits for the
-agent's end or for the end of the control connection (whoever ordered the child wants it dead, or
-is dead), kills everything that descends from it, and sends the `Status`. It runs no code of the
-agent's. Where a tier has pid namespaces, `cell` does this.
+A subreaper: whatever the agent's processes do, their orphans become its children. (In gVisor it is
+pid 1 of their pid namespace instead.) It waits for the agent's end or for the end of the control
+connection (whoever ordered the child wants it dead, or is dead), kills everything that descends
+from it, and sends the `Status`. It runs no code of the agent's. Where there is a keeper, `cell`
+does this.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import resource
 import signal
 import socket
 import traceback
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import kernel, reaper
 from .child import run_agent
+from .errors import StepFailed
 from .folders import bytes_of, make_private, remove_tree
 from .interpreter import interpreter_paths
 from .layers import Context
 from .outputs import MAX_ORDER_BYTES
-from .plan import Plan
+from .plan import Plan, apply
 from .wire import CHILD_READY, Descriptors, Status, encode_status
 
 
@@ -34,12 +37,20 @@ def run_init(target: Any, made: Plan, folder: str, fds: Descriptors) -> NoReturn
         own = {fds.control, fds.request, fds.stdout, fds.stderr, fds.result}
         kernel.close_all_descriptors_but({0, 1, 2, *own, *fds.group})
         os.setsid()
-        kernel.become_subreaper()
+        if not made.cell:
+            kernel.become_subreaper()
         kernel.set_name("sandbox-init")
         control = socket.socket(fileno=fds.control)
+        around = Context()
         try:
+            apply(made.cell, around)
+            if made.cell:
+                _become_pid_1()
             make_private(folder)
-            status, order = _run_and_clear(target, made, folder, fds, control)
+            listeners = around.listeners
+            status, order = _run_and_clear(target, made, folder, fds, control, listeners)
+        except StepFailed as error:
+            status, order = Status(failed_step=error.step, error=error.reason), b""
         except OSError as error:
             status, order = Status(failed_step="init", error=str(error)), b""
         with contextlib.suppress(OSError):  # whoever wanted to know may be gone
@@ -53,8 +64,22 @@ def run_init(target: Any, made: Plan, folder: str, fds: Descriptors) -> NoReturn
         os._exit(code)
 
 
+def _become_pid_1() -> None:
+    """Go on as the first process of the pid namespace that was made for the next one forked."""
+    pid = os.fork()
+    if pid == 0:
+        return
+    kernel.close_all_descriptors_but({0, 1, 2})  # the end of the control connection is its own
+    os._exit(reaper.shell_code(os.waitpid(pid, 0)[1]))
+
+
 def _run_and_clear(
-    target: Any, made: Plan, folder: str, fds: Descriptors, control: socket.socket
+    target: Any,
+    made: Plan,
+    folder: str,
+    fds: Descriptors,
+    control: socket.socket,
+    listeners: Sequence[int],
 ) -> tuple[Status, bytes]:
     """The status, and the order for outputs; b"" where none came."""
     watch = reaper.Watch(fds.control)
@@ -75,7 +100,9 @@ def _run_and_clear(
     for fd in (fds.stdout, fds.stderr, fds.result, fds.request, failure_writer, *fds.group):
         os.close(fd)
     with contextlib.suppress(OSError):
-        control.send(CHILD_READY)
+        socket.send_fds(control, [CHILD_READY], listeners)
+    for listener in listeners:
+        os.close(listener)
 
     order = b""
     ended: int | None = None
@@ -94,7 +121,7 @@ def _run_and_clear(
     error = ""
     num_killed = 0
     try:
-        num_killed = reaper.kill_strangers()
+        num_killed = reaper.kill_all_others() if made.cell else reaper.kill_strangers()
     except TimeoutError as failure:
         error = str(failure)
     failed_step, _, reason = os.read(failures, 4096).decode(errors="replace").partition("\n")

@@ -6,9 +6,11 @@ Called by the layers, and by the processes around a child (guardian, keeper, zyg
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import signal
+import stat
 from typing import Any
 
 size_t = ctypes.c_size_t
@@ -58,6 +60,7 @@ _HUGE_PAGE_BYTES = 2 * 2**20
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
@@ -67,6 +70,7 @@ PR_GET_NO_NEW_PRIVS = 39
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
+CAP_NET_ADMIN = 12
 CAP_SYS_ADMIN = 21
 _CAPABILITY_VERSION_3 = 0x20080522
 _NUM_CAPABILITIES = 64
@@ -160,7 +164,11 @@ class _BpfProgram(ctypes.Structure):
 
 def keep_capabilities(keep: int) -> None:
     """Give up every capability that is not in the bit set `keep`, for good."""
-    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    try:
+        _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel without such a set: gVisor's
+            raise
     drop, zero = ctypes.c_int(PR_CAPBSET_DROP), ctypes.c_ulong(0)
     for number in range(_NUM_CAPABILITIES):
         wanted = keep >> number & 1
@@ -171,6 +179,11 @@ def keep_capabilities(keep: int) -> None:
     # Two of struct __user_cap_data_struct: effective, permitted, inheritable.
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
     _checked(_libc.capset(header, data), "capset")
+
+
+def keep_capabilities_of_next_user() -> None:
+    """The next change of users leaves them permitted, though not effective."""
+    _prctl(PR_SET_KEEPCAPS, 1)
 
 
 # Namespaces.
@@ -313,11 +326,40 @@ def collapse_private_memory() -> None:
 
 
 def open_beneath(folder: int, path: str, flags: int) -> int:
-    """`os.open(path)` below the descriptor `folder`: through no link, and on the same mount."""
+    """`os.open(path)` below the descriptor `folder`: through no link, and on the same mount.
+
+    A relative path without "..". In gVisor, of 2022 at least, part by part.
+    """
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
     how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve)  # struct open_how
     size = ctypes.c_size_t(ctypes.sizeof(how))
-    return syscall(f"openat2 {path}", SYS_OPENAT2, folder, os.fsencode(path), how, size)
+    try:
+        return syscall(f"openat2 {path}", SYS_OPENAT2, folder, os.fsencode(path), how, size)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    return walk_beneath(folder, path, flags)
+
+
+def walk_beneath(folder: int, path: str, flags: int) -> int:
+    """`open_beneath` for kernels without openat2. A mount is known by its device only."""
+    device = os.fstat(folder).st_dev
+    *folders, last = path.split("/")
+    at = os.dup(folder)
+    try:
+        for part in folders:
+            below = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = below
+            if stat.S_ISLNK(os.fstat(at).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        found = os.open(last, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        os.close(at)
+    if os.fstat(found).st_dev != device:
+        os.close(found)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+    return found
 
 
 def close_all_descriptors_but(keep: set[int]) -> None:

@@ -14,8 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from .boot import boot_command
+from .layers import bwrap, gvisor
+from .plan import Step
 from .spec import SandboxSpec
 from .wire import write_all
+
+# The file is executed as if it were a module of the package, so that its folder counts as one.
+_ASK = """\
+import json, sys
+module = {"__name__": "interpreter", "__file__": sys.argv[1]}
+with open(sys.argv[1], "rb") as file:
+    exec(compile(file.read(), sys.argv[1], "exec"), module)
+print(json.dumps(module["interpreter_paths"]()))
+"""
+ASK_TIMEOUT_S = 20.0
 
 # Libraries that start a thread per core on import: a zygote must be single-threaded.
 _SINGLE_THREADED = {
@@ -41,18 +53,39 @@ class Launched:
 def launch(
     spec: SandboxSpec,
     settings: Mapping[str, Any],
+    outer: Sequence[Step],
     *,
     python: str,
     folder: str,
     label: str,
     group: Sequence[int] = (),
+    interpreter: Sequence[str] = (),
 ) -> Launched:
     """`folder` is the zygote's working directory and HOME, and must exist. Raises `OSError`.
 
     `group`: descriptors that lead into the zygote's group; the caller closes them.
+    `interpreter`: where there are `outer` steps, `interpreter_paths_of(python)`.
     `label` only shows in the list of processes.
     """
     env = {**_SINGLE_THREADED, **spec.env, "HOME": folder, "TMPDIR": folder}
+    around: list[str] = []
+    own_python, module = python, "guardian"
+    for step in outer:
+        if step.layer == gvisor.NAME:
+            home = {"HOME": gvisor.FOLDER, "TMPDIR": gvisor.FOLDER}
+            command, delete = gvisor.prepare(
+                step.args,
+                interpreter,
+                folder=folder,
+                argv=boot_command(python, label, "relay", [], site=False),
+                env={**env, **home},
+            )
+            settings = {"inside": settings, "command": command, "delete": delete}
+            # Ours, not the agent's: it stands outside.
+            own_python, module = sys.executable, "bridge"
+        else:
+            around = bwrap.around(step.args, interpreter)
+            env |= {"HOME": bwrap.FOLDER, "TMPDIR": bwrap.FOLDER}
     channel, far_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lifeline, far_lifeline = socket.socketpair()
     output, far_output = os.pipe()
@@ -63,7 +96,7 @@ def launch(
         guardian = subprocess.Popen(
             # Without site: what the agent's environment runs at the start of an interpreter (its
             # `.pth` files) is run by the zygote, enclosed.
-            boot_command(python, label, "guardian", passed, site=False),
+            around + boot_command(own_python, label, module, passed, site=False),
             env=env,
             cwd=folder,
             stdin=stdin,
@@ -83,6 +116,21 @@ def launch(
         os.close(far_output)
         os.close(stdin)
     return Launched(guardian, channel, lifeline, output)
+
+
+def interpreter_paths_of(python: str) -> list[str]:
+    """What `interpreter.interpreter_paths` says in another interpreter. Starts it, so it takes a
+    while. Raises `OSError`, and `subprocess.SubprocessError` where it fails."""
+    file = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter.py")
+    asked = subprocess.run(
+        [python, "-I", "-S", "-X", "utf8", "-c", _ASK, file],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=ASK_TIMEOUT_S,
+        check=True,
+    )
+    paths: list[str] = json.loads(asked.stdout)
+    return paths
 
 
 def launch_egress(settings: Mapping[str, Any]) -> tuple[subprocess.Popen[bytes], socket.socket]:

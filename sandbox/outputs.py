@@ -6,7 +6,8 @@ without following any link; anything else is refused by its name, with the reaso
 bounded by what was asked for, not by what a file says of itself, so that it also holds against
 a process that would still write (`collect` needs no quiet folder).
 
-`collect` runs in the init of a cell, or at the caller in the tier `process`; `read` at the caller.
+`collect` runs in the init of a cell, at the caller in the tier `process`, for a `relay` in gVisor;
+`read` at the caller.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 from . import archive, kernel
 from .errors import SpecError
-from .wire import one_line, text
+from .wire import MAX_LINE_CHARS, one_line, text
 
 COLLECT_TIMEOUT_S = 5.0
 MAX_ORDER_BYTES = 2**16
@@ -92,6 +93,24 @@ def is_plain(name: str) -> bool:
     return name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
 
 
+def nothing(order: Order, reason: str) -> archive.Archive:
+    """Where what `order` names cannot be collected."""
+    refused = [(path, reason) for path in order.paths[:MAX_REFUSED]]
+    return _packed(archive.Writer("outputs"), refused=refused, num_refused=len(order.paths))
+
+
+def _packed(writer: archive.Writer, **index: Any) -> archive.Archive:
+    return writer.finish({"files": [], "refused": [], "num_refused": 0, "missing": [], **index})
+
+
+def max_archive_bytes(order: Order) -> int:
+    """What the archive for `order` can have at most: files, and an index in which JSON makes up to
+    three of a name's bytes, and up to twelve of a character."""
+    names = order.max_files * (3 * MAX_NAME_BYTES + 32)
+    refused = MAX_REFUSED * 12 * 2 * MAX_LINE_CHARS
+    return order.max_bytes + names + refused + MAX_ORDER_BYTES + 1024
+
+
 def collect(around: str, folder: str, order: Order) -> archive.Archive:
     """What `order` names in `folder`, a path below `around`, which no child can replace.
 
@@ -155,13 +174,12 @@ class _Collection:
                     missing.append(path)
         except _Full:
             pass
-        return self._writer.finish(
-            {
-                "files": self._files,
-                "refused": self._refused,
-                "num_refused": self._num_refused,
-                "missing": missing,
-            }
+        return _packed(
+            self._writer,
+            files=self._files,
+            refused=self._refused,
+            num_refused=self._num_refused,
+            missing=missing,
         )
 
     def _matches(self, path: str) -> list[str]:

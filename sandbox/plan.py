@@ -1,5 +1,6 @@
 """Spec + probe → the ordered steps of each stage. Pure; the result can be printed and compared.
 
+    outer    around all of it, by a program of others; only in the tiers that are called so
     root     once per zygote, before any process of it runs agent code
     zygote   what encloses the zygote before it imports the agent; its children inherit it
     cell     around one child, by its init, which runs no agent code
@@ -27,7 +28,7 @@ from .layers.scratch import ROOM
 from .probe import Probe
 from .spec import Limits, SandboxSpec
 
-STAGES = ("root", "zygote", "cell", "child", "egress")
+STAGES = ("outer", "root", "zygote", "cell", "child", "egress")
 EGRESS_PORT = 3128
 """Of the egress proxy, in a child's own network; the next one where the caller has taken it."""
 MAX_INITS = 4096
@@ -59,6 +60,7 @@ class Plan:
     child: tuple[Step, ...]
     weaknesses: tuple[str, ...] = ()
     """What this tier does not do on this machine, each as a sentence."""
+    outer: tuple[Step, ...] = ()
     egress: tuple[Step, ...] = ()
     allow: tuple[str, ...] = ()
     """What children can reach through the egress proxy."""
@@ -79,16 +81,44 @@ class Plan:
 def plan(spec: SandboxSpec, probe: Probe) -> Plan:
     """Raises `PlanError` naming every layer of the tier that this machine does not give."""
     tier = strongest(probe) if spec.tier == "auto" else spec.tier
-    if tier == "process" and spec.mounts:
-        raise PlanError(
-            "mounts need a root of the child's own, which the tier 'process' does not make: take "
-            "the tier 'namespaces', or name the folders as readable, at the paths that they have"
-        )
-    made = {"namespaces": _namespaces, "process": _process}[tier](spec, probe)
+    if lacking := _lacking(tier, spec):
+        raise PlanError("; ".join(lacking))
+    made = _MAKE[tier](spec, probe)
     missing = [f"{layer}: {reason}" for layer, reason in _missing(made, probe).items()]
     if missing:
         raise PlanError(f"the tier {tier!r} is not to be had here: {'; '.join(missing)}")
     return made
+
+
+def _lacking(tier: str, spec: SandboxSpec) -> list[str]:
+    """What the spec asks for that the tier does not have, each with what to do instead."""
+    sentences = []
+    if spec.allow and tier in _WHY_NO_EGRESS:
+        sentences.append(
+            f"an allowlist ({', '.join(spec.allow)}) takes the tier 'namespaces' or 'bwrap': in "
+            f"the tier {tier!r} {_WHY_NO_EGRESS[tier]}"
+        )
+    if spec.mounts and tier in _WHY_NO_MOUNTS:
+        sentences.append(
+            f"mounts need a root of the child's own, {_WHY_NO_MOUNTS[tier]}: take the tier "
+            "'namespaces' or 'bwrap', or name the folders as readable, at the paths that they have"
+        )
+    if spec.cgroups == "require" and tier == "gvisor":
+        sentences.append(
+            "cgroups cannot be required in the tier 'gvisor', whose processes are not the host's: "
+            "take 'namespaces', 'bwrap' or 'process', or cgroups 'auto', which are none there"
+        )
+    return sentences
+
+
+_WHY_NO_EGRESS = {
+    "process": "children share the host's network, where no listener is theirs alone",
+    "gvisor": "one listener of each child is all that leads out of gVisor",
+}
+_WHY_NO_MOUNTS = {
+    "process": "which the tier 'process' does not make",
+    "gvisor": "and those of the tier 'gvisor' share one",
+}
 
 
 def strongest(probe: Probe) -> str:
@@ -201,6 +231,14 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
     )
 
 
+def _bwrap(spec: SandboxSpec, probe: Probe) -> Plan:
+    inner = _namespaces(spec, probe)
+    # What is to be mounted within has to be there first.
+    shown = [*spec.readable, *spec.mounts.values()]
+    outer = Step("bwrap", {"readable": shown, "hidden": list(spec.hidden)})
+    return dataclasses.replace(inner, tier="bwrap", outer=(outer,))
+
+
 def _egress(allow: Sequence[str]) -> tuple[Step, ...]:
     """It reads what hostile children send: it needs no file but the resolver's, and no port but
     those on the list."""
@@ -247,11 +285,6 @@ def _egress_port(spec: SandboxSpec) -> int:
 
 
 def _process(spec: SandboxSpec, probe: Probe) -> Plan:
-    if spec.allow:
-        raise PlanError(
-            f"an allowlist ({', '.join(spec.allow)}) takes the tier 'namespaces': in the tier "
-            "'process' children share the host's network, where no listener is theirs alone"
-        )
     readable = [
         *root_layer.SYSTEM_PATHS,
         *root_layer.ETC_PATHS,
@@ -291,6 +324,49 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
         ),
         weaknesses=_process_weaknesses(spec, probe),
     )
+
+
+def _gvisor(spec: SandboxSpec, probe: Probe) -> Plan:
+    paths = {"readable": list(spec.readable), "hidden": list(spec.hidden)}
+    return Plan(
+        tier="gvisor",
+        outer=(Step("gvisor", {**paths, "scratch_bytes": spec.limits.scratch_bytes}),),
+        root=(),
+        zygote=(
+            # For each child's own network; seccomp leaves nothing else to do with them.
+            Step(
+                "unprivileged",
+                {
+                    "id": root_layer.INSIDE_ID,
+                    "keep": [kernel.CAP_SYS_ADMIN, kernel.CAP_NET_ADMIN],
+                },
+            ),
+            Step("no_new_privs", {}),
+            Step("seccomp", {"permit": ["unshare"], "only_tcp": False}),
+            Step("rlimits", _zygote_rlimits(spec.limits)),
+        ),
+        cell=(Step("some_namespaces", {}), Step("loopback", {"ports": _ports(spec)})),
+        child=(
+            Step("session", {"umask": 0o077}),
+            Step("descriptors", {}),
+            Step("environ", {"env": dict(spec.env)}),
+            Step("randomness", {}),
+            Step("rlimits", _rlimits(spec.limits)),
+            Step("capabilities", {"keep": []}),
+            Step("no_new_privs", {}),
+            Step("seccomp", {"deny": ["unshare"]}),
+        ),
+        weaknesses=(
+            "children of one agent that run at a time can reach each other's files, and read with "
+            "which environment a program was executed: gVisor has neither Landlock nor mount "
+            "namespaces",
+            "the number of processes of a child is not limited, nor what they use together (there "
+            "are no cgroups in gVisor)",
+        ),
+    )
+
+
+_MAKE = {"namespaces": _namespaces, "process": _process, "bwrap": _bwrap, "gvisor": _gvisor}
 
 
 def _process_weaknesses(spec: SandboxSpec, probe: Probe) -> tuple[str, ...]:
@@ -334,7 +410,9 @@ def _zygote_rlimits(limits: Limits) -> dict[str, list[int]]:
 
 
 def _missing(made: Plan, probe: Probe) -> dict[str, str]:
-    layers = dict.fromkeys(step.layer for stage in STAGES for step in getattr(made, stage))
+    # What is in gVisor is up to gVisor's kernel: its layer tries that inside.
+    stages = ("outer",) if made.tier == "gvisor" else STAGES
+    layers = dict.fromkeys(step.layer for stage in stages for step in getattr(made, stage))
     return {
         layer: reason
         for layer in layers

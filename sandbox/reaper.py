@@ -30,9 +30,22 @@ def children_of(pid: int) -> list[int]:
         except FileNotFoundError:
             if not os.path.exists(f"/proc/{pid}/task/{thread}"):  # the thread has ended
                 continue
-            raise
+            return _children_by_parent(pid)
         except ProcessLookupError:
             continue
+    return children
+
+
+def _children_by_parent(pid: int) -> list[int]:
+    """For kernels without the file `children`, like gVisor's."""
+    children = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent = file.read().rpartition(b") ")[2].split()[1]
+                if int(parent) == pid:
+                    children.append(int(name))
     return children
 
 
@@ -69,6 +82,29 @@ def _reaped(pid: int) -> bool:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
         return True
+
+
+def kill_all_others() -> int:
+    """SIGKILL and reap all of this pid namespace, as its pid 1. Returns how many were alive.
+
+    Raises `TimeoutError` where that takes more than `KILL_TIMEOUT_S`.
+    """
+    for _ in reap():
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)  # in one go: nothing can fork past it
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    num = 0
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return num
+        num += pid > 0
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes are not gone after {KILL_TIMEOUT_S} s")
+        if pid == 0:
+            time.sleep(MIN_PAUSE_S)
 
 
 class Watch:

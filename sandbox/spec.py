@@ -16,7 +16,7 @@ from typing import Any
 from .allowlist import parse_entry
 from .errors import SpecError
 
-TIERS = ("auto", "namespaces", "process")
+TIERS = ("auto", "namespaces", "process", "bwrap", "gvisor")
 CGROUPS = ("auto", "off", "require")
 
 # Variables that make a loader or an interpreter run other code. They never enter the environment
@@ -78,7 +78,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class SandboxSpec:
-    """What a zygote and its children may do."""
+    """What a zygote and its children may do. What holds in the tier `namespaces` does in `bwrap`,
+    too."""
 
     tier: str = "auto"
     """Which set of layers; `auto`: the strongest that this machine gives."""

@@ -102,7 +102,7 @@ def decode_exit(raw: bytes) -> Exit:
     """Whatever the zygote sent; an `Exit` with an error where that is not one."""
     values = _checked_fields(raw, asdict(Exit()).keys())
     if values is None:
-        return Exit(error="the zygote ended, or did not tell how the child did")
+        return Exit(error="the zygote did not tell how the child ended")
     return Exit(**values)
 
 

@@ -60,7 +60,7 @@ def run(settings: Mapping[str, Any], channel: socket.socket) -> NoReturn:
     try:
         kernel.set_name("sandbox-zygote")
         made: Plan = settings["plan"]
-        in_cells = made.tier == "namespaces"
+        in_cells = bool(made.root)
         listener = stub_listener()
         context = Context(
             folder=settings["folder"],

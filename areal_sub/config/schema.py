@@ -53,11 +53,12 @@ class NetworkConfig(Section):
 class SandboxConfig(Section):
     """What a child may use. Enforced per rollout."""
 
-    tier: Literal["auto", "namespaces", "process"] = "auto"
-    """Which layers: see `docs/security.md`. `auto`: the strongest tier that this machine gives."""
+    tier: Literal["auto", "namespaces", "process", "bwrap", "gvisor"] = "auto"
+    """Which layers: see `docs/security.md`. `auto`: `namespaces`, or `process` where that is not to
+    be had. What is said of `namespaces` here holds in `bwrap`, too."""
     cgroups: Literal["auto", "off", "require"] = "auto"
     """Memory, processes and CPU of a child by a cgroup of its own: where this machine gives one
-    (`auto`), never (`off`), or else no run at all (`require`)."""
+    (`auto`), never (`off`), or else no run at all (`require`). Not in the tier `gvisor`."""
     readable: list[str] = []
     """Folders and files that children can read, beside the system's, the interpreter's and those on
     their import path."""

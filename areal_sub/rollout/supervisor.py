@@ -57,6 +57,7 @@ from sandbox import (
 )
 from sandbox.folders import remove_tree
 from sandbox.kernel import become_subreaper
+from sandbox.layers import checks
 from sandbox.layers.environ import allowed
 from sandbox.plan import plan
 from sandbox.probe import Probe, probe
@@ -402,7 +403,7 @@ async def main(settings: dict[str, Any]) -> None:
     memory_bytes = settings.get("grader_memory_bytes", sandbox["max_memory_bytes"])
     supervisor = Supervisor(
         make_spec(sandbox, allowed(os.environ, settings["env_passthrough"]), hidden),
-        probe(),
+        probe(checks(sandbox["tier"])),
         grader_spec=make_spec(
             {**sandbox, "max_memory_bytes": memory_bytes},
             allowed(os.environ),

@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import (
+    bwrap,
     capabilities,
     cgroups,
     descriptors,
     environ,
+    gvisor,
     landlock,
     loopback,
     namespaces,
@@ -29,10 +31,12 @@ from . import (
     scratch,
     seccomp,
     session,
+    some_namespaces,
+    unprivileged,
 )
 from .context import Context
 
-__all__ = ["APPLY", "PREPARE", "PROBE", "Context"]
+__all__ = ["APPLY", "INSIDE_GVISOR", "OUTER", "PREPARE", "PROBE", "Context", "checks"]
 
 _LAYERS = (
     session,
@@ -52,8 +56,34 @@ _LAYERS = (
     capabilities,
 )
 
+_OUTER = (bwrap, gvisor)
+_INSIDE_GVISOR = (
+    session,
+    descriptors,
+    environ,
+    randomness,
+    rlimits,
+    no_new_privs,
+    seccomp,
+    capabilities,
+    unprivileged,
+    some_namespaces,
+)
+
 APPLY: Mapping[str, Callable[[Mapping[str, Any], Context], None]] = {
-    layer.NAME: layer.apply for layer in _LAYERS
+    layer.NAME: layer.apply for layer in (*_LAYERS, *_INSIDE_GVISOR, *_OUTER)
 }
 PROBE: Mapping[str, Callable[[], str]] = {layer.NAME: layer.probe for layer in _LAYERS}
 PREPARE: Mapping[str, Callable[[Mapping[str, Any]], None]] = {seccomp.NAME: seccomp.prepare}
+OUTER: Mapping[str, Callable[[], str]] = {layer.NAME: layer.probe for layer in _OUTER}
+"""Of the outer tiers, each called like its tier. They start programs of others: not in no time."""
+
+INSIDE_GVISOR: Mapping[str, Callable[[], str]] = {
+    layer.NAME: layer.probe for layer in _INSIDE_GVISOR
+}
+"""What the tier `gvisor` needs of gVisor's kernel; `gvisor.probe` tries them in there."""
+
+
+def checks(tier: str) -> Mapping[str, Callable[[], str]]:
+    """What to probe for a tier."""
+    return {**PROBE, tier: OUTER[tier]} if tier in OUTER else PROBE

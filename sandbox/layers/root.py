@@ -76,11 +76,11 @@ def layout(paths: Iterable[str]) -> Layout:
             resolved = _resolve(path, links)
             if os.path.exists(resolved):
                 real.add(resolved)
-    mounts = [path for path in sorted(real) if not any(_is_below(path, other) for other in real)]
+    mounts = [path for path in sorted(real) if not any(is_below(path, other) for other in real)]
     outside = {
         link: target
         for link, target in links.items()
-        if not any(_is_below(link, mounted) for mounted in mounts)
+        if not any(is_below(link, mounted) for mounted in mounts)
     }
     return Layout(tuple(mounts), outside)
 
@@ -121,7 +121,7 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
     for path, text in _FILES.items():
         Path(_in_root(path)).write_text(text, encoding="utf-8")  # at hand, in every version
     for link, target in {**_LINKS, **wanted.links}.items():
-        if any(_is_below(path, link) for path in wanted.mounts):
+        if any(is_below(path, link) for path in wanted.mounts):
             continue  # /tmp, where the project lies in it: a folder, then, and read-only
         os.makedirs(os.path.dirname(_in_root(link)), 0o755, exist_ok=True)
         os.symlink(target, _in_root(link))
@@ -147,14 +147,14 @@ def _covered(hidden: Iterable[str], mounts: Mapping[str, str]) -> list[str]:
         os.path.normpath(os.path.join(inside, os.path.relpath(path, outside)))
         for path in real
         for inside, outside in trees.items()
-        if path == outside or _is_below(path, outside)
+        if path == outside or is_below(path, outside)
     ]
 
 
 def _in_the_way(inside: str, wanted: Layout) -> str:
     """The path that is shown at, above or below `inside`; "" where there is none."""
     for path in (*wanted.mounts, *_LINKS, *wanted.links):
-        if path == inside or _is_below(path, inside) or _is_below(inside, path):
+        if path == inside or is_below(path, inside) or is_below(inside, path):
             return path
     return ""
 
@@ -196,5 +196,5 @@ def _resolve(path: str, links: dict[str, str]) -> str:
     return at
 
 
-def _is_below(path: str, folder: str) -> bool:
+def is_below(path: str, folder: str) -> bool:
     return path != folder and path.startswith(folder.rstrip("/") + "/")

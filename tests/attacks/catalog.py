@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-TIERS = ("namespaces", "process")
+TIERS = ("namespaces", "process", "bwrap")
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ def open_(says: str) -> End:
 
 
 def row(number: str, title: str, namespaces: End, process: End | None = None) -> Attack:
-    """The same end in both tiers, unless there are two."""
-    return Attack(number, title, {"namespaces": namespaces, "process": process or namespaces})
+    """The same end in all tiers, unless there are two. In `bwrap` the tier `namespaces` runs."""
+    ends = {"namespaces": namespaces, "process": process or namespaces, "bwrap": namespaces}
+    return Attack(number, title, ends)
 
 
 def limited(attack: Attack, wall_s: float | None = None, **limits: int) -> Attack:
@@ -69,7 +70,7 @@ def limited(attack: Attack, wall_s: float | None = None, **limits: int) -> Attac
 
 def grouped(attack: Attack, namespaces: End | None, process: End | None = None) -> Attack:
     """The ends where there are cgroups; None: the same as without."""
-    ends = {"namespaces": namespaces, "process": process}
+    ends = {"namespaces": namespaces, "process": process, "bwrap": namespaces}
     return dataclasses.replace(
         attack, grouped={tier: end for tier, end in ends.items() if end is not None}
     )
@@ -180,7 +181,7 @@ PROCESSES = (
         row(
             "21",
             "a fork bomb",
-            stopped("limit of processes", "EAGAIN"),
+            stopped("limit of processes, or of memory", "EAGAIN MEMORY_LIMIT"),
             open_("Processes are not limited in number; all are killed when the run ends."),
         ),
         namespaces=None,

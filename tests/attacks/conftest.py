@@ -25,13 +25,14 @@ import pytest
 import areal_sub
 from areal_sub.workflow import GRADER_TARGET, GRADER_VARIABLE
 from sandbox import ChildReport, Ending, Limits, SandboxSpec, Zygote
+from sandbox.layers import OUTER, PROBE
 from sandbox.layers.environ import allowed
 from sandbox.probe import Probe, probe
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))  # for `catalog`, which `write_table.py` reads, too
 
-TIERS = ("namespaces", "process")
+TIERS = ("namespaces", "process", "bwrap")
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
 MIB = 2**20
 LIMITS = {
@@ -294,13 +295,15 @@ class Stage:
 
 @pytest.fixture(scope="session")
 def probed() -> Probe:
-    return probe()
+    return probe({**PROBE, **OUTER})
 
 
 @pytest.fixture(scope="module", params=TIERS)
 def stage(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, probed: Probe
 ) -> Iterator[Stage]:
+    if reason := probed.layers.get(request.param, ""):
+        pytest.skip(f"the tier {request.param} is not to be had here: {reason}")
     # The interpreter that the tests' environment was made from: no SDK in it.
     python = str(getattr(sys, "_base_executable", sys.executable))
     stage = Stage(request.param, tmp_path_factory.mktemp("attacks"), probed, python)

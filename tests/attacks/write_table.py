@@ -15,18 +15,18 @@ BEGIN, END = "<!-- attacks:begin -->", "<!-- attacks:end -->"
 
 def table() -> str:
     """Markdown."""
-    lines = ["| # | Attack | `namespaces` | `process` |", "|--|--|--|--|"]
-    cells = [(attack.line, _cells(attack)) for attack in ATTACKS]
+    heads = ["#", "Attack", *(f"`{tier}`" for tier in TIERS)]
+    lines = [f"| {' | '.join(heads)} |", "|--" * len(heads) + "|"]
+    cells: list[tuple[int, tuple[str, ...]]] = [(attack.line, _cells(attack)) for attack in ATTACKS]
     for numbers, where in ELSEWHERE.items():
-        cells.append((int(numbers.partition("-")[0]), (numbers, where, "—", "—")))
+        cells.append((int(numbers.partition("-")[0]), (numbers, where, *("—" for _ in TIERS))))
     lines += [f"| {' | '.join(each)} |" for _, each in sorted(cells, key=lambda each: each[0])]
     return "\n".join(lines)
 
 
-def _cells(attack: Attack) -> tuple[str, str, str, str]:
+def _cells(attack: Attack) -> tuple[str, ...]:
     number = attack.number.lstrip("0")
-    ends = (_both(attack, tier) for tier in TIERS)
-    return (number, attack.title, *ends)  # type: ignore[return-value]
+    return (number, attack.title, *(_both(attack, tier) for tier in TIERS))
 
 
 def _both(attack: Attack, tier: str) -> str:

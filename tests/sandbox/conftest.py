@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from sandbox import ChildReport, Limits, SandboxSpec, Zygote
+from sandbox.layers import OUTER, PROBE
 from sandbox.layers.environ import allowed
 from sandbox.probe import Probe, probe
 
@@ -31,14 +32,18 @@ def bare_python() -> str:
 
 @pytest.fixture(scope="session")
 def probed() -> Probe:
-    return probe()
+    return probe({**PROBE, **OUTER})
 
 
 class Lab:
     """A loop and a zygote that runs `acts:act`, for all tests of a module."""
 
     def __init__(self, folder: Path, probed: Probe, python: str, tier: str) -> None:
-        self.tier = tier
+        self.outer = tier if tier in OUTER else ""
+        self.tier = "namespaces" if tier == "bwrap" else tier
+        """What children see; an outer tier shows what the one within does."""
+        self.num_outer = 1 if tier == "bwrap" else 0
+        """Processes between the one that was started and the keeper."""
         self.folder = folder
         self.probed = probed
         self.python = python
@@ -69,7 +74,7 @@ class Lab:
         options.setdefault("python", self.python)
         options.setdefault("python_path", [str(AGENTS)])
         return await Zygote.start(
-            SandboxSpec(tier=self.tier, env=allowed(os.environ), **spec),
+            SandboxSpec(tier=self.outer or self.tier, env=allowed(os.environ), **spec),
             self.probed,
             folder=self.folder / f"zygote-{next(self._numbers)}",
             target=target,
@@ -86,13 +91,15 @@ class Lab:
         self.runner.close()
 
 
-@pytest.fixture(scope="module", params=["process", "namespaces"])
+@pytest.fixture(scope="module", params=["process", "namespaces", "bwrap"])
 def lab(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     probed: Probe,
     bare_python: str,
 ) -> Iterator[Lab]:
+    if reason := probed.layers.get(request.param, ""):
+        pytest.skip(f"the tier {request.param} is not to be had here: {reason}")
     lab = Lab(tmp_path_factory.mktemp("lab"), probed, bare_python, request.param)
     yield lab
     lab.close()

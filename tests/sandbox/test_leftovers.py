@@ -16,6 +16,7 @@ import pytest
 from sandbox import ChildReport, Ending, ZygoteFailed, run
 from sandbox.folders import PARTS, make_private, remove_tree
 from sandbox.layers import landlock
+from sandbox.probe import Probe
 
 AGENTS = Path(__file__).parent / "agents"
 Below = Callable[..., list[psutil.Process]]
@@ -139,7 +140,7 @@ def test_an_init_that_does_not_obey_costs_the_zygote_and_nothing_else(
     report, family = lab.run(go())
     assert report.ending is Ending.TIMEOUT
     # (keeper,) zygote, init, agent, daemon
-    assert len(family) == {"process": 4, "namespaces": 5}[lab.tier]
+    assert len(family) == {"process": 4, "namespaces": 5}[lab.tier] + lab.num_outer
     assert not [process for process in family if process.is_running()]
     assert daemons.pids() == []
 
@@ -189,11 +190,12 @@ HOST = """
 import asyncio, os, sys
 from pathlib import Path
 from sandbox import SandboxSpec, Zygote
+from sandbox.layers import checks
 from sandbox.probe import probe
 
 async def main():
     zygote = await Zygote.start(
-        SandboxSpec(tier=sys.argv[3], env={"PATH": os.environ["PATH"]}), probe(),
+        SandboxSpec(tier=sys.argv[3], env={"PATH": os.environ["PATH"]}), probe(checks(sys.argv[3])),
         folder=Path(sys.argv[1]) / "zygote", target="acts:act", python_path=[sys.argv[2]],
         timeout_s=30)
     await zygote.run({"do": "daemon_and_hang", "name": sys.argv[4]})
@@ -202,10 +204,18 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("tier", ["process", "namespaces"])
+@pytest.mark.parametrize("tier", ["process", "namespaces", "bwrap"])
 def test_the_death_of_the_host_ends_everything(
-    bare_python: str, tier: str, tmp_path: Path, daemons: Any, below: Below, eventually: Eventually
+    bare_python: str,
+    probed: Probe,
+    tier: str,
+    tmp_path: Path,
+    daemons: Any,
+    below: Below,
+    eventually: Eventually,
 ) -> None:
+    if reason := probed.layers.get(tier, ""):
+        pytest.skip(f"the tier {tier} is not to be had here: {reason}")
     root = Path(__file__).parents[2]
     arguments = [str(tmp_path), str(AGENTS), tier, daemons.name]
     host = subprocess.Popen([bare_python, "-c", HOST, *arguments], cwd=root)
@@ -214,8 +224,8 @@ def test_the_death_of_the_host_ends_everything(
         family = below(host.pid)
         (daemon,) = daemons.pids()
         assert daemon in [process.pid for process in family], "still a descendant: of its init"
-        # guardian, (keeper,) zygote, init, agent, daemon
-        assert len(family) == {"process": 5, "namespaces": 6}[tier]
+        # (bwrap,) guardian, (keeper,) zygote, init, agent, daemon
+        assert len(family) == {"process": 5, "namespaces": 6, "bwrap": 7}[tier]
     finally:
         host.kill()
         host.wait()

@@ -46,7 +46,7 @@ def test_a_spec_goes_to_json_and_back() -> None:
         ("[]", "must be a JSON object"),
         ("{", "not JSON"),
         ('{"teir": "process"}', "no field 'teir'"),
-        ('{"tier": "gvisor"}', "unknown sandbox tier 'gvisor'"),
+        ('{"tier": "docker"}', "unknown sandbox tier 'docker'"),
         ('{"limits": {"wall": 1}}', "limits has no field 'wall'"),
         ('{"limits": {"cpu_s": 0}}', "limits.cpu_s"),
         ('{"limits": {"cpu_s": 1.5}}', "limits.cpu_s"),
@@ -232,7 +232,8 @@ def test_an_allowlist_adds_a_listener_a_sealed_proxy_and_where_it_is() -> None:
     taken = plan(dataclasses.replace(spec, port=3128), ALL)
     assert Step("loopback", {"ports": [3128, 3129]}) in taken.cell
     assert "http://127.0.0.1:3129" in str(taken.child)
-    for tier, probed in (("process", ALL), ("auto", Probe({**ALL.layers, "namespaces": "no"}))):
+    no_namespaces = Probe({**ALL.layers, "namespaces": "no"})
+    for tier, probed in (("process", ALL), ("auto", no_namespaces), ("gvisor", ALL)):
         with pytest.raises(PlanError, match=r"api\.example\.com:443.* takes the tier 'namespaces'"):
             plan(dataclasses.replace(spec, tier=tier, mounts={}), probed)
 
@@ -241,7 +242,7 @@ def test_mounts_need_a_root_of_their_own() -> None:
     spec = SandboxSpec(mounts={"/data": "/srv"})
     assert plan(spec, ALL).tier == "namespaces"
     no_namespaces = Probe({**ALL.layers, "namespaces": "refused"}, landlock_abi=7)
-    for tier, probed in (("process", ALL), ("auto", no_namespaces)):
+    for tier, probed in (("process", ALL), ("auto", no_namespaces), ("gvisor", ALL)):
         with pytest.raises(PlanError, match="mounts need a root"):
             plan(dataclasses.replace(spec, tier=tier), probed)
 

@@ -102,7 +102,7 @@ def test_closing_leaves_nothing_of_the_reserve(
         async with reserved(lab, below, eventually) as zygote:
             family = below(zygote.guardian_pid)
             # (keeper,) zygote, and an init and an agent of each
-            assert len(family) == {"process": 5, "namespaces": 6}[lab.tier]
+            assert len(family) == {"process": 5, "namespaces": 6}[lab.tier] + lab.num_outer
             return family
 
     lab.do("number")  # what is opened once is open
