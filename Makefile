@@ -16,7 +16,7 @@ ALL_EXTRAS := train data gguf dev
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-smollm2 test test-families test-attacks test-agents lint format bench bench-spawn \
-	bench-proxy bench-constrained soak docs constraints clean
+	bench-proxy bench-constrained bench-journal soak docs constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,10 @@ soak:  ## 10,000 children in sequence, 500 at once, a killed caller: does anythi
 bench:  ## Compare ways of running agents: wall time and CPU of 256 rollouts
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.rollouts $(ARGS)
+
+bench-journal:  ## What recording a rollout costs, by journal.fsync, and reading it back
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.journal $(ARGS)
 
 bench-constrained:  ## Tokens per second of the embedded engine with and without a grammar
 	$(INSTALL) $(ALL_EXTRAS)

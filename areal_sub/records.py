@@ -192,6 +192,19 @@ class OpenRecord(_Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntentRecord(_Record):
+    """A turn is about to be asked of the engine. Its turn record follows, unless not one token of
+    it came: then nothing of it can be trained."""
+
+    KIND: ClassVar[str] = "intent"
+
+    rollout_id: str
+    turn_id: str
+    num_prompt_tokens: int
+    asked_at: float  # Unix time, s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TurnRecord(_Record):
     """One captured model call.
 
@@ -263,10 +276,10 @@ class EndRecord(_Record):
     """What looks like cheating → how often; see `proxy/tampering.py`."""
 
 
-TrajectoryRecord = OpenRecord | TurnRecord | EndRecord
+TrajectoryRecord = OpenRecord | IntentRecord | TurnRecord | EndRecord
 
-_KINDS: dict[str, type[OpenRecord] | type[TurnRecord] | type[EndRecord]] = {
-    cls.KIND: cls for cls in (OpenRecord, TurnRecord, EndRecord)
+_KINDS: dict[str, type[TrajectoryRecord]] = {
+    cls.KIND: cls for cls in (OpenRecord, IntentRecord, TurnRecord, EndRecord)
 }
 
 

@@ -410,6 +410,22 @@ class SaverConfig(FrequencyConfig):
     """Checkpoints kept beside the final one."""
 
 
+class JournalConfig(Section):
+    """The record of all rollouts; see `docs/wire-format.md`."""
+
+    segment_bytes: Positive = 64 * 2**20
+    """A file of it is closed, and the next begun, at this size."""
+    retain_bytes: Positive | None = None
+    """Its oldest files are removed above this size, once all rollouts in them are done with; null:
+    none is. `areal-sub inspect` then tells of those rollouts only what became of them."""
+    retain_age_s: PositiveFloat | None = None
+    """The same for files that were last written to so long ago."""
+    fsync: Literal["never", "end", "always"] = "never"
+    """When records are safe from a power cut (a process's death harms none): when the kernel writes
+    them out, when a rollout's end is acknowledged, or each at once. What it costs is in
+    `docs/wire-format.md`."""
+
+
 class RecoverConfig(FrequencyConfig):
     mode: Literal["disabled", "auto"] = "disabled"
     """`auto`: go on from the last recovery point of this experiment and trial, if there is one."""
@@ -451,6 +467,7 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     train_dataset: DatasetConfig | None = None
     valid_dataset: DatasetConfig | None = None
+    journal: JournalConfig = JournalConfig()
     saver: SaverConfig = SaverConfig()
     recover: RecoverConfig = RecoverConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()

@@ -75,6 +75,7 @@ def as_json(judgement: Judgement) -> dict[str, Any]:
         "reward": reward_of(end),
         "num_turns": log.num_turns,
         "num_sampled_tokens": log.num_sampled_tokens,
+        "num_unanswered": len(log.unanswered),
         "num_trained_tokens": decision.num_trained_tokens if decision else 0,
         "num_uncertified_tokens": decision.num_uncertified_tokens if decision else 0,
         "forks": {str(fork): n for fork, n in log.forks.items() if fork not in _PLAIN_FORKS},

@@ -96,6 +96,7 @@ def inspected_json(found: Inspected, decoder: Decoder, *, tokens: bool) -> dict[
     if found.ended:
         row |= {name: getattr(end, name) for name in ("traceback", "stdout_tail", "stderr_tail")}
         row |= {"num_rejected_calls": end.num_rejected_calls, "cpu_s": end.cpu_s}
+    row["unanswered"] = list(found.judgement.rollout.unanswered)
     row["turns"] = [
         {
             "turn_id": turn.turn_id,
@@ -188,6 +189,10 @@ def _say_facts(console: Console, found: Inspected) -> None:
     ]
     if judgement.reason and outcome == "completed":
         facts.insert(4, ("", reason))
+    if unanswered := judgement.rollout.unanswered:
+        facts.append(
+            ("unanswered", f"{', '.join(unanswered)}: asked of the engine, and no token came")
+        )
     if row["staleness"] is not None:
         facts.append(("staleness", str(row["staleness"])))
     if row["wall_s"] is not None:

@@ -19,7 +19,7 @@ from areal_sub.proxy.transcript import Transcript
 from areal_sub.proxy.turns import Turns
 from areal_sub.records import EndRecord, OpenRecord, Outcome
 from areal_sub.rpc import Handler, Params
-from areal_sub.trajectory.journal import HEADER_BYTES, Journal
+from areal_sub.trajectory.journal import Journal
 
 
 class Control:
@@ -51,6 +51,7 @@ class Control:
             "stop_rollout": self.stop_rollout,
             "end_rollout": self.end_rollout,
             "subscribe": self.subscribe,
+            "acknowledge": self.acknowledge,
             "stats": self.stats,
         }
 
@@ -99,8 +100,13 @@ class Control:
         return {"outcome": record.outcome, "num_turns": record.num_turns}
 
     async def subscribe(self, params: Params) -> AsyncIterator[dict[str, Any]]:
-        async for offset, records in self._journal.follow(params.get("offset") or HEADER_BYTES):
+        async for offset, records in self._journal.follow(params.get("offset", 0)):
             yield {"offset": offset, "records": records}
+
+    async def acknowledge(self, params: Params) -> dict[str, Any]:
+        """The reader has done with all rollouts whose records begin before `offset`."""
+        self._journal.acknowledge(params["offset"])
+        return {}
 
     async def stats(self, params: Params) -> dict[str, Any]:
         turns, sessions = self._turns, self._sessions

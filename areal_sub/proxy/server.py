@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sessions
 from areal_sub.proxy.turns import Turns
 from areal_sub.rpc import Server
-from areal_sub.trajectory.journal import Journal
+from areal_sub.trajectory.journal import Journal, JournalPolicy
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Settings:
     tool_call_parser: str
     reasoning_parser: str
     request_timeout_s: float
+    journal: dict[str, Any] = field(default_factory=dict)  # `JournalPolicy`
 
 
 async def main(settings: dict[str, Any]) -> None:
@@ -73,7 +74,7 @@ async def serving(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
     )
     log.info("answers are read as %s", renderer.format.name)
     async with contextlib.AsyncExitStack() as cleanup:
-        journal = Journal(Path(settings.journal_path))
+        journal = Journal(Path(settings.journal_path), JournalPolicy(**settings.journal))
         cleanup.callback(journal.close)
         engine = await EngineClient.connect(Path(settings.engine_path), timeout_s=ENGINE_TIMEOUT_S)
         cleanup.push_async_callback(engine.close)

@@ -2,7 +2,8 @@
 
 Owns `Turns`. Invariants: a choice's turn is recorded before the agent can have seen its end, so a
 turn's parent is always recorded before it; whatever was sampled is recorded, also where the agent
-hung up or the rollout ended (`finish_reason` "aborted"), unless not one token arrived. A reader
+hung up or the rollout ended (`finish_reason` "aborted"), unless not one token arrived; what is
+asked of the engine is recorded before it (`IntentRecord`). A reader
 that does not read delays nobody: sampling runs on, and what it gives is merged until it is fetched.
 
 Called by `app.py`, one `prepare` and one `run` per call.
@@ -30,7 +31,15 @@ from areal_sub.proxy.refusals import ContextTooLong, Reason, Refusal, invalid
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sampling, Session, finished
 from areal_sub.proxy.template import RenderError
-from areal_sub.records import Fork, GenerateRequest, Int32Array, TurnRecord, float32, int32
+from areal_sub.records import (
+    Fork,
+    GenerateRequest,
+    Int32Array,
+    IntentRecord,
+    TurnRecord,
+    float32,
+    int32,
+)
 from areal_sub.trajectory.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -276,6 +285,14 @@ class Turns:
         sampled = self._sampled(prepared)
         delta = Delta()
         try:
+            self._journal.append(
+                IntentRecord(
+                    rollout_id=prepared.session.rollout_id,
+                    turn_id=turn_id,
+                    num_prompt_tokens=prepared.prompt.num_tokens,
+                    asked_at=time.time(),
+                )
+            )
             try:
                 async for delta in self._sample(prepared, sampled):
                     if sampled.finish_reason is None:

@@ -236,6 +236,7 @@ def _proxy_settings(
         "listeners_path": str(sockets["listeners"]),
         "engine_path": str(sockets["engine"]),
         "journal_path": str(journal),
+        "journal": config.journal.model_dump(),
         "tokenizer_path": tokenizer_path,
         "chat_template": config.rollout.openai.chat_template,
         "tool_call_parser": config.rollout.openai.tool_call_parser,

@@ -68,9 +68,11 @@ def judge_run(attempts: Sequence[AttemptLog]) -> list[Judgement]:
 def account(attempts: Sequence[AttemptLog], judgements: Sequence[Judgement]) -> Accounting:
     """`judgements`: of `attempts`, by `judge_run`."""
     counts = Counter(judgement.label for judgement in judgements)
+    retired = [record for attempt in attempts for record in attempt.retired]
+    counts.update(str(record.fate) for record in retired)
     trained = {str(Fate.TRAINED): counts.pop(Fate.TRAINED, 0)}
     return Accounting(
-        num_started=sum(len(attempt.rollouts) for attempt in attempts),
+        num_started=sum(len(attempt.rollouts) for attempt in attempts) + len(retired),
         fates=trained | dict(counts.most_common()),
         problems=tuple(_problems(attempts, judgements)),
     )

@@ -12,25 +12,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from areal_sub.errors import RecordError
 from areal_sub.records import (
     BeganRecord,
     ClosedRecord,
     EndRecord,
+    Fate,
     FateRecord,
     Fork,
-    LedgerRecord,
+    IntentRecord,
     OpenRecord,
     TrajectoryRecord,
     TurnRecord,
     decode_ledger_record,
     decode_record,
 )
-from areal_sub.trajectory.journal import HEADER_BYTES, has_writer, read_journal
+from areal_sub.trajectory.journal import has_writer, journal_begin, read_journal
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +47,8 @@ class RolloutLog:
     num_sampled_tokens: int = 0
     forks: Counter[Fork] = field(default_factory=Counter)
     decisions: list[FateRecord] = field(default_factory=list)
+    unanswered: dict[str, None] = field(default_factory=dict)
+    """Ids of turns that an engine was asked for and that never came: no token of them is there."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,6 +62,8 @@ class AttemptLog:
     closed: ClosedRecord | None = None
     rollouts: dict[str, RolloutLog] = field(default_factory=dict)  # in order of opening
     strays: list[FateRecord] = field(default_factory=list)  # of rollouts that were never opened
+    retired: list[FateRecord] = field(default_factory=list)
+    """Of rollouts whose records were removed from the journal (`journal.retain_bytes`)."""
     damage: list[str] = field(default_factory=list)  # what could not be read
 
 
@@ -69,13 +77,17 @@ def _read_attempt(journals: Path, number: int) -> AttemptLog:
     journal, ledger = (journals / f"{number:04d}.{kind}" for kind in ("journal", "ledger"))
     # The ledger is read first: what it decides on has been in the journal for long.
     is_live = ledger.exists() and has_writer(ledger)
-    decided, damage = _records_of_ledger(ledger)
+    damage: list[str] = []
+    decided = list(_decoded(ledger, decode_ledger_record, damage))
     attempt = AttemptLog(number=number, journal=journal, is_live=is_live, damage=damage)
-    try:
-        for record in _records(journal):
-            _take(attempt, record)
-    except RecordError as error:
-        attempt.damage.append(str(error))
+    # What was removed as done with, or cannot be read, leaves records of rollouts without a begin.
+    has_gaps = journal_begin(journal) > 0
+    for record in _decoded(journal, decode_record, damage):
+        if not _take(attempt, record) and not (has_gaps or damage):
+            damage.append(
+                f"journal {journal}: a {record.KIND} record of rollout {record.rollout_id}, "
+                "which was never opened"
+            )
     for entry in decided:
         if isinstance(entry, BeganRecord):
             attempt.began = entry
@@ -83,47 +95,40 @@ def _read_attempt(journals: Path, number: int) -> AttemptLog:
             attempt.closed = entry
         elif entry.rollout_id in attempt.rollouts:
             attempt.rollouts[entry.rollout_id].decisions.append(entry)
+        elif has_gaps and entry.fate is not Fate.UNUSED:
+            attempt.retired.append(entry)
         else:
             attempt.strays.append(entry)
     return attempt
 
 
-def _records_of_ledger(path: Path) -> tuple[list[LedgerRecord], list[str]]:
-    records: list[LedgerRecord] = []
+def _decoded(path: Path, decode: Callable[[bytes], T], damage: list[str]) -> Iterator[T]:
+    """The journal's records. What cannot be read is told to `damage`."""
     try:
-        records.extend(decode_ledger_record(raw) for raw in _payloads(path))
+        for _, raw in read_journal(path, damage=damage):
+            yield decode(raw)
     except RecordError as error:
-        return records, [str(error)]
-    return records, []
+        damage.append(str(error))
 
 
-def _records(path: Path) -> Iterator[TrajectoryRecord]:
-    return (decode_record(raw) for raw in _payloads(path))
-
-
-def _payloads(path: Path) -> Iterator[bytes]:
-    """None of a file that is not there, or that its writer has only just made."""
-    if path.exists() and path.stat().st_size >= HEADER_BYTES:
-        for _, raw in read_journal(path):
-            yield raw
-
-
-def _take(attempt: AttemptLog, record: TrajectoryRecord) -> None:
+def _take(attempt: AttemptLog, record: TrajectoryRecord) -> bool:
+    """Whether the record's rollout is known."""
     if isinstance(record, OpenRecord):
         attempt.rollouts[record.rollout_id] = RolloutLog(opened=record)
-        return
+        return True
     log = attempt.rollouts.get(record.rollout_id)
     if log is None:
-        raise RecordError(
-            f"journal {attempt.journal}: a {record.KIND} record of rollout {record.rollout_id}, "
-            "which was never opened"
-        )
-    if isinstance(record, TurnRecord):
+        return False
+    if isinstance(record, IntentRecord):
+        log.unanswered[record.turn_id] = None
+    elif isinstance(record, TurnRecord):
+        log.unanswered.pop(record.turn_id, None)
         log.num_turns += 1
         log.num_sampled_tokens += len(record.token_ids)
         log.forks[record.fork] += 1
     else:
         log.end = dataclasses.replace(record, traceback="", stdout_tail="", stderr_tail="")
+    return True
 
 
 def read_rollout(
@@ -135,8 +140,9 @@ def read_rollout(
     """
     opened: OpenRecord | None = None
     turns: list[TurnRecord] = []
-    for record in _records(journal):
-        if record.rollout_id != rollout_id:
+    damage: list[str] = []
+    for record in _decoded(journal, decode_record, damage):
+        if record.rollout_id != rollout_id or isinstance(record, IntentRecord):
             continue
         if isinstance(record, OpenRecord):
             opened = record
@@ -144,6 +150,8 @@ def read_rollout(
             turns.append(record)
         elif opened is not None:
             return opened, turns, record
+    if damage:
+        raise RecordError(damage[0])
     if opened is None:
         raise RecordError(f"journal {journal}: there is no rollout {rollout_id}")
     return opened, turns, None

@@ -10,7 +10,13 @@ from __future__ import annotations
 import asyncio
 
 from areal_sub.errors import DeadlineExceeded, PeerGone
-from areal_sub.records import EndRecord, OpenRecord, TurnRecord, decode_record
+from areal_sub.records import (
+    IntentRecord,
+    OpenRecord,
+    TrajectoryRecord,
+    TurnRecord,
+    decode_record,
+)
 from areal_sub.rpc import Client
 from areal_sub.trajectory.tree import Trajectory
 
@@ -41,7 +47,9 @@ class TrajectoryStream:
                     future.exception()  # whoever awaits it still gets it; nobody may be left to
             raise
 
-    def _take(self, record: OpenRecord | TurnRecord | EndRecord) -> None:
+    def _take(self, record: TrajectoryRecord) -> None:
+        if isinstance(record, IntentRecord):
+            return  # whether it was answered is for those to ask who read the journal
         if record.rollout_id not in self._awaited:
             self.num_unexpected += 1
         elif isinstance(record, OpenRecord):

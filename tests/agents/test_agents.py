@@ -80,7 +80,7 @@ def test_an_agent_trains_token_exactly(
 def journal_of(run: Run) -> tuple[dict[str, OpenRecord], list[TurnRecord], list[EndRecord]]:
     records = [
         decode_record(raw)
-        for path in (run.root / "journal").iterdir()
+        for path in (run.root / "journal").glob("*.journal")
         for _, raw in read_journal(path)
     ]
     opened = {each.rollout_id: each for each in records if isinstance(each, OpenRecord)}

@@ -18,7 +18,7 @@ from tokenizers.models import WordLevel
 from areal_sub.cli import run
 from areal_sub.inspection.text import escaped
 from areal_sub.records import ClosedRecord, Fate, Outcome
-from areal_sub.trajectory.journal import Journal
+from areal_sub.trajectory.journal import Journal, segment_files
 
 HOSTILE = "\x1b]0;owned\x07 [red]\u202e\nnext"
 WORDS = ["[UNK]", "<user>", "two", "\x1b[2J", "four", "five", "six", "seven", "eight", "nine"]
@@ -110,7 +110,8 @@ def test_a_json_line_holds_what_the_table_shows(
         "rollout_id": "g0-0", "attempt": 1, "group_id": "g", "task_id": "t", "agent": "",
         "split": "train",
         "outcome": "completed", "fate": "trained", "reason": "", "error": "", "step": 1,
-        "reward": 1.0, "num_turns": 3, "num_sampled_tokens": 6, "num_trained_tokens": 6,
+        "reward": 1.0, "num_turns": 3, "num_sampled_tokens": 6,
+        "num_unanswered": 0, "num_trained_tokens": 6,
         "num_uncertified_tokens": 0, "forks": {"history_edited": 1}, "staleness": 0,
         "policy_version": 0, "opened_at": 0.0, "wall_s": 2.0,
     }  # fmt: skip
@@ -208,8 +209,8 @@ def test_a_run_that_goes_on_an_empty_one_and_a_torn_tail(
     ledger = Journal(journals / "0001.ledger")
     ledger.append(began())
     write(journals / "0001.journal", [opened("r"), *turns(), opened("s"), end("s", num_turns=0)])
-    with (journals / "0001.journal").open("ab") as journal:
-        journal.write(b"\x09\0\0\0torn")
+    with segment_files(journals / "0001.journal")[-1].open("ab") as journal:
+        journal.write(b"\xa5\x1e\xf7\x0a\x09\0\0\0torn")
     assert [row["fate"] for row in lines(capsys)] == ["running", "waiting"]
     (one,) = lines(capsys, "r")
     assert [turn["why"] for turn in one["turns"]] == ["running"] * 3
@@ -220,7 +221,7 @@ def test_a_run_that_goes_on_an_empty_one_and_a_torn_tail(
 def test_a_damaged_journal_is_shown_up_to_the_damage(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    journal = folder / "journal" / "0001.journal"
+    (journal,) = segment_files(folder / "journal" / "0001.journal")
     raw = journal.read_bytes()
     at = raw.rindex(b"g1-0", 0, len(raw) // 2 * 2 - 600)
     journal.write_bytes(raw[:at] + b"?" + raw[at + 1 :])

@@ -25,6 +25,7 @@ from areal_sub.records import (
     EngineInfo,
     GenerateChunk,
     GenerateRequest,
+    IntentRecord,
     TrajectoryRecord,
     TurnRecord,
     decode_record,
@@ -321,7 +322,9 @@ class Rollout:
 
     def trajectory(self) -> Trajectory:
         opened, *turns, end = [
-            record for record in self.proxy.records() if record.rollout_id == self.rollout_id
+            record
+            for record in self.proxy.records()
+            if record.rollout_id == self.rollout_id and not isinstance(record, IntentRecord)
         ]
         return Trajectory.build(opened, turns, end)  # type: ignore[arg-type]
 

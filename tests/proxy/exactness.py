@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from areal_sub.proxy.sessions import Sampling, Session
 from areal_sub.proxy.turns import Turns
-from areal_sub.records import Fork, GenerateChunk, GenerateRequest, TurnRecord, decode_record
+from areal_sub.records import (
+    Fork,
+    GenerateChunk,
+    GenerateRequest,
+    IntentRecord,
+    TurnRecord,
+    decode_record,
+)
 from areal_sub.trajectory.journal import Journal, read_journal
 
 # What a policy may say: text, calls, half calls, control tokens as text and as tokens, bad UTF-8.
@@ -66,11 +73,13 @@ def make_session(max_new_tokens: int = 40) -> Session:
 
 
 def check(path: Path, engine: Any) -> None:
-    turns = [decode_record(raw) for _, raw in read_journal(path)]
+    records = [decode_record(raw) for _, raw in read_journal(path)]
+    turns = [record for record in records if isinstance(record, TurnRecord)]
+    asked = [record.turn_id for record in records if isinstance(record, IntentRecord)]
+    assert {turn.turn_id for turn in turns} <= set(asked) and len(asked) == len(set(asked))
     sequences: dict[str | None, list[int]] = {None: []}
     recorded = []
     for turn in turns:
-        assert isinstance(turn, TurnRecord)
         prompt = sequences[turn.parent_turn_id] + turn.context_token_ids.tolist()
         assert len(prompt) == turn.num_prompt_tokens
         sequences[turn.turn_id] = prompt + turn.token_ids.tolist()

@@ -74,10 +74,10 @@ def test_a_proxy_process(engine_alone: Any, tmp_path: Path, ending: str) -> None
             kinds: list[str] = []
             async for item in items:
                 kinds += [decode_record(raw).KIND for raw in item["records"]]
-                if len(kinds) == 2:
+                if len(kinds) == 3:
                     break
             await items.aclose()
-            assert kinds == ["open", "turn"]
+            assert kinds == ["open", "intent", "turn"]
             if ending == "lifeline":
                 process.stdin.close()
             else:
@@ -89,7 +89,7 @@ def test_a_proxy_process(engine_alone: Any, tmp_path: Path, ending: str) -> None
             errors = (await process.stderr.read()).decode()
             assert "Traceback" not in errors
             assert "Warning" not in errors
-            assert len(list(read_journal(Path(settings["journal_path"])))) == 2
+            assert len(list(read_journal(Path(settings["journal_path"])))) == 3
 
     asyncio.run(asyncio.wait_for(work(), 60))
 

@@ -17,6 +17,7 @@ from areal_sub.records import (
     Fate,
     FateRecord,
     Fork,
+    IntentRecord,
     LedgerRecord,
     OpenRecord,
     Outcome,
@@ -26,7 +27,7 @@ from areal_sub.records import (
     int32,
 )
 from areal_sub.trajectory.accounting import Accounting, account, judge_run
-from areal_sub.trajectory.journal import Journal
+from areal_sub.trajectory.journal import Journal, JournalPolicy, segment_files
 from areal_sub.trajectory.run_log import RolloutLog, read_rollout, read_run
 
 DONE = ClosedRecord(ended="done", error="", closed_at=0.0)
@@ -212,19 +213,53 @@ def test_what_does_not_add_up_is_named(
 
 def test_torn_tails_are_read_up_to_them_and_damage_is_told(tmp_path: Path) -> None:
     write(tmp_path, [*rollout("r"), opened("s")], [began(), decided("r", Fate.TRAINED, 1)])
-    journal = tmp_path / "0001.journal"
+    (journal,) = segment_files(tmp_path / "0001.journal")
     whole = journal.read_bytes()
     journal.write_bytes(whole[:-3])
-    ledger = tmp_path / "0001.ledger"
+    (ledger,) = segment_files(tmp_path / "0001.ledger")
     ledger.write_bytes(ledger.read_bytes() + b"\x05\0")
     assert fates(tmp_path) == {"1/r": "trained"}
     assert sums(tmp_path).problems == ()
-    journal.write_bytes(whole[:30] + b"\xff" + whole[31:])
+    journal.write_bytes(whole[:60] + b"\xff" + whole[61:])
     (damage, stray) = sums(tmp_path).problems
     assert "damaged" in damage and "never opened" in stray
 
 
 def test_a_run_that_has_only_begun_is_empty(tmp_path: Path) -> None:
     assert read_run(tmp_path) == []
-    (tmp_path / "0001.journal").write_bytes(b"ASUB")
+    (tmp_path / "0001.journal").mkdir()
+    (tmp_path / "0001.journal" / f"{0:020d}.segment").write_bytes(b"ASUB")
     assert str(sums(tmp_path)) == "0 started = 0 trained"
+
+
+def test_a_call_that_was_never_answered_is_named(tmp_path: Path) -> None:
+    asked = [
+        IntentRecord(rollout_id="r", turn_id=turn_id, num_prompt_tokens=1, asked_at=0.0)
+        for turn_id in ("a", "b")
+    ]
+    write(tmp_path, [opened("r"), *asked, turn("r")], [began()])
+    (attempt,) = read_run(tmp_path)
+    assert list(attempt.rollouts["r"].unanswered) == ["b"]
+    _, turns, end = read_rollout(attempt.journal, "r")
+    assert [t.turn_id for t in turns] == ["a"] and end is None
+
+
+def test_rollouts_that_were_removed_from_the_journal_are_still_accounted_for(
+    tmp_path: Path,
+) -> None:
+    names = [f"r{i}" for i in range(8)]
+    journal = Journal(
+        tmp_path / "0001.journal", JournalPolicy(segment_bytes=1000, retain_bytes=4000)
+    )
+    for name in names:
+        for record in rollout(name):
+            journal.append(record)
+    journal.acknowledge(journal.end)
+    journal.close()
+    ledger = Journal(tmp_path / "0001.ledger")
+    for entry in (began(), *(decided(name, Fate.TRAINED, 1) for name in names), DONE):
+        ledger.append(entry)
+    ledger.close()
+    (attempt,) = read_run(tmp_path)
+    assert 0 < len(attempt.rollouts) < 8 and not attempt.damage
+    assert sums(tmp_path) == Accounting(num_started=8, fates={"trained": 8}, problems=())

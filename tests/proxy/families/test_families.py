@@ -160,16 +160,16 @@ def converse(
                 answer.add(delta)
             conversation.append(answer.message())
         journal.close()
-        records = [decode_record(raw) for _, raw in read_journal(folder / "journal")]
+        decoded = [decode_record(raw) for _, raw in read_journal(folder / "journal")]
+        records = [record for record in decoded if isinstance(record, TurnRecord)]
         sequences: dict[str | None, list[int]] = {None: []}
         asked = zip(records, engine.requests, engine.sampled, strict=True)
         for record, request, sampled in asked:
-            assert isinstance(record, TurnRecord)
             prompt = sequences[record.parent_turn_id] + record.context_token_ids.tolist()
             assert prompt == request.prompt_token_ids.tolist()
             assert record.token_ids.tolist() == sampled[: len(record.token_ids)]
             sequences[record.turn_id] = prompt + record.token_ids.tolist()
-        return records  # type: ignore[return-value]
+        return records
 
     return asyncio.run(asyncio.wait_for(work(), 30))
 
