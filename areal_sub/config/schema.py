@@ -341,7 +341,32 @@ class OptimizerConfig(Section):
 
 class MicroBatchConfig(Section):
     max_tokens_per_mb: Positive = 16384
-    """Padded tokens of one forward pass."""
+    """Tokens of one forward pass, padding included. Samples share rows where the model keeps them
+    apart."""
+
+
+class RejectionSamplingConfig(Section):
+    """Which sampled tokens are too far from the policy before the step, and what is done then. The
+    corrections in use are spelled out in `docs/algorithms.md`."""
+
+    level: Literal["token", "sequence"] = "token"
+    action: Literal["mask", "clamp"] = "mask"
+    """`mask`: they give no gradient; `clamp`: their weight is held to the bounds."""
+    metric: Literal["ratio", "kl_k1", "kl_k2", "kl_k3"] = "ratio"
+    agg: Literal["sum", "mean", "max"] = "mean"
+    """Over the tokens of a sequence; of a ratio, of its logarithm."""
+    upper: PositiveFloat = 5.0
+    lower: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds_are_of_the_metric(self) -> Self:
+        if self.action == "clamp" and self.metric != "ratio":
+            raise ValueError("action=clamp bounds the ratio: set metric=ratio")
+        if self.action == "clamp" and self.level == "sequence" and self.agg == "max":
+            raise ValueError("agg=max only decides, it is no weight to clamp")
+        if self.lower is not None and self.lower >= self.upper:
+            raise ValueError(f"lower={self.lower} is not below upper={self.upper}")
+        return self
 
 
 class ActorConfig(Section):
@@ -362,15 +387,47 @@ class ActorConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     ppo_n_minibatches: Positive = 1
     """Optimizer steps per training batch."""
+    objective: Literal["ppo", "cispo"] = "ppo"
+    """What the ratio does: `ppo` clips the objective, `cispo` clips the weight of each token's
+    gradient; see `docs/algorithms.md`."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """Whose ratio: each token's, or the geometric mean over the sequence (GSPO; then `eps_clip`
+    wants to be some 3e-4)."""
     eps_clip: PositiveFloat = 0.2
     eps_clip_higher: PositiveFloat | None = None
     """Upper clip of the ratio where it differs from `eps_clip` (DAPO's clip-higher)."""
-    adv_norm: Literal["none", "mean", "mean_std"] = "mean_std"
-    """Within the group: subtract the mean, and divide by the standard deviation."""
+    c_clip: Annotated[float, Field(gt=1)] | None = None
+    """Dual clip: largest ratio that counts where the advantage is negative."""
+    adv_norm: Literal["none", "mean", "mean_std", "leave_one_out", "mean_batch_std"] = "mean_std"
+    """Within the group: subtract the mean (Dr. GRPO) and divide by the group's standard deviation
+    (GRPO, `mean_std`) or by the whole batch's (REINFORCE++-baseline, `mean_batch_std`); or subtract
+    the mean of the others (RLOO, `leave_one_out`)."""
+    loss_agg_mode: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    """What weighs the same in the loss: each token, each sequence, or each token by a constant
+    (Dr. GRPO)."""
+    loss_agg_constant: PositiveFloat | None = None
+    """With `loss_agg_mode: constant`: tokens that a sequence is taken to have, such as the most
+    that it may."""
     kl_ctl: NotNegativeFloat = 0.0
-    """Weight of the KL penalty to the reference policy (the k3 estimator); 0: no reference."""
+    """Weight of the KL penalty to the reference policy; 0: no reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     use_decoupled_loss: bool = False
     """Decoupled PPO: ratio against the policy before the step, behaviour policy as a weight."""
+    prox_logp_method: Literal["recompute", "loglinear"] = "recompute"
+    """How the policy before the step is had, with the decoupled loss: by a forward pass, or from
+    sampler's and learner's logprobs by the versions of the tokens."""
+    rejection_sampling: RejectionSamplingConfig | None = None
+    """With the decoupled loss: how that weight is bounded."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.rejection_sampling is not None and not self.use_decoupled_loss:
+            raise ValueError("rejection_sampling bounds the weight of use_decoupled_loss: set that")
+        if self.c_clip is not None and self.objective == "cispo":
+            raise ValueError("c_clip is of objective=ppo; cispo bounds every ratio")
+        if (self.loss_agg_mode == "constant") != (self.loss_agg_constant is not None):
+            raise ValueError("loss_agg_mode=constant and loss_agg_constant go together")
+        return self
 
 
 class EngineConfig(Section):

@@ -2,8 +2,9 @@
 
 advantage  returns of a group → group-relative advantages          pure, numpy
 schedule   step → learning rate                                    pure
-batch      samples → padded micro-batches within a token budget    pure
-loss       logprobs → PPO loss and its statistics                  pure, tensors
+batch      samples → packed micro-batches within a token budget    pure
+ratios     how far policies are apart, and importance weights      pure, tensors
+loss       logprobs → the policy loss and its statistics           pure, tensors
 model      a Hugging Face causal LM that scores trained tokens
 learner    the optimizer step, and the weights' way out
 checkpoint recovery points; durable: files that are there whole or not at all

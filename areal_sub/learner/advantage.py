@@ -1,7 +1,13 @@
 """Group-relative advantages: a rollout is judged against its siblings on the same task. Pure.
 
-GRPO (arXiv:2402.03300) uses the group's mean as baseline and divides by its standard deviation;
-Dr. GRPO (arXiv:2503.20783) leaves the division out, as it weighs tasks by how easy they are.
+    mean_std         GRPO (arXiv:2402.03300): the group's mean is the baseline, its standard
+                     deviation the unit
+    mean             Dr. GRPO (arXiv:2503.20783) leaves the division out, as it weighs tasks by how
+                     easy they are
+    leave_one_out    RLOO (arXiv:2402.14740): the baseline is the mean of the others, which makes it
+                     independent of the rollout itself; that is n / (n - 1) times `mean`
+    mean_batch_std   REINFORCE++-baseline (arXiv:2501.03262): the unit is the standard deviation of
+                     what is left in the whole batch, so that tasks keep their weights
 
 One vote per rollout: mean and standard deviation are over the rollouts' mean turn returns, so that
 a rollout of many turns does not pull the baseline towards itself. A token's advantage is then that
@@ -20,10 +26,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from areal_sub.records import Float32Array
 
-AdvantageNorm = Literal["none", "mean", "mean_std"]
+AdvantageNorm = Literal["none", "mean", "mean_std", "leave_one_out", "mean_batch_std"]
 
 EPS = 1e-6
 # Spread of equal rewards after float32 rounding, relative to their size.
@@ -43,20 +50,35 @@ class Baseline:
         return ((returns.astype(np.float64) - self.mean) * self.scale).astype(np.float32)
 
 
-def group_baseline(mean_returns: Sequence[float], norm: AdvantageNorm) -> Baseline:
-    """Baseline of one group.
+def group_baselines(batch: Sequence[Sequence[float]], norm: AdvantageNorm) -> list[Baseline]:
+    """Baseline of each group of a batch.
 
-    `mean_returns`: [num_rollouts], at least one. The standard deviation is the population's (a
-    group is all there is, not a draw from more siblings). With `none` the return is the advantage,
-    and degenerate groups are only counted.
+    `batch`: each rollout's mean return, by group; a group has at least one. Standard deviations are
+    the population's (a group is all there is, not a draw from more siblings). With `none` the
+    return is the advantage, and degenerate groups are only counted.
     """
-    votes = np.asarray(mean_returns, dtype=np.float64)
-    if votes.size == 0:
+    groups = [np.asarray(votes, dtype=np.float64) for votes in batch]
+    if any(votes.size == 0 for votes in groups):
         raise ValueError("a group needs at least one rollout")
+    left = [votes - votes.mean() for votes in groups]
+    batch_std = float(np.concatenate(left).std()) if left else 0.0
+    return [_baseline(votes, norm, batch_std) for votes in groups]
+
+
+def _baseline(votes: NDArray[np.float64], norm: AdvantageNorm, batch_std: float) -> Baseline:
     mean, std = float(votes.mean()), float(votes.std())
     degenerate = std <= _ROUNDING * max(1.0, abs(mean))
     if norm == "none":
         return Baseline(0.0, 1.0, degenerate)
-    if degenerate:
+    if degenerate:  # a group of one is, too
         return Baseline(mean, 0.0, True)
-    return Baseline(mean, 1.0 if norm == "mean" else 1.0 / (std + EPS), False)
+    match norm:
+        case "mean":
+            scale = 1.0
+        case "mean_std":
+            scale = 1.0 / (std + EPS)
+        case "leave_one_out":
+            scale = votes.size / (votes.size - 1)
+        case "mean_batch_std":
+            scale = 1.0 / (batch_std + EPS)
+    return Baseline(mean, scale, False)

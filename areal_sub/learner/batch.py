@@ -1,20 +1,25 @@
-"""Training samples → padded micro-batches within a token budget. Pure.
+"""Training samples → packed micro-batches within a token budget. Pure.
 
-Invariants: every trained token of every sample is in exactly one micro-batch; a micro-batch's
-padded tokens stay within the budget unless it holds a single sample that alone is longer; the same
-samples give the same micro-batches.
+A micro-batch is as many rows as the budget gives, as long as its longest sample; what is shorter
+shares rows. Invariants: every trained token of every sample is in exactly one micro-batch; a
+micro-batch's tokens, padding included, stay within the budget unless it holds a single sample that
+alone is longer; the same samples give the same micro-batches.
 
 Padding is on the right: under causal attention no real position sees a later one, so padding
-changes no logprob and needs no attention mask (which would cost the fast attention kernels).
+changes no logprob and needs no attention mask (which would cost the fast attention kernels). Where
+samples share a row, position numbers begin anew with each, which is how transformers is told that
+they do not see one another (`model` checks that it is so).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from areal_sub.learner.inputs import Sample
@@ -39,10 +44,14 @@ class MicroBatch:
     """The input of one forward pass, and its N trained tokens."""
 
     input_ids: Tensor  # int64 [B, T], right-padded with 0
+    position_ids: Tensor | None  # int64 [B, T]; None where no two samples share a row
     positions: Tensor  # int64 [N] index into the flattened [B * T]: where each token is predicted
     targets: Tensor  # int64 [N] the trained tokens
     rollout_logprobs: Tensor  # float32 [N]
     advantages: Tensor  # float32 [N]
+    versions: Tensor  # int64 [N] policy versions that sampled them
+    sequences: Tensor  # int64 [N] the sample that each is of, from 0 to `num_sequences` - 1
+    num_sequences: int
     num_inputs: int  # tokens of `input_ids` that are not padding
 
     @property
@@ -50,59 +59,91 @@ class MicroBatch:
         return self.targets.numel()
 
     def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(
-            self.input_ids.to(device),
-            self.positions.to(device),
-            self.targets.to(device),
-            self.rollout_logprobs.to(device),
-            self.advantages.to(device),
-            self.num_inputs,
-        )
+        moved: dict[str, Any] = {
+            name: value.to(device)
+            for name in self.__slots__
+            if isinstance(value := getattr(self, name), Tensor)
+        }
+        return replace(self, **moved)
 
 
-def plan_micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of `lengths`, grouped so that `len(group) * longest` stays within `max_tokens`.
+Rows = list[list[int]]
 
-    Longest first, so that neighbours have like lengths and padding is small. What alone is longer
-    than the budget is alone.
+
+def plan_micro_batches(lengths: Sequence[int], max_tokens: int, *, pack: bool) -> list[Rows]:
+    """Indices of `lengths` as micro-batches of rows: `len(rows) * longest` is at most `max_tokens`.
+
+    Longest first, each into the first row that has room for it (with `pack`; otherwise a row is one
+    sample, and like lengths are neighbours). What alone is longer than the budget is alone.
     """
-    plan: list[list[int]] = []
-    longest = 0
+    plan: list[Rows] = []
+    room: list[list[int]] = []  # of each row
+    width = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if plan and (len(plan[-1]) + 1) * longest <= max_tokens:
-            plan[-1].append(index)
-        else:
-            plan.append([index])
-            longest = lengths[index]
+        length = lengths[index]
+        fitting = (
+            (rows, rooms, at)
+            for rows, rooms in zip(plan, room, strict=True)
+            for at, left in enumerate(rooms)
+            if pack and left >= length
+        )
+        if (place := next(fitting, None)) is not None:
+            rows, rooms, at = place
+            rows[at].append(index)
+            rooms[at] -= length
+            continue
+        if not plan or (len(plan[-1]) + 1) * width > max_tokens:
+            plan.append([])
+            room.append([])
+            width = length
+        plan[-1].append([index])
+        room[-1].append(width - length)
     return plan
 
 
-def collate(items: Sequence[Scored]) -> MicroBatch:
-    """One micro-batch of `items`, each of which trains at least one token."""
-    width = max(item.num_inputs for item in items)
-    input_ids = np.zeros((len(items), width), dtype=np.int64)
-    positions, targets, logprobs, advantages = [], [], [], []
-    for row, item in enumerate(items):
-        sample = item.sample
-        trained = np.flatnonzero(sample.loss_mask)
-        if trained[0] == 0:
-            raise ValueError("the first token of a sample cannot be trained: nothing predicts it")
-        input_ids[row, : item.num_inputs] = sample.token_ids[: item.num_inputs]
-        positions.append(row * width + trained - 1)
-        targets.append(sample.token_ids[trained])
-        logprobs.append(sample.rollout_logprobs[trained])
-        advantages.append(item.advantages[trained])
+def collate(rows: Sequence[Sequence[Scored]]) -> MicroBatch:
+    """One micro-batch of `rows` of samples, each of which trains at least one token."""
+    width = max(sum(item.num_inputs for item in row) for row in rows)
+    input_ids = np.zeros((len(rows), width), dtype=np.int64)
+    position_ids = np.tile(np.arange(width, dtype=np.int64), (len(rows), 1))
+    positions, targets, logprobs, advantages, versions, lengths = [], [], [], [], [], []
+    for at, row in enumerate(rows):
+        start = 0
+        for item in row:
+            sample, end = item.sample, start + item.num_inputs
+            trained = np.flatnonzero(sample.loss_mask)
+            if trained[0] == 0:
+                raise ValueError(
+                    "the first token of a sample cannot be trained: nothing predicts it"
+                )
+            input_ids[at, start:end] = sample.token_ids[: item.num_inputs]
+            position_ids[at, start:] = np.arange(width - start)
+            positions.append(at * width + start + trained - 1)
+            targets.append(sample.token_ids[trained])
+            logprobs.append(sample.rollout_logprobs[trained])
+            advantages.append(item.advantages[trained])
+            versions.append(sample.versions[trained])
+            lengths.append(len(trained))
+            start = end
+
+    def joined(arrays: Sequence[NDArray[Any]], dtype: type) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays).astype(dtype))
+
     return MicroBatch(
-        torch.from_numpy(input_ids),
-        torch.from_numpy(np.concatenate(positions).astype(np.int64)),
-        torch.from_numpy(np.concatenate(targets).astype(np.int64)),
-        torch.from_numpy(np.concatenate(logprobs).astype(np.float32)),
-        torch.from_numpy(np.concatenate(advantages).astype(np.float32)),
-        sum(item.num_inputs for item in items),
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids) if any(len(r) > 1 for r in rows) else None,
+        positions=joined(positions, np.int64),
+        targets=joined(targets, np.int64),
+        rollout_logprobs=joined(logprobs, np.float32),
+        advantages=joined(advantages, np.float32),
+        versions=joined(versions, np.int64),
+        sequences=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+        num_sequences=len(lengths),
+        num_inputs=sum(item.num_inputs for row in rows for item in row),
     )
 
 
-def micro_batches(items: Sequence[Scored], max_tokens: int) -> list[MicroBatch]:
-    """All of `items` as micro-batches of at most `max_tokens` padded tokens."""
-    plan = plan_micro_batches([item.num_inputs for item in items], max_tokens)
-    return [collate([items[i] for i in indices]) for indices in plan]
+def micro_batches(items: Sequence[Scored], max_tokens: int, *, pack: bool) -> list[MicroBatch]:
+    """All of `items` as micro-batches of at most `max_tokens` tokens, padding included."""
+    plan = plan_micro_batches([item.num_inputs for item in items], max_tokens, pack=pack)
+    return [collate([[items[i] for i in row] for row in rows]) for rows in plan]

@@ -32,6 +32,11 @@ class Sample(Protocol):
         ...
 
     @property
+    def versions(self) -> Int32Array:
+        """The policy version that sampled each trained token."""
+        ...
+
+    @property
     def returns(self) -> Float32Array:
         """The return of each trained token's turn; 0 elsewhere."""
         ...

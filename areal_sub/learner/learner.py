@@ -28,12 +28,13 @@ from torch import Tensor
 
 from areal_sub.config.schema import ActorConfig
 from areal_sub.errors import CheckpointError, ConfigError
-from areal_sub.learner.advantage import group_baseline
+from areal_sub.learner.advantage import group_baselines
 from areal_sub.learner.batch import MicroBatch, Scored, micro_batches
 from areal_sub.learner.durable import whole_file, whole_folder
 from areal_sub.learner.inputs import Group
-from areal_sub.learner.loss import TokenStats, mean_stats, policy_loss
+from areal_sub.learner.loss import TokenStats, mean_stats, policy_loss, token_weights, total
 from areal_sub.learner.model import DTYPES, PolicyModel, copy_tokenizer
+from areal_sub.learner.ratios import interpolated_proximal
 from areal_sub.learner.schedule import learning_rate
 
 # Below this, starting threads for an operation costs more than they save.
@@ -48,9 +49,14 @@ class StepStats:
     grad_norm: float  # before clipping; mean of the optimizer steps
     learning_rate: float
     ratio: float  # mean importance ratio that was clipped
-    clip_fraction: float  # tokens whose gradient the clip took
+    ratio_max: float
+    clip_fraction: float  # tokens whose gradient the clip changed
+    weight: float  # mean importance weight against the sampler; see `loss.MeanStats`
+    weight_max: float
+    masked_share: float  # tokens that `actor.rejection_sampling` rejected
+    effective_share: float  # effective sample size of the weights, as a share of the tokens
     entropy: float  # nats
-    kl_ref: float  # k3 of KL(learner || reference), nats; 0 without a reference
+    kl_ref: float  # KL(learner || reference) by `actor.kl_estimator`, nats; 0 without a reference
     kl_rollout: float
     """k3 of KL(sampler || learner), nats. This and `logprob_delta_*` are measured before the first
     optimizer step, so that they show staleness and numerics, not what this step learned."""
@@ -179,17 +185,14 @@ class Learner:
         stats: list[TokenStats] = []
         grad_norms: list[float] = []
         num_skipped = 0
-        mismatch = None
         for parts in minibatches:
-            minibatch_stats = self._accumulate(parts)
-            mismatch = mismatch or mean_stats(minibatch_stats)
-            stats += minibatch_stats
+            stats.append(self._accumulate(parts))
             grad_norms.append(self._update())
             num_skipped += not np.isfinite(grad_norms[-1])
-        assert mismatch is not None
+        mismatch = mean_stats(stats[0])
         self.num_steps += 1
 
-        mean = mean_stats(stats)
+        mean = mean_stats(total(stats))
         batches = [part.batch for parts in minibatches for part in parts]
         advantages = torch.cat([b.advantages for b in batches])
         return StepStats(
@@ -197,7 +200,12 @@ class Learner:
             grad_norm=float(np.mean(grad_norms)),
             learning_rate=lr,
             ratio=mean.ratio,
+            ratio_max=mean.max_ratio,
             clip_fraction=mean.clip_fraction,
+            weight=mean.weight,
+            weight_max=mean.max_weight,
+            masked_share=mean.masked_share,
+            effective_share=mean.effective_share,
             entropy=mean.entropy,
             kl_ref=mean.kl_ref,
             kl_rollout=mismatch.kl_rollout,
@@ -221,8 +229,10 @@ class Learner:
         """All samples with their advantages, and the number of degenerate groups."""
         scored: list[Scored] = []
         num_degenerate = 0
-        for group in groups:
-            baseline = group_baseline([r.mean_return for r in group], self._actor.adv_norm)
+        baselines = group_baselines(
+            [[r.mean_return for r in group] for group in groups], self._actor.adv_norm
+        )
+        for group, baseline in zip(groups, baselines, strict=True):
             num_degenerate += baseline.degenerate
             scored += [
                 Scored(sample, baseline.advantages(sample.returns))
@@ -239,38 +249,54 @@ class Learner:
 
     @torch.no_grad()
     def _prepare(self, items: Sequence[Scored]) -> list[_Part]:
-        parts = []
-        for batch in micro_batches(items, self._actor.mb_spec.max_tokens_per_mb):
+        actor, parts = self._actor, []
+        max_tokens = actor.mb_spec.max_tokens_per_mb
+        recompute = actor.use_decoupled_loss and actor.prox_logp_method == "recompute"
+        for batch in micro_batches(items, max_tokens, pack=self._policy.packs):
             batch = batch.to(self._policy.device)
             proximal = ref = None
-            if self._actor.use_decoupled_loss:
+            if recompute:
                 proximal = self._policy.score(batch, temperature=self._temperature).logprobs
             if self._reference is not None:
                 ref = self._reference.score(batch, temperature=self._temperature).logprobs
             parts.append(_Part(batch, proximal, ref))
         return parts
 
-    def _accumulate(self, parts: Sequence[_Part]) -> list[TokenStats]:
+    def _accumulate(self, parts: Sequence[_Part]) -> TokenStats:
         """Add the gradient of one optimizer batch."""
-        num_batch_tokens = sum(part.batch.num_trained_tokens for part in parts)
+        actor = self._actor
+        num_tokens = sum(part.batch.num_trained_tokens for part in parts)
+        num_sequences = sum(part.batch.num_sequences for part in parts)
         out = []
         for part in parts:
-            scores = self._policy.score(part.batch, temperature=self._temperature)
+            batch = part.batch
+            scores = self._policy.score(batch, temperature=self._temperature)
+            proximal = part.proximal_logprobs
+            if actor.use_decoupled_loss and actor.prox_logp_method == "loglinear":
+                proximal = interpolated_proximal(
+                    scores.logprobs, batch.rollout_logprobs, batch.versions, self.num_steps
+                )
             loss, stats = policy_loss(
+                actor,
                 trainer_logprobs=scores.logprobs,
-                rollout_logprobs=part.batch.rollout_logprobs,
-                advantages=part.batch.advantages,
+                rollout_logprobs=batch.rollout_logprobs,
+                advantages=batch.advantages,
                 entropies=scores.entropies,
-                num_batch_tokens=num_batch_tokens,
-                eps_clip=self._actor.eps_clip,
-                eps_clip_higher=self._actor.eps_clip_higher,
-                proximal_logprobs=part.proximal_logprobs,
+                sequences=batch.sequences,
+                num_sequences=batch.num_sequences,
+                weights=token_weights(
+                    actor,
+                    batch.sequences,
+                    batch.num_sequences,
+                    num_batch_tokens=num_tokens,
+                    num_batch_sequences=num_sequences,
+                ),
+                proximal_logprobs=proximal,
                 ref_logprobs=part.ref_logprobs,
-                kl_ctl=self._actor.kl_ctl,
             )
             loss.backward()  # type: ignore[no-untyped-call]
             out.append(stats)
-        return out
+        return total(out)
 
     def _update(self) -> float:
         """Clip and apply the gradient, unless it is not finite. Returns its norm before."""

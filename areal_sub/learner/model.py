@@ -70,6 +70,8 @@ class PolicyModel:
         self._autocast = autocast
         self._head: nn.Module = hf.get_output_embeddings()
         self._transform = _logit_transform(hf.config.get_text_config())
+        # Whether samples that share a row do not see one another; found out by `load`.
+        self.packs = False
 
     @classmethod
     def load(
@@ -90,6 +92,7 @@ class PolicyModel:
             )
         model = cls(hf, device=device, autocast=dtype == "bfloat16")
         model._check_halves(path)
+        model.packs = model._keeps_apart()
         return model
 
     def freeze(self) -> None:
@@ -103,7 +106,11 @@ class PolicyModel:
         """Logprobs of the trained tokens under softmax(logits / temperature). `batch` is on
         `self.device`. With gradient unless called under `torch.no_grad`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            hidden = self._hidden(batch.input_ids).flatten(0, 1).index_select(0, batch.positions)
+            hidden = (
+                self._hidden(batch.input_ids, batch.position_ids)
+                .flatten(0, 1)
+                .index_select(0, batch.positions)
+            )
             rows_at_once = max(1, MAX_LOGITS // self.hf.config.get_text_config().vocab_size)
             logprobs, entropies = [], []
             for rows, targets in zip(
@@ -126,9 +133,24 @@ class PolicyModel:
                 entropies.append(scores[1])
         return TokenScores(torch.cat(logprobs), torch.cat(entropies))
 
-    def _hidden(self, input_ids: Tensor) -> Tensor:
-        hidden: Tensor = self.hf.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    def _hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        packed = {} if position_ids is None else {"position_ids": position_ids}
+        body = self.hf.base_model(input_ids=input_ids, use_cache=False, **packed)
+        hidden: Tensor = body.last_hidden_state
         return hidden
+
+    @torch.no_grad()
+    def _keeps_apart(self) -> bool:
+        """Whether two sequences in one row come out as they do in rows of their own."""
+        vocab_size = self.hf.config.get_text_config().vocab_size
+        ids = torch.arange(1, 9, device=self.device).reshape(2, 4) * 5 % vocab_size
+        positions = torch.arange(4, device=self.device).repeat(2)[None]
+        alone = self._hidden(ids).reshape(1, 8, -1)
+        try:
+            together = self._hidden(ids.reshape(1, 8), positions)
+        except TypeError:  # it takes no position numbers
+            return False
+        return torch.allclose(together, alone, rtol=1e-3, atol=1e-4)
 
     def _logits(self, rows: Tensor) -> Tensor:
         return self._transform(self._head(rows))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from areal_sub.config import Config
-from areal_sub.learner.advantage import group_baseline
+from areal_sub.learner.advantage import group_baselines
 from areal_sub.records import BeganRecord, ClosedRecord, Fate, FateRecord, Masked
 from areal_sub.rollout.staleness import staleness
 from areal_sub.trainer.exactness import Exactness
@@ -91,8 +91,9 @@ def learned(
     `all_skipped`: the gradient of none of its optimizer steps was finite.
     """
     records: list[FateRecord] = []
-    for group in groups:
-        baseline = group_baseline([s.mean_return for _, s, _ in group], config.actor.adv_norm)
+    votes = [[samples.mean_return for _, samples, _ in group] for group in groups]
+    baselines = group_baselines(votes, config.actor.adv_norm)
+    for group, baseline in zip(groups, baselines, strict=True):
         for trajectory, samples, exactness in group:
             num_moved = sum(
                 int(np.count_nonzero(baseline.advantages(sample.returns)[sample.loss_mask]))

@@ -53,6 +53,7 @@ def complaint(file: Path | None, overrides: Sequence[str] = ()) -> str:
         ("rollout.timeout_s=.nan", "expected a number > 0; got nan"),
         ("actor.gradient_checkpointing=1", "expected true or false; got 1"),
         ("actor.gradient_checkpointing=yes", "expected true or false; got 'yes'"),
+        ("actor.behave_imp_weight_cap=5", "write actor.rejection_sampling.upper"),
         ("seed=", "expected a whole number; got nothing (null)"),
         ("seed=true", "expected a whole number; got true"),
         ("actor.path=null", "expected text; got nothing (null)"),
@@ -241,3 +242,20 @@ def test_errors_of_load_config_are_those_of_parse_config(write: Write) -> None:
     write()
     with pytest.raises(ConfigError, match="did you mean seed"):
         load_config(["--config", "config.yaml", "sed=1"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["actor.rejection_sampling.upper=2"], "bounds the weight of use_decoupled_loss"),
+        (["actor.loss_agg_mode=constant"], "loss_agg_constant go together"),
+        (["actor.c_clip=3", "actor.objective=cispo"], "c_clip is of objective=ppo"),
+        (["actor.rejection_sampling={lower: 5, upper: 2}"], "lower=5.0 is not below upper=2.0"),
+        (["actor.rejection_sampling={action: clamp, metric: kl_k3}"], "set metric=ratio"),
+        (["actor.rejection_sampling={action: clamp, level: sequence, agg: max}"], "only decides"),
+    ],
+)
+def test_objectives_that_make_no_sense_together(
+    write: Write, overrides: list[str], text: str
+) -> None:
+    assert text in complaint(write(), overrides)

@@ -17,17 +17,25 @@ MakeScored = Callable[..., Scored]
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
-def test_plan_covers_everything_within_the_budget(lengths: list[int], max_tokens: int) -> None:
-    plan = plan_micro_batches(lengths, max_tokens)
-    assert sorted(i for group in plan for i in group) == list(range(len(lengths)))
-    for group in plan:
-        longest = max(lengths[i] for i in group)
-        assert len(group) * longest <= max_tokens or len(group) == 1
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100), st.booleans())
+def test_plan_covers_everything_within_the_budget(
+    lengths: list[int], max_tokens: int, pack: bool
+) -> None:
+    plan = plan_micro_batches(lengths, max_tokens, pack=pack)
+    assert sorted(i for rows in plan for row in rows for i in row) == list(range(len(lengths)))
+    for rows in plan:
+        widths = [sum(lengths[i] for i in row) for row in rows]
+        longest = max(lengths[i] for row in rows for i in row)
+        assert max(widths) == longest  # a shared row is no longer than the longest sample
+        assert len(rows) * longest <= max_tokens or len(rows) == len(rows[0]) == 1
+        assert pack or all(len(row) == 1 for row in rows)
 
 
-def test_plan_pairs_like_lengths_and_leaves_the_overlong_alone() -> None:
-    assert plan_micro_batches([2, 9, 3, 50, 8], 20) == [[3], [1, 4], [2, 0]]
+def test_plan_fills_rows_or_pairs_like_lengths_and_leaves_the_overlong_alone() -> None:
+    lengths = [2, 9, 3, 50, 8]
+    assert plan_micro_batches(lengths, 20, pack=False) == [[[3]], [[1], [4]], [[2], [0]]]
+    lengths = [9, 2, 50, 5, 3]
+    assert plan_micro_batches(lengths, 20, pack=True) == [[[2]], [[0], [3, 4]], [[1]]]
 
 
 @pytest.fixture(scope="session")
@@ -40,19 +48,32 @@ def scored(make_sample: Callable[..., TrainingSample]) -> MakeScored:
 
 
 def test_collate_points_at_where_each_trained_token_is_predicted(scored: MakeScored) -> None:
-    batch = collate([scored([5, 6, 7, 8, 9], [2, 3], 2.0), scored([3, 4, 1, 1], [1], -1.0)])
+    batch = collate([[scored([5, 6, 7, 8, 9], [2, 3], 2.0)], [scored([3, 4, 1, 1], [1], -1.0)]])
     # Nothing after the last trained token is read, nor that token itself.
     assert batch.input_ids.tolist() == [[5, 6, 7], [3, 0, 0]]
     assert batch.positions.tolist() == [1, 2, 3]
     assert batch.targets.tolist() == [7, 8, 4]
     assert batch.rollout_logprobs.tolist() == [-1.0, -1.5, -0.5]
     assert batch.advantages.tolist() == [2.0, 2.0, -1.0]
+    assert batch.sequences.tolist() == [0, 0, 1] and batch.num_sequences == 2
+    assert batch.position_ids is None
     assert (batch.num_inputs, batch.num_trained_tokens) == (4, 3)
+
+
+def test_samples_share_a_row_with_positions_of_their_own(scored: MakeScored) -> None:
+    rows = [[scored([5, 6, 7, 8], [2, 3])], [scored([3, 4, 1], [1]), scored([9, 2], [1])]]
+    batch = collate(rows)
+    assert batch.input_ids.tolist() == [[5, 6, 7], [3, 9, 0]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2], [0, 0, 1]]
+    assert batch.positions.tolist() == [1, 2, 3, 4]
+    assert batch.targets.tolist() == [7, 8, 4, 2]
+    assert batch.sequences.tolist() == [0, 0, 1, 2]
 
 
 def test_the_first_token_cannot_be_trained(scored: MakeScored) -> None:
     with pytest.raises(ValueError, match="first token"):
-        collate([scored([5, 6], [0, 1])])
+        collate([[scored([5, 6], [0, 1])]])
 
 
 @settings(max_examples=50, deadline=None)
@@ -68,16 +89,20 @@ def test_the_first_token_cannot_be_trained(scored: MakeScored) -> None:
         max_size=10,
     ),
     max_tokens=st.integers(1, 60),
+    pack=st.booleans(),
 )
 def test_every_trained_token_is_predicted_once_after_its_own_prefix(
-    scored: MakeScored, rows: list[tuple[list[int], set[int]]], max_tokens: int
+    scored: MakeScored, rows: list[tuple[list[int], set[int]]], max_tokens: int, pack: bool
 ) -> None:
     items = [scored(tokens, sorted(trained)) for tokens, trained in rows]
     expected = sorted((tuple(tokens[:i]), tokens[i]) for tokens, trained in rows for i in trained)
     got = []
-    for batch in micro_batches(items, max_tokens):
+    for batch in micro_batches(items, max_tokens, pack=pack):
         width = batch.input_ids.shape[1]
         for position, target in zip(batch.positions.tolist(), batch.targets.tolist(), strict=True):
             row, column = divmod(position, width)
-            got.append((tuple(batch.input_ids[row, : column + 1].tolist()), target))
+            start = 0
+            if batch.position_ids is not None:
+                start = column - int(batch.position_ids[row, column])
+            got.append((tuple(batch.input_ids[row, start : column + 1].tolist()), target))
     assert sorted(got) == expected

@@ -55,19 +55,24 @@ def _class(family: str) -> str:
     return "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_the_models_own(
-    family: str, gradient_checkpointing: bool, tmp_path: Path, make_sample: Any
+    family: str, gradient_checkpointing: bool, packed: bool, tmp_path: Path, make_sample: Any
 ) -> None:
     hf = make(family, tmp_path)
     policy = PolicyModel.load(
         str(tmp_path), dtype="float32", device=CPU, gradient_checkpointing=gradient_checkpointing
     )
     rows = [[3, 5, 7, 9, 11, 2], [4, 6, 8], [1, 30, 31, 2]]
-    batch = collate(
-        [Scored(make_sample(ids, range(1, len(ids))), float32([0.0] * len(ids))) for ids in rows]
-    )
+    items = [
+        Scored(make_sample(ids, range(1, len(ids))), float32([0.0] * len(ids))) for ids in rows
+    ]
+    assert policy.packs == (family != "OPT")  # whose mask knows nothing of position numbers
+    packed = packed and policy.packs
+    batch = collate([items[:1], items[1:]] if packed else [[item] for item in items])
+    assert batch.input_ids.numel() == (10 if packed else 15)
     scores = policy.score(batch, temperature=0.5)
     logprobs, entropies = [], []
     for ids in rows:
