@@ -123,6 +123,7 @@ def make_rollout(make_sample: MakeSample) -> MakeRollout:
             group_id="g",
             reward=value,
             turn_returns=float32([value]),
+            masked={},
             samples=tuple(
                 make_sample(ids, trained, logprobs=logprobs, value=value)
                 for ids, trained, logprobs in samples
