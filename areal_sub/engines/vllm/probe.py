@@ -1,0 +1,169 @@
+"""What a vLLM server can do, found out by asking it, and what is wrong, in words that mend it.
+
+Asked once per server and start. Each problem is a `ConfigError` with the flag or variable to set.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from areal_sub.engines.embedded.request import Request
+from areal_sub.engines.vllm.api import Api, Refused, ServerGone
+from areal_sub.engines.vllm.wire import Way, body_of, piece_of
+from areal_sub.errors import ConfigError, DeadlineExceeded
+from areal_sub.records import GenerateRequest, int32
+
+# vLLM's weight API changed in 0.16, 0.22, 0.26 and 0.29; what is used here is of the last of these.
+MIN_VERSION = (0, 29)
+TESTED_VERSION = "0.32.0"
+BACKEND = "areal-sub-file"
+LOGPROBS_MODE = "processed_logprobs"
+ANSWER_TIMEOUT_S = 30.0
+# The first tokens of a fresh server may compile kernels.
+FIRST_TOKEN_TIMEOUT_S = 300.0
+
+
+class WeightPath(StrEnum):
+    """How new weights get into a server."""
+
+    FILE = "file"  # the backend of ours, in `plugin/`
+    RELOAD = "reload"  # vLLM's own `reload_weights`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    version: str
+    way: Way
+    weight_path: WeightPath
+    model: str  # the name that requests give
+    max_model_len: int
+    num_slots: int
+    dtype: str
+
+
+async def probe(api: Api, *, max_model_len: int) -> Abilities:
+    """Raises `ConfigError`; `ServerGone` and `DeadlineExceeded` from a server that was there."""
+    version = await _version(api)
+    await _check_dev_mode(api)
+    config = await _server_config(api)
+    model = config["model_config"]
+    served_len = int(model.get("max_model_len") or 0)
+    if served_len < max_model_len:
+        raise ConfigError(
+            f"vLLM at {api.name} serves up to {served_len} tokens, the run needs {max_model_len}: "
+            f"restart it with --max-model-len {max_model_len}, or set "
+            f"engine.max_model_len={served_len}"
+        )
+    if (mode := model.get("logprobs_mode")) != LOGPROBS_MODE:
+        raise ConfigError(
+            f"vLLM at {api.name} gives {mode}, which are not of the distribution that is sampled "
+            f"from: restart it with --logprobs-mode {LOGPROBS_MODE}"
+        )
+    name = (await api.get("/v1/models", timeout_s=ANSWER_TIMEOUT_S))["data"][0]["id"]
+    backend = (config.get("weight_transfer_config") or {}).get("backend")
+    return Abilities(
+        version=version,
+        way=await _way(api, name),
+        weight_path=WeightPath.FILE if backend == BACKEND else WeightPath.RELOAD,
+        model=name,
+        max_model_len=served_len,
+        num_slots=int((config.get("scheduler_config") or {}).get("max_num_seqs") or 1),
+        dtype=str(model.get("dtype", "")).removeprefix("torch."),
+    )
+
+
+async def _version(api: Api) -> str:
+    try:
+        answer = await api.get("/version", timeout_s=ANSWER_TIMEOUT_S)
+    except (ServerGone, DeadlineExceeded) as error:
+        raise ConfigError(
+            f"no vLLM server answers at {api.name} ({error}): is it running, and are host and port "
+            "the ones that it was started with (--host, --port)?"
+        ) from None
+    except Refused as error:
+        answer = error
+    if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):
+        raise ConfigError(
+            f"what listens at {api.name} is no vLLM server (it has no /version): is the port right?"
+        )
+    version: str = answer["version"]
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None:  # a build from source
+        return version
+    if (int(numbers[1]), int(numbers[2])) < MIN_VERSION:
+        least = ".".join(map(str, MIN_VERSION))
+        raise ConfigError(
+            f"vLLM at {api.name} is version {version}; its way of taking new weights is the one of "
+            f"{least} and later: pip install 'vllm>={least}' ({TESTED_VERSION} is tested) in its "
+            "environment, and restart it"
+        )
+    return version
+
+
+async def _check_dev_mode(api: Api) -> None:
+    try:
+        await api.get("/is_paused", timeout_s=ANSWER_TIMEOUT_S)
+    except Refused as error:
+        if error.status != 404:
+            raise _odd(error) from None
+        raise ConfigError(
+            f"vLLM at {api.name} has no /pause, so its weights cannot be changed: restart it with "
+            "VLLM_SERVER_DEV_MODE=1 in its environment"
+        ) from None
+
+
+async def _server_config(api: Api) -> dict[str, Any]:
+    try:
+        info = await api.get("/server_info?config_format=json", timeout_s=ANSWER_TIMEOUT_S)
+        config: dict[str, Any] = info["vllm_config"]
+        if not isinstance(config["model_config"], dict):
+            raise KeyError("model_config")
+    except Refused as error:
+        raise _odd(error) from None
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"vLLM at {api.name} does not say how it is configured (/server_info): use a version "
+            f"near {TESTED_VERSION}"
+        ) from None
+    return config
+
+
+async def _way(api: Api, model: str) -> Way:
+    """Sample one token: what can be asked is not always what can be computed."""
+    for way in Way:
+        body = body_of(way, _ONE_TOKEN, [], salt="probe", stream=False, model=model)
+        try:
+            answer = await api.post(way.value, body, timeout_s=FIRST_TOKEN_TIMEOUT_S)
+        except Refused as error:
+            if error.status == 404 and way is Way.GENERATE:
+                continue
+            if error.status == 403:
+                raise ConfigError(
+                    f"vLLM at {api.name} refuses {way.value}: restart it with --enable-scale-out"
+                ) from None
+            raise ConfigError(
+                f"vLLM at {api.name} cannot sample from this model (its log says why): {error.said}"
+            ) from None
+        piece = piece_of(way, answer)
+        if piece is None or not piece.token_ids or piece.prompt_token_ids is None:
+            break
+        return way
+    raise ConfigError(
+        f"vLLM at {api.name} does not return token ids, without which there is nothing exact to "
+        f"train on: use a version near {TESTED_VERSION}"
+    )
+
+
+_ONE_TOKEN = Request.checked(
+    GenerateRequest(prompt_token_ids=int32([1]), max_new_tokens=1, temperature=0.0),
+    request_id=0,
+    vocab_size=2,
+    max_model_len=2,
+)
+
+
+def _odd(error: Refused) -> ConfigError:
+    return ConfigError(f"{error}: use a version near {TESTED_VERSION}")

@@ -1,0 +1,109 @@
+"""New weights into one server, step by step, and the check that it has them.
+
+Steps, each within what is left of the update's deadline:
+
+    pause (requests are kept) → load → version → [the fleet resumes all servers] → verify
+
+`load` depends on what the probe found. Verifying compares what the server computes with what the
+learner computed when it wrote the file; with the backend of ours the tensors themselves have been
+compared before that.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from areal_sub.engines.vllm.api import Api
+from areal_sub.engines.vllm.probe import Abilities, WeightPath
+from areal_sub.engines.vllm.weights_file import Probe
+from areal_sub.engines.vllm.wire import Way
+from areal_sub.errors import ModelError
+
+# Mean difference of a probe's logprobs, in nats, that rounding alone can make.
+TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}
+
+
+async def pause(api: Api, *, timeout_s: float) -> None:
+    await api.post("/pause?mode=keep", timeout_s=timeout_s)
+
+
+async def resume(api: Api, *, timeout_s: float) -> None:
+    await api.post("/resume", timeout_s=timeout_s)
+
+
+async def load(
+    api: Api, abilities: Abilities, path: Path, version: int, *, timeout_s: float
+) -> None:
+    """Into a server that is paused. Raises `Refused`, `ServerGone`, `DeadlineExceeded`."""
+    if abilities.weight_path is WeightPath.FILE:
+        await api.post("/start_weight_update", timeout_s=timeout_s)
+        info = {"update_info": {"path": str(path)}}
+        await api.post("/update_weights", info, timeout_s=timeout_s)
+        await api.post(
+            "/finish_weight_update", {"weight_version": str(version)}, timeout_s=timeout_s
+        )
+    else:
+        with _folder_of(path) as folder:
+            call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+            await api.post("/collective_rpc", call, timeout_s=timeout_s)
+        await name_version(api, version, timeout_s=timeout_s)
+
+
+async def name_version(api: Api, version: int, *, timeout_s: float) -> None:
+    """Say which version the weights are that the server has."""
+    await api.post("/update_weight_version", {"new_version": str(version)}, timeout_s=timeout_s)
+
+
+async def served_version(api: Api, *, timeout_s: float) -> str:
+    answer = await api.get("/weight_info", timeout_s=timeout_s)
+    return str(answer["weight_version"])
+
+
+async def verify(
+    api: Api, abilities: Abilities, probe: Probe, version: int, *, timeout_s: float
+) -> float:
+    """The mean difference to the learner's logprobs. Raises `ModelError` where it is too large."""
+    sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
+    common: dict[str, Any] = {"model": abilities.model, "cache_salt": f"verify-{version}"}
+    if abilities.way is Way.GENERATE:
+        body = {"token_ids": probe.token_ids, "sampling_params": sampling, **common}
+    else:
+        body = {"prompt": probe.token_ids, **sampling, **common}
+    answer = await api.post(abilities.way.value, body, timeout_s=timeout_s)
+    entries = answer.get("prompt_logprobs") or answer["choices"][0].get("prompt_logprobs")
+    served = [
+        entry[str(token_id)]["logprob"]
+        for entry, token_id in zip(entries[1:], probe.token_ids[1:], strict=True)
+    ]
+    difference: float = sum(abs(a - b) for a, b in zip(served, probe.logprobs, strict=True)) / len(
+        served
+    )
+    tolerance = TOLERANCE.get(abilities.dtype, max(TOLERANCE.values()))
+    if not difference <= tolerance:  # also where it is not a number
+        hint = (
+            ": its own reload_weights leaves parts as they were; start the server with the "
+            "backend of areal-sub (docs/vllm.md)"
+            if abilities.weight_path is WeightPath.RELOAD
+            else ""
+        )
+        raise ModelError(
+            f"vLLM at {api.name} does not compute what the learner computes with the weights of "
+            f"version {version}: logprobs differ by {difference:.4g} nats on average, rounding in "
+            f"{abilities.dtype} explains {tolerance:g}{hint}"
+        )
+    return difference
+
+
+@contextmanager
+def _folder_of(path: Path) -> Iterator[Path]:
+    """What vLLM reloads has to be a folder."""
+    if path.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.safetensors").symlink_to(path)
+        yield Path(folder)
