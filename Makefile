@@ -12,10 +12,10 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
-ALL_EXTRAS := train data gguf dev
+ALL_EXTRAS := train vllm data gguf dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-smollm2 test test-families test-attacks test-agents lint format bench bench-spawn \
+.PHONY: help train train-smollm2 test test-families test-attacks test-agents test-vllm lint format bench bench-spawn \
 	bench-proxy bench-constrained bench-journal soak docs constraints clean
 
 help:  ## List the targets
@@ -31,9 +31,14 @@ train-smollm2:  ## Fetch SmolLM2-135M and run a few GRPO steps on a reasoning ta
 	$(BIN)/python examples/smollm2/prepare.py
 	$(BIN)/areal-sub train --config examples/smollm2/config.yaml $(ARGS)
 
-test:  ## Run all tests but the attacks and the agents (ARGS="tests/config -k name" for some)
+test:  ## Run all tests but the attacks, the agents and real vLLM (ARGS="tests/config -k name" for some)
 	$(INSTALL) $(ALL_EXTRAS)
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not attacks and not agents" $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not attacks and not agents and not vllm" $(ARGS)
+
+test-vllm:  ## Run the tests that need a real vLLM, on the CPU, in an environment of its own
+	$(INSTALL) $(ALL_EXTRAS)
+	python="$$(PYTHON="$(PYTHON)" .ci/install-vllm)" && \
+	AREAL_SUB_VLLM_PYTHON="$$python" $(BIN)/pytest -m vllm $(ARGS)
 
 lint:  ## Check format, style, types and the layering of imports
 	$(INSTALL) $(ALL_EXTRAS)
@@ -91,7 +96,7 @@ constraints:  ## Pin the newest versions that fit pyproject.toml in constraints.
 	$(INSTALL) dev
 	report="$$(mktemp)" && trap 'rm -f "$$report"' EXIT && \
 	$(BIN)/pip install --quiet --dry-run --ignore-installed --report "$$report" \
-		".[train,data,gguf,dev]" $(TORCH) && \
+		".[train,vllm,data,gguf,dev]" $(TORCH) && \
 	pins="$$($(BIN)/python .ci/constraints.py < "$$report")" && \
 	printf '%s\n' "$$pins" > constraints.txt
 

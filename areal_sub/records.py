@@ -24,6 +24,10 @@ from numpy.typing import NDArray
 
 from areal_sub.errors import RecordError
 
+WEIGHT_PROBE = "areal_sub.probe"
+"""Key in a weight file's metadata: JSON `{"token_ids", "logprobs"}`, a sequence and what the
+learner computes for all its tokens but the first, at temperature 1."""
+
 Int32Array = NDArray[np.int32]
 UInt32Array = NDArray[np.uint32]
 Float32Array = NDArray[np.float32]

@@ -430,8 +430,38 @@ class ActorConfig(Section):
         return self
 
 
+class VllmConfig(Section):
+    """A vLLM of 0.29 or later: one that is started, or those that run already. `docs/vllm.md`."""
+
+    python: str | None = None
+    """The interpreter of an environment with vLLM in it: a server is started with it."""
+    urls: list[str] = []
+    """Servers that run already, `http://host:port` each, instead of `python`. They have to read
+    this machine's files."""
+    args: list[str] = []
+    """More flags for the server that is started, as in `["--enforce-eager"]`."""
+    env: dict[str, str] = {}
+    """Added to its environment."""
+    start_timeout_s: PositiveFloat = 600.0
+    """Limit for it to load the model and serve."""
+    update_timeout_s: Annotated[float, Field(gt=0, le=110)] = 100.0
+    """Limit of one weight update, all servers and the check after it included."""
+    max_restarts: NotNegative = 3
+    """How often in a run a server that died is started again."""
+    max_retries: NotNegative = 3
+    """How often a model call goes on after the server under it has died."""
+
+    @field_validator("urls")
+    @classmethod
+    def _are_http(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            if not re.fullmatch(r"https?://[^\s/]+/?", url):
+                raise ValueError(f"{url!r} is not http://host:port")
+        return urls
+
+
 class EngineConfig(Section):
-    type: Literal["embedded"] = "embedded"
+    type: Literal["embedded", "vllm"] = "embedded"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Default: the actor's."""
     device: str = "auto"
@@ -440,6 +470,29 @@ class EngineConfig(Section):
     """Sequences decoded at once."""
     max_model_len: Positive | None = None
     """Prompt and new tokens together; default: the model's own limit, at most 4096."""
+    vllm: VllmConfig = VllmConfig()
+    """Only with `type: vllm`."""
+
+    @model_validator(mode="after")
+    def _fits_its_type(self) -> Self:
+        vllm = self.vllm
+        if self.type == "embedded":
+            if vllm.python is not None or vllm.urls:
+                raise ValueError("engine.vllm is set, but engine.type is embedded, not vllm")
+            return self
+        if (vllm.python is None) == (not vllm.urls):
+            raise ValueError(
+                "type=vllm needs either vllm.python (the interpreter that has vLLM; a server is "
+                "started with it) or vllm.urls (servers that run already)"
+            )
+        if vllm.urls and (vllm.args or vllm.env):
+            raise ValueError("vllm.args and vllm.env are for a server that is started: vllm.python")
+        if self.device != "auto" or self.num_threads is not None:
+            raise ValueError(
+                "device and num_threads are the embedded engine's; vLLM has its own variables for "
+                "both, set in vllm.env (CUDA_VISIBLE_DEVICES, VLLM_CPU_OMP_THREADS_BIND)"
+            )
+        return self
 
 
 class DatasetConfig(Section):

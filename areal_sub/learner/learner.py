@@ -15,6 +15,7 @@ Called by the trainer, from one thread at a time.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from areal_sub.learner.loss import TokenStats, mean_stats, policy_loss, token_we
 from areal_sub.learner.model import DTYPES, PolicyModel, copy_tokenizer
 from areal_sub.learner.ratios import interpolated_proximal
 from areal_sub.learner.schedule import learning_rate
+from areal_sub.records import WEIGHT_PROBE
 
 # Below this, starting threads for an operation costs more than they save.
 NUM_SINGLE_THREAD_PARAMETERS = 5_000_000
@@ -312,9 +314,14 @@ class Learner:
 
     def export_weights(self, path: Path, dtype: str) -> None:
         """Write one safetensors file for the engine: Hugging Face names, tied weights once,
-        floats in `dtype` ("float32", "bfloat16", "float16"). Atomic."""
+        floats in `dtype` ("float32", "bfloat16", "float16"). Atomic.
+
+        Its metadata hold a sequence with its logprobs under these weights, so that an engine can
+        be asked whether it computes the same."""
+        token_ids, logprobs = self._policy.probe()
+        probe = json.dumps({"token_ids": token_ids, "logprobs": logprobs})
         with whole_file(path) as partial:
-            save_file(self._policy.weights(DTYPES[dtype]), partial)
+            save_file(self._policy.weights(DTYPES[dtype]), partial, {WEIGHT_PROBE: probe})
 
     def save_pretrained(self, folder: Path, tokenizer_path: str) -> None:
         """Write a Hugging Face model folder in `actor.dtype` with the tokenizer's files. Atomic."""

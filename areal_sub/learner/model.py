@@ -34,6 +34,7 @@ from areal_sub.learner.batch import MicroBatch
 
 # 256 MB in float32.
 MAX_LOGITS = 2**26
+NUM_PROBE_TOKENS = 17
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -183,6 +184,16 @@ class PolicyModel:
                 "embedding in a way that the learner does not know (add it to _logit_transform), "
                 "or draws random numbers while it computes"
             )
+
+    @torch.no_grad()
+    def probe(self) -> tuple[list[int], list[float]]:
+        """A fixed sequence, and the logprobs of all its tokens but the first."""
+        vocab_size = self.hf.config.get_text_config().vocab_size
+        ids = (torch.arange(NUM_PROBE_TOKENS, device=self.device) * 7919 + 11) % vocab_size
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            rows = self._hidden(ids[None])[0, :-1]
+            logprobs, _ = self._score_rows(rows, ids[1:], 1.0)
+        return ids.tolist(), logprobs.tolist()
 
     def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Parameters and buffers in `dtype` under their Hugging Face names, on the CPU, detached;

@@ -103,7 +103,7 @@ class Stack:
             sockets = {name: folder / f"{name}.sock" for name in names}
             await start_component(
                 "engine",
-                "areal_sub.engines.embedded",
+                f"areal_sub.engines.{config.engine.type}",
                 _engine_settings(
                     config, sockets["engine"], model_path, tokenizer_path, policy_version
                 ),
@@ -159,7 +159,10 @@ async def _connect(
     config: Config, sockets: Mapping[str, Path], cleanup: AsyncExitStack
 ) -> dict[str, Any]:
     timeout_s = config.rollout.setup_timeout_s
-    engine = await EngineClient.connect(sockets["engine"], timeout_s=timeout_s)
+    engine_timeout_s = timeout_s
+    if config.engine.type == "vllm":  # whose own limit gives the better error
+        engine_timeout_s += config.engine.vllm.start_timeout_s
+    engine = await EngineClient.connect(sockets["engine"], timeout_s=engine_timeout_s)
     cleanup.push_async_callback(engine.close)
     engine_info = await engine.info(timeout_s=timeout_s)
     proxy = await Client.connect(sockets["proxy"], peer="proxy", timeout_s=timeout_s)
@@ -212,17 +215,24 @@ def _has_children(config: Config) -> bool:
 def _engine_settings(
     config: Config, socket: Path, model_path: str, tokenizer_path: str, policy_version: int
 ) -> dict[str, Any]:
-    return {
+    engine = config.engine
+    common = {
         "socket_path": str(socket),
         "model_path": model_path,
-        "tokenizer_path": tokenizer_path,
-        "dtype": config.engine.dtype or config.actor.dtype,
-        "device": config.engine.device,
-        "num_threads": config.engine.num_threads,
-        "max_running_requests": config.engine.max_running_requests,
-        "max_model_len": config.engine.max_model_len,
+        "dtype": engine.dtype or config.actor.dtype,
+        "max_running_requests": engine.max_running_requests,
+        "max_model_len": engine.max_model_len,
         "seed": config.seed,
         "policy_version": policy_version,
+    }
+    if engine.type == "vllm":
+        # A server that was started by someone else has the trainer's working directory at best.
+        return {**common, **engine.vllm.model_dump(), "model_path": str(Path(model_path).resolve())}
+    return {
+        **common,
+        "tokenizer_path": tokenizer_path,
+        "device": engine.device,
+        "num_threads": engine.num_threads,
     }
 
 

@@ -181,11 +181,13 @@ class EngineProcess:
     socket_path: Path
     process: subprocess.Popen[bytes]
 
-    def run(self, work: Callable[[EngineClient], Awaitable[T]]) -> T:
+    def run(
+        self, work: Callable[[EngineClient], Awaitable[T]], deadline_s: float = DEADLINE_S
+    ) -> T:
         async def main() -> T:
-            client = await EngineClient.connect(self.socket_path, timeout_s=DEADLINE_S)
+            client = await EngineClient.connect(self.socket_path, timeout_s=deadline_s)
             try:
-                async with asyncio.timeout(DEADLINE_S):
+                async with asyncio.timeout(deadline_s):
                     return await work(client)
             finally:
                 await client.close()
@@ -194,14 +196,17 @@ class EngineProcess:
 
 
 @contextmanager
-def engine_process(folder: Path, **settings: Any) -> Iterator[EngineProcess]:
+def engine_process(
+    folder: Path, engine: str = "embedded", **settings: Any
+) -> Iterator[EngineProcess]:
     socket_path = folder / "engine.sock"
-    data = {"socket_path": str(socket_path), "device": "cpu", "seed": 1, **settings}
+    own = {"device": "cpu"} if engine == "embedded" else {}
+    data = {"socket_path": str(socket_path), "seed": 1, **own, **settings}
     settings_path = folder / "settings.json"
     settings_path.write_text(json.dumps(data))
     with (folder / "log").open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "areal_sub.engines.embedded", str(settings_path)],
+            [sys.executable, "-m", f"areal_sub.engines.{engine}", str(settings_path)],
             stdin=subprocess.PIPE,
             stderr=output,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},

@@ -12,7 +12,7 @@ from typing import Any
 
 from areal_sub.engines.embedded.request import Request
 from areal_sub.engines.vllm.api import Api, Refused, ServerGone
-from areal_sub.engines.vllm.wire import Way, body_of, piece_of
+from areal_sub.engines.vllm.wire import ReplyError, Way, body_of, piece_of
 from areal_sub.errors import ConfigError, DeadlineExceeded
 from areal_sub.records import GenerateRequest, int32
 
@@ -147,7 +147,10 @@ async def _way(api: Api, model: str) -> Way:
             raise ConfigError(
                 f"vLLM at {api.name} cannot sample from this model (its log says why): {error.said}"
             ) from None
-        piece = piece_of(way, answer)
+        try:
+            piece = piece_of(way, answer)
+        except ReplyError as error:
+            raise ConfigError(f"vLLM at {api.name} answers {way.value}, but: {error}") from None
         if piece is None or not piece.token_ids or piece.prompt_token_ids is None:
             break
         return way

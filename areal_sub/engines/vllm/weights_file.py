@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from areal_sub.errors import ModelError
+from areal_sub.records import WEIGHT_PROBE
 
 MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
-PROBE_KEY = "areal_sub.probe"
 OUTPUT_EMBEDDING = "lm_head.weight"
 _MAX_SHOWN = 8
 
@@ -29,7 +29,7 @@ class Probe:
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """None where the file carries none."""
-        raw = _header(path).get("__metadata__", {}).get(PROBE_KEY)
+        raw = _header(path).get("__metadata__", {}).get(WEIGHT_PROBE)
         if raw is None:
             return None
         data = json.loads(raw)

@@ -82,7 +82,7 @@ def piece_of(way: Way, data: Any) -> Piece | None:
             values = [float(value) for value in logprobs.get("token_logprobs") or []]
         spans = choice.get("weight_versions")
         versions = [(s["version"], s["start"], s["end"]) for s in spans] if spans else None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ReplyError(f"an answer of vLLM's is not understood ({error!r})") from None
     if len(values) != len(token_ids):
         raise ReplyError(f"vLLM sent {len(token_ids)} tokens with {len(values)} logprobs")

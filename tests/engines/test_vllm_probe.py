@@ -1,0 +1,142 @@
+"""Each problem of a vLLM server is told with what mends it; the server is a tiny HTTP stub."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from areal_sub.engines.vllm.api import Api
+from areal_sub.engines.vllm.probe import Abilities, WeightPath, probe
+from areal_sub.engines.vllm.wire import Way
+from areal_sub.errors import ConfigError
+
+Answers = dict[str, tuple[int, Any]]
+
+
+def good_answers() -> Answers:
+    model = {
+        "max_model_len": 512,
+        "logprobs_mode": "processed_logprobs",
+        "dtype": "torch.float32",
+    }
+    config = {
+        "model_config": model,
+        "scheduler_config": {"max_num_seqs": 8},
+        "weight_transfer_config": {"backend": "areal-sub-file"},
+    }
+    choice = {"token_ids": [5], "logprobs": {"content": [{"logprob": -1.5}]}}
+    completion = {"token_ids": [5], "prompt_token_ids": [1], "logprobs": {"token_logprobs": [-1.5]}}
+    return {
+        "/version": (200, {"version": "0.32.0"}),
+        "/is_paused": (200, {"is_paused": False}),
+        "/server_info": (200, {"vllm_config": config}),
+        "/v1/models": (200, {"data": [{"id": "m"}]}),
+        "/inference/v1/generate": (200, {"prompt_token_ids": [1], "choices": [choice]}),
+        "/v1/completions": (200, {"choices": [completion]}),
+    }
+
+
+def probe_stub(answers: Answers) -> Abilities:
+    async def answer(request: web.Request) -> web.Response:
+        status, data = answers.get(request.path, (404, {"detail": "Not Found"}))
+        return web.json_response(data, status=status)
+
+    async def main() -> Abilities:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0]
+        api = Api.at_url(f"http://{host}:{port}")
+        try:
+            return await probe(api, max_model_len=512)
+        finally:
+            await api.close()
+            await runner.cleanup()
+
+    return asyncio.run(main())
+
+
+def test_a_good_server_is_known_for_what_it_can_do() -> None:
+    assert probe_stub(good_answers()) == Abilities(
+        version="0.32.0",
+        way=Way.GENERATE,
+        weight_path=WeightPath.FILE,
+        model="m",
+        max_model_len=512,
+        num_slots=8,
+        dtype="float32",
+    )
+
+
+def test_what_is_not_there_has_a_substitute() -> None:
+    answers = good_answers()
+    del answers["/inference/v1/generate"]
+    answers["/server_info"][1]["vllm_config"]["weight_transfer_config"] = None
+    abilities = probe_stub(answers)
+    assert (abilities.way, abilities.weight_path) == (Way.COMPLETIONS, WeightPath.RELOAD)
+
+
+def _model(**fields: Any) -> Callable[[Answers], None]:
+    def change(answers: Answers) -> None:
+        answers["/server_info"][1]["vllm_config"]["model_config"].update(fields)
+
+    return change
+
+
+def _answer(path: str, status: int, data: Any) -> Callable[[Answers], None]:
+    def change(answers: Answers) -> None:
+        answers[path] = (status, data)
+
+    return change
+
+
+NO_IDS = {"choices": [{"token_ids": [5], "logprobs": {"content": [{"logprob": -1.0}]}}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_answer("/version", 200, {"version": "0.21.3"}), r"pip install 'vllm>=0\.29'"),
+        (_answer("/version", 404, {}), "is no vLLM server .* is the port right"),
+        (_answer("/is_paused", 404, {}), "VLLM_SERVER_DEV_MODE=1"),
+        (_answer("/inference/v1/generate", 403, {}), "--enable-scale-out"),
+        (
+            _answer("/inference/v1/generate", 500, {"error": {"message": "head_dim=16"}}),
+            "cannot sample from this model .*: head_dim=16",
+        ),
+        (_answer("/inference/v1/generate", 200, NO_IDS), "does not return token ids"),
+        (_model(logprobs_mode="raw_logprobs"), "--logprobs-mode processed_logprobs"),
+        (_model(max_model_len=256), "--max-model-len 512, or set engine.max_model_len=256"),
+    ],
+)
+def test_each_problem_is_told_with_what_mends_it(
+    change: Callable[[Answers], None], message: str
+) -> None:
+    answers = good_answers()
+    change(answers)
+    with pytest.raises(ConfigError, match=message):
+        probe_stub(answers)
+
+
+def test_a_port_where_nobody_listens() -> None:
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+        async def main() -> None:
+            api = Api.at_url(url)
+            try:
+                await probe(api, max_model_len=512)
+            finally:
+                await api.close()
+
+        with pytest.raises(ConfigError, match=f"no vLLM server answers at {url}.*--port"):
+            asyncio.run(main())

@@ -1,0 +1,276 @@
+"""Real vLLM on the CPU with a tiny model, through our engine process: `make test-vllm`.
+
+One server serves all of these tests. Each puts weights of its own into it first, so their order
+does not matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import transformers
+from engine_lab import EngineProcess, engine_process, greedy_reference, prompt_of, request_of
+from safetensors.torch import save_file
+
+from areal_sub.engine_client import EngineClient
+from areal_sub.errors import RpcError
+from areal_sub.records import WEIGHT_PROBE, GenerateChunk, GenerateRequest, extend_digest, int32
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+MAX_MODEL_LEN = 512
+START_S = 300.0
+# Attention heads of 32: vLLM's CPU kernels have none smaller.
+CONFIG = transformers.LlamaConfig(
+    vocab_size=97,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    intermediate_size=96,
+    max_position_embeddings=MAX_MODEL_LEN,
+    initializer_range=0.4,
+    tie_word_embeddings=True,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=None,
+)
+# Of a server for tests: small, and quick to start.
+ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+ARGS = ["--enforce-eager"]
+
+
+def model_of(seed: int) -> Any:
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+def logprobs_of(model: Any, prompt: Sequence[int], token_ids: Sequence[int]) -> list[float]:
+    ids = torch.tensor([[*prompt, *token_ids]])
+    scores = model(ids).logits[0].log_softmax(-1)
+    return [float(scores[len(prompt) - 1 + i, t]) for i, t in enumerate(token_ids)]
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
+    python = os.environ.get("AREAL_SUB_VLLM_PYTHON")
+    if python is None:
+        pytest.fail("AREAL_SUB_VLLM_PYTHON is not set: run `make test-vllm`")
+    model_path = tmp_path_factory.mktemp("vllm-model")
+    model_of(0).save_pretrained(model_path)
+    folder = Path(tempfile.mkdtemp(prefix="as-"))  # sockets need short names
+    try:
+        with engine_process(
+            folder,
+            "vllm",
+            model_path=str(model_path),
+            python=python,
+            args=ARGS,
+            env=ENV,
+            max_running_requests=16,
+        ) as engine:
+            try:
+                engine.run(lambda client: client.info(), START_S)
+            except Exception:
+                print((folder / "log").read_text()[-8000:])
+                raise
+            yield engine
+    finally:
+        print((folder / "log").read_text()[-4000:])
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def put(client: EngineClient, model: Any, folder: Path, **wrong: float) -> int:
+    """Give the engine `model`'s weights, as the learner does; their version."""
+    version = (await client.info()).policy_version + 1
+    ids = prompt_of(17)
+    said = [value + wrong.get("off", 0.0) for value in logprobs_of(model, ids[:1], ids[1:])]
+    probe = json.dumps({"token_ids": ids, "logprobs": said})
+    path = folder / f"v{version}.safetensors"
+    state = model.state_dict()
+    del state["lm_head.weight"]
+    save_file(state, path, {WEIGHT_PROBE: probe})
+    try:
+        await client.update_weights(path, version, timeout_s=60)
+    finally:
+        path.unlink()
+    return version
+
+
+async def generate(client: EngineClient, request: GenerateRequest) -> list[GenerateChunk]:
+    return [chunk async for chunk in client.generate(request)]
+
+
+def joined(chunks: Sequence[GenerateChunk], field: str) -> list[Any]:
+    return [value for chunk in chunks for value in getattr(chunk, field).tolist()]
+
+
+def check_exact(prompt: Sequence[int], chunks: Sequence[GenerateChunk]) -> None:
+    """The digests are of this prompt and these tokens."""
+    token_ids = joined(chunks, "token_ids")
+    want = [extend_digest(0, int32([*prompt, *token_ids[: i + 1]])) for i in range(len(token_ids))]
+    assert joined(chunks, "digests") == want
+
+
+def test_greedy_before_and_after_an_update_is_what_transformers_gives(
+    vllm: EngineProcess, tmp_path: Path
+) -> None:
+    prompts = [prompt_of(5 + 9 * i, salt=i) for i in range(6)]
+
+    async def work(client: EngineClient) -> list[tuple[Any, int, list[list[GenerateChunk]]]]:
+        seen = []
+        for seed in (0, 1):
+            model = model_of(seed)
+            version = await put(client, model, tmp_path)
+            requests = [
+                request_of(p, max_new_tokens=20, stream=i % 2 == 0) for i, p in enumerate(prompts)
+            ]
+            answers = await asyncio.gather(*(generate(client, r) for r in requests))
+            seen.append((model, version, answers))
+        return seen
+
+    differences = []
+    for model, version, answers in vllm.run(work):
+        for prompt, chunks in zip(prompts, answers, strict=True):
+            token_ids = joined(chunks, "token_ids")
+            assert token_ids == greedy_reference(model, prompt, 20)
+            assert joined(chunks, "versions") == [version] * 20
+            assert chunks[-1].finish_reason == "length"
+            check_exact(prompt, chunks)
+            want = logprobs_of(model, prompt, token_ids)
+            differences += [
+                abs(a - b) for a, b in zip(joined(chunks, "logprobs"), want, strict=True)
+            ]
+    print(f"sampler/learner |Δ logprob|: mean {sum(differences) / len(differences):.2g}")
+    assert max(differences) < 1e-3
+
+
+def test_sampled_logprobs_are_of_the_distribution_sampled_from(
+    vllm: EngineProcess, tmp_path: Path
+) -> None:
+    model, prompt = model_of(2), prompt_of(12)
+
+    async def work(client: EngineClient) -> list[GenerateChunk]:
+        await put(client, model, tmp_path)
+        return await generate(client, request_of(prompt, temperature=0.7, max_new_tokens=40))
+
+    (chunk,) = vllm.run(work)
+    ids = torch.tensor([[*prompt, *chunk.token_ids.tolist()]])
+    scores = (model(ids).logits[0] / 0.7).log_softmax(-1)
+    want = scores[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
+    assert torch.allclose(torch.tensor(chunk.logprobs), want, atol=1e-3)
+
+
+def test_a_stop_token_ends_the_request_and_is_included(vllm: EngineProcess, tmp_path: Path) -> None:
+    model, prompt = model_of(3), prompt_of(20)
+    want = greedy_reference(model, prompt, 30)
+    stop = want[5]
+
+    async def work(client: EngineClient) -> list[GenerateChunk]:
+        await put(client, model, tmp_path)
+        return await generate(client, request_of(prompt, max_new_tokens=30, stop_token_ids=[stop]))
+
+    (chunk,) = vllm.run(work)
+    assert chunk.finish_reason == "stop"
+    assert chunk.token_ids.tolist() == want[: want.index(stop) + 1]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_requests_in_flight_over_an_update_finish_with_both_versions(
+    vllm: EngineProcess, tmp_path: Path, stream: bool
+) -> None:
+    prompts = [prompt_of(8, salt=i) for i in range(4)]
+
+    async def work(client: EngineClient) -> tuple[int, list[list[GenerateChunk]]]:
+        await put(client, model_of(4), tmp_path)
+        long = {"temperature": 1.0, "max_new_tokens": MAX_MODEL_LEN - 8}
+        calls = [
+            asyncio.ensure_future(generate(client, request_of(p, stream=stream, **long)))
+            for p in prompts
+        ]
+        started = request_of(prompt_of(9), stream=True, **long)
+        async with aclosing(client.generate(started)) as chunks:
+            for _ in range(20):  # all of them are decoding by now
+                await anext(chunks)
+        version = await put(client, model_of(5), tmp_path)
+        return version, await asyncio.gather(*calls)
+
+    new, answers = vllm.run(work)
+    for prompt, chunks in zip(prompts, answers, strict=True):
+        versions = joined(chunks, "versions")
+        assert len(versions) == MAX_MODEL_LEN - 8
+        assert set(versions) == {new - 1, new} and versions == sorted(versions)
+        check_exact(prompt, chunks)
+        switch = versions.index(new)
+        # Each token's logprob is of the weights that its version names (what was cached before
+        # the update stays in use, so only the old ones can be computed again here).
+        want = logprobs_of(model_of(4), prompt, joined(chunks, "token_ids")[:switch])
+        got = joined(chunks, "logprobs")[:switch]
+        assert max(abs(a - b) for a, b in zip(got, want, strict=True)) < 1e-3
+
+
+def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(
+    vllm: EngineProcess, tmp_path: Path
+) -> None:
+    model, prompt = model_of(6), prompt_of(10)
+    path = tmp_path / "wrong.safetensors"
+    save_file({"model.norm.weight": torch.ones(3)}, path)
+
+    async def work(client: EngineClient) -> list[GenerateChunk]:
+        version = await put(client, model, tmp_path)
+        with pytest.raises(RpcError, match=r"missing model\.embed_tokens\.weight"):
+            await client.update_weights(path, version + 1, timeout_s=60)
+        return await generate(client, request_of(prompt))
+
+    (chunk,) = vllm.run(work)
+    assert chunk.token_ids.tolist() == greedy_reference(model, prompt, 10)
+
+
+def test_an_engine_that_computes_something_else_is_found_out(
+    vllm: EngineProcess, tmp_path: Path
+) -> None:
+    async def work(client: EngineClient) -> None:
+        with pytest.raises(RpcError, match="does not compute what the learner computes"):
+            await put(client, model_of(7), tmp_path, off=0.01)
+
+    vllm.run(work)
+
+
+def test_a_killed_server_comes_back_with_current_weights_and_requests_go_on(
+    vllm: EngineProcess, tmp_path: Path
+) -> None:
+    model, prompt = model_of(8), prompt_of(10)
+    num_tokens = MAX_MODEL_LEN - 10
+
+    async def work(client: EngineClient) -> tuple[int, list[GenerateChunk], list[GenerateChunk]]:
+        version = await put(client, model, tmp_path)
+        whole = asyncio.ensure_future(generate(client, request_of(prompt, max_new_tokens=30)))
+        streamed = []
+        long = request_of(prompt, stream=True, max_new_tokens=num_tokens)
+        async with aclosing(client.generate(long)) as chunks:
+            async for chunk in chunks:
+                streamed.append(chunk)
+                if len(streamed) == 5:
+                    (server,) = psutil.Process(vllm.process.pid).children()
+                    server.send_signal(signal.SIGKILL)
+        return version, streamed, await whole
+
+    version, streamed, whole = vllm.run(work, START_S)
+    want = greedy_reference(model, prompt, num_tokens)
+    assert joined(streamed, "token_ids") == want
+    assert joined(whole, "token_ids") == want[:30]
+    assert set(joined(streamed, "versions")) == {version}
+    check_exact(prompt, streamed)
