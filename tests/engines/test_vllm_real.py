@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -82,14 +83,14 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
             env=ENV,
             max_running_requests=16,
         ) as engine:
-            try:
-                engine.run(lambda client: client.info(), START_S)
-            except Exception:
-                print((folder / "log").read_text()[-8000:])
-                raise
+            deadline = time.monotonic() + START_S
+            while not engine.socket_path.exists():
+                ended = engine.process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    pytest.fail((folder / "log").read_text()[-8000:])
+                time.sleep(0.1)
             yield engine
     finally:
-        print((folder / "log").read_text()[-4000:])
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -84,6 +84,7 @@ def command_of(settings: VllmSettings, facts: ModelFacts, socket: Path) -> list[
         *("--logprobs-mode", LOGPROBS_MODE),
         *("--generation-config", "vllm"),  # the model folder's own defaults are not ours
         *("--weight-transfer-config", json.dumps({"backend": BACKEND})),
+        "--skip-tokenizer-init",  # tokens in, tokens out: the proxy has the tokenizer
         *("--enable-scale-out", "--disable-uvicorn-access-log"),
         *settings.args,
     ]
