@@ -18,21 +18,26 @@ WAIT_S = 100.0
 class Run:
     """One `areal-sub train` process and everything that it started."""
 
-    def __init__(self, folder: Path, policy: Path, *overrides: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        policy: Path,
+        *overrides: str,
+        config: Path = REPO / "tests/e2e/config.yaml",
+        cwd: Path = REPO / "tests/e2e",
+    ) -> None:
         self.root = folder / "runs" / "e2e" / "run"
         self.output = folder / "output.txt"
         env = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "200"}
         command = [
             *(sys.executable, "-m", "areal_sub", "train"),
-            *("--config", str(REPO / "tests/e2e/config.yaml")),
+            *("--config", str(config)),
             f"cluster.fileroot={folder / 'runs'}",
             f"actor.path={policy}",
             *overrides,
         ]
         with self.output.open("w") as output:
-            self.process = subprocess.Popen(
-                command, cwd=Path(__file__).parent, env=env, stdout=output, stderr=output
-            )
+            self.process = subprocess.Popen(command, cwd=cwd, env=env, stdout=output, stderr=output)
         self._seen: dict[int, psutil.Process] = {}
 
     def note_family(self) -> set[str]:
@@ -71,9 +76,9 @@ class Run:
                 raise AssertionError(f"no {what} in {timeout_s} s:\n{self.output.read_text()}")
             time.sleep(0.02)
 
-    def finish(self) -> str:
+    def finish(self, timeout_s: float = WAIT_S) -> str:
         """Wait for its end; what it printed. Every rollout is accounted for, however it ended."""
-        self.process.wait(timeout=WAIT_S)
+        self.process.wait(timeout=timeout_s)
         output = self.output.read_text()
         assert "not accounted for" not in output, output
         return output
