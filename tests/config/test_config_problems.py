@@ -54,6 +54,9 @@ def complaint(file: Path | None, overrides: Sequence[str] = ()) -> str:
         ("actor.gradient_checkpointing=1", "expected true or false; got 1"),
         ("actor.gradient_checkpointing=yes", "expected true or false; got 'yes'"),
         ("actor.behave_imp_weight_cap=5", "write actor.rejection_sampling.upper"),
+
+
+        ("engine.vllm.urls=[host:8000]", "'host:8000' is not http://host:port"),
         ("seed=", "expected a whole number; got nothing (null)"),
         ("seed=true", "expected a whole number; got true"),
         ("actor.path=null", "expected text; got nothing (null)"),
@@ -258,4 +261,19 @@ def test_errors_of_load_config_are_those_of_parse_config(write: Write) -> None:
 def test_objectives_that_make_no_sense_together(
     write: Write, overrides: list[str], text: str
 ) -> None:
+
+
+        (["engine.type=vllm"], "needs either vllm.python"),
+        (["engine.vllm.python=/x/python"], "engine.vllm is set, but engine.type is embedded"),
+        (
+            ["engine.type=vllm", "engine.vllm.urls=[http://h:1]", "engine.vllm.args=[--x]"],
+            "are for a server that is started",
+        ),
+        (
+            ["engine.type=vllm", "engine.vllm.python=/x/python", "engine.num_threads=1"],
+            "VLLM_CPU_OMP_THREADS_BIND",
+        ),
+    ],
+)
+def test_settings_of_the_other_engine(write: Write, overrides: list[str], text: str) -> None:
     assert text in complaint(write(), overrides)

@@ -56,12 +56,13 @@ def test_the_default_agent_trains_and_a_killed_server_does_not_end_the_run(
         )
         assert run.process.poll() is None, run.output.read_text()
         run.note_family()
-        servers = [
+        (engine,) = (
             process
-            for process in psutil.Process(run.process.pid).children(recursive=True)
-            if "vllm.entrypoints.openai.api_server" in process.cmdline()
-        ]
-        servers[0].send_signal(signal.SIGKILL)
+            for process in psutil.Process(run.process.pid).children()
+            if "areal_sub.engines.vllm" in process.cmdline()
+        )
+        (server,) = engine.children()
+        server.send_signal(signal.SIGKILL)
         output = run.finish(WAIT_S)
     finally:
         if run.process.poll() is None:

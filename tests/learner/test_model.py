@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from areal_sub.errors import ModelError
 from areal_sub.learner.batch import Scored, collate
 from areal_sub.learner.model import PolicyModel
-from areal_sub.records import float32
+from areal_sub.records import WEIGHT_PROBE, float32
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -164,6 +165,12 @@ def test_exported_weights_are_the_models(
         assert value.dtype == getattr(torch, dtype)
         assert torch.equal(value, trained[name].to(value.dtype))
     assert [p.name for p in target.parent.iterdir()] == ["v1.safetensors"]
+    with safe_open(target, framework="pt") as file:
+        probe = json.loads(file.metadata()[WEIGHT_PROBE])
+    ids = torch.tensor([probe["token_ids"]])
+    scores = learner._policy.hf(ids).logits[0].log_softmax(-1)
+    want = scores[:-1].gather(1, ids[0, 1:, None])[:, 0]
+    assert torch.allclose(torch.tensor(probe["logprobs"]), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
