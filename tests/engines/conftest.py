@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_lab import EngineProcess, LocalDecoder, engine_process, make_model
+
+# These need the extra `vllm` (`make test` installs all of them).
+collect_ignore = [] if find_spec("aiohttp") else ["test_vllm_probe.py", "test_vllm_wire.py"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,13 +26,15 @@ from engine_lab import EngineProcess, engine_process, greedy_reference, prompt_o
 from safetensors.torch import save_file
 
 from areal_sub.engine_client import EngineClient
-from areal_sub.errors import RpcError
+from areal_sub.errors import GrammarError, RpcError
 from areal_sub.records import WEIGHT_PROBE, GenerateChunk, GenerateRequest, extend_digest, int32
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1000)]
 
 MAX_MODEL_LEN = 512
-START_S = 300.0
+START_S = 900.0
+UPDATE_S = 300.0
+WORK_S = 600.0
 # Attention heads of 32: vLLM's CPU kernels have none smaller.
 CONFIG = transformers.LlamaConfig(
     vocab_size=97,
@@ -67,9 +69,7 @@ def logprobs_of(model: Any, prompt: Sequence[int], token_ids: Sequence[int]) -> 
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
-    python = os.environ.get("AREAL_SUB_VLLM_PYTHON")
-    if python is None:
-        pytest.fail("AREAL_SUB_VLLM_PYTHON is not set: run `make test-vllm`")
+    python = os.environ["AREAL_SUB_VLLM_PYTHON"]
     model_path = tmp_path_factory.mktemp("vllm-model")
     model_of(0).save_pretrained(model_path)
     folder = Path(tempfile.mkdtemp(prefix="as-"))  # sockets need short names
@@ -82,6 +82,8 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
             args=ARGS,
             env=ENV,
             max_running_requests=16,
+            start_timeout_s=START_S,
+            update_timeout_s=UPDATE_S,
         ) as engine:
             deadline = time.monotonic() + START_S
             while not engine.socket_path.exists():
@@ -105,7 +107,7 @@ async def put(client: EngineClient, model: Any, folder: Path, **wrong: float) ->
     del state["lm_head.weight"]
     save_file(state, path, {WEIGHT_PROBE: probe})
     try:
-        await client.update_weights(path, version, timeout_s=60)
+        await client.update_weights(path, version, timeout_s=UPDATE_S)
     finally:
         path.unlink()
     return version
@@ -144,7 +146,7 @@ def test_greedy_before_and_after_an_update_is_what_transformers_gives(
         return seen
 
     differences = []
-    for model, version, answers in vllm.run(work):
+    for model, version, answers in vllm.run(work, WORK_S):
         for prompt, chunks in zip(prompts, answers, strict=True):
             token_ids = joined(chunks, "token_ids")
             assert token_ids == greedy_reference(model, prompt, 20)
@@ -168,7 +170,7 @@ def test_sampled_logprobs_are_of_the_distribution_sampled_from(
         await put(client, model, tmp_path)
         return await generate(client, request_of(prompt, temperature=0.7, max_new_tokens=40))
 
-    (chunk,) = vllm.run(work)
+    (chunk,) = vllm.run(work, WORK_S)
     ids = torch.tensor([[*prompt, *chunk.token_ids.tolist()]])
     scores = (model(ids).logits[0] / 0.7).log_softmax(-1)
     want = scores[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
@@ -184,7 +186,7 @@ def test_a_stop_token_ends_the_request_and_is_included(vllm: EngineProcess, tmp_
         await put(client, model, tmp_path)
         return await generate(client, request_of(prompt, max_new_tokens=30, stop_token_ids=[stop]))
 
-    (chunk,) = vllm.run(work)
+    (chunk,) = vllm.run(work, WORK_S)
     assert chunk.finish_reason == "stop"
     assert chunk.token_ids.tolist() == want[: want.index(stop) + 1]
 
@@ -209,7 +211,7 @@ def test_requests_in_flight_over_an_update_finish_with_both_versions(
         version = await put(client, model_of(5), tmp_path)
         return version, await asyncio.gather(*calls)
 
-    new, answers = vllm.run(work)
+    new, answers = vllm.run(work, WORK_S)
     for prompt, chunks in zip(prompts, answers, strict=True):
         versions = joined(chunks, "versions")
         assert len(versions) == MAX_MODEL_LEN - 8
@@ -223,6 +225,14 @@ def test_requests_in_flight_over_an_update_finish_with_both_versions(
         assert max(abs(a - b) for a, b in zip(got, want, strict=True)) < 1e-3
 
 
+def test_a_grammar_is_refused(vllm: EngineProcess) -> None:
+    async def work(client: EngineClient) -> None:
+        with pytest.raises(GrammarError, match="does not hold outputs to a grammar"):
+            await generate(client, request_of(prompt_of(5), grammar="start: <[1]>"))
+
+    vllm.run(work, WORK_S)
+
+
 def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(
     vllm: EngineProcess, tmp_path: Path
 ) -> None:
@@ -233,10 +243,10 @@ def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(
     async def work(client: EngineClient) -> list[GenerateChunk]:
         version = await put(client, model, tmp_path)
         with pytest.raises(RpcError, match=r"missing model\.embed_tokens\.weight"):
-            await client.update_weights(path, version + 1, timeout_s=60)
+            await client.update_weights(path, version + 1, timeout_s=UPDATE_S)
         return await generate(client, request_of(prompt))
 
-    (chunk,) = vllm.run(work)
+    (chunk,) = vllm.run(work, WORK_S)
     assert chunk.token_ids.tolist() == greedy_reference(model, prompt, 10)
 
 
@@ -247,7 +257,7 @@ def test_an_engine_that_computes_something_else_is_found_out(
         with pytest.raises(RpcError, match="does not compute what the learner computes"):
             await put(client, model_of(7), tmp_path, off=0.01)
 
-    vllm.run(work)
+    vllm.run(work, WORK_S)
 
 
 def test_a_killed_server_comes_back_with_current_weights_and_requests_go_on(

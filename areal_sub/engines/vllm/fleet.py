@@ -28,7 +28,8 @@ from areal_sub.errors import ArealSubError, ComponentDied, DeadlineExceeded, Mod
 log = logging.getLogger(__name__)
 
 HEALTH_INTERVAL_S = 5.0
-HEALTH_TIMEOUT_S = 10.0
+# A dead server refuses the connection at once; a busy one is not to be killed for being so.
+HEALTH_TIMEOUT_S = 60.0
 START_POLL_S = 0.5
 
 

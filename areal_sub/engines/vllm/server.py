@@ -16,6 +16,7 @@ from areal_sub.engines.embedded.request import Request
 from areal_sub.engines.vllm.calls import Calls
 from areal_sub.engines.vllm.fleet import Fleet
 from areal_sub.engines.vllm.settings import ModelFacts, VllmSettings
+from areal_sub.errors import GrammarError
 from areal_sub.records import EngineInfo, GenerateRequest
 from areal_sub.rpc import Server
 
@@ -68,8 +69,15 @@ class Engine:
         ).to_map()
 
     async def _generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        record = GenerateRequest.from_map(params)
+        if record.grammar:
+            # vLLM's logprobs would be of the masked distribution, the learner's are of the whole.
+            raise GrammarError(
+                "engine.type=vllm does not hold outputs to a grammar: ask without an output format "
+                "and with tool_choice auto, or use engine.type=embedded"
+            )
         request = Request.checked(
-            GenerateRequest.from_map(params),
+            record,
             request_id=next(self._ids),
             vocab_size=self._facts.vocab_size,
             max_model_len=self._facts.max_model_len,
