@@ -278,6 +278,8 @@ class EndRecord(_Record):
     it returned no reward."""
     tampering: dict[str, int] = field(default_factory=dict)
     """What looks like cheating → how often; see `proxy/tampering.py`."""
+    peak_memory_bytes: int = 0
+    """Of all the child's processes together, as its cgroup counted it; 0 where it had none."""
 
 
 TrajectoryRecord = OpenRecord | IntentRecord | TurnRecord | EndRecord
@@ -471,3 +473,4 @@ class RunReport(_Record):
     outputs: dict[str, bytes] = field(default_factory=dict)  # path → content
     outputs_refused: list[list[str]] = field(default_factory=list)  # [path, why] of what was not
     outputs_missing: list[str] = field(default_factory=list)  # declared, and not there
+    peak_memory_bytes: int = 0  # of all its processes together, by its cgroup; 0 where it had none

@@ -95,7 +95,8 @@ def inspected_json(found: Inspected, decoder: Decoder, *, tokens: bool) -> dict[
     row: dict[str, Any] = as_json(found.judgement)
     if found.ended:
         row |= {name: getattr(end, name) for name in ("traceback", "stdout_tail", "stderr_tail")}
-        row |= {"num_rejected_calls": end.num_rejected_calls, "cpu_s": end.cpu_s}
+        used = ("cpu_s", "max_rss_bytes", "peak_memory_bytes", "written_bytes")
+        row |= {name: getattr(end, name) for name in ("num_rejected_calls", *used)}
     row["unanswered"] = list(found.judgement.rollout.unanswered)
     row["turns"] = [
         {
@@ -198,9 +199,18 @@ def _say_facts(console: Console, found: Inspected) -> None:
     if row["wall_s"] is not None:
         end = found.trajectory.end
         refused = f", {end.num_rejected_calls} calls refused" if end.num_rejected_calls else ""
-        facts.append(("took", f"{row['wall_s']:.2f} s, {end.cpu_s:.2f} s of CPU{refused}"))
+        facts.append(("took", f"{row['wall_s']:.2f} s, {_used(end)}{refused}"))
     for name, value in facts:
         _say(console, f"{name:10} {one_line(value)}")
+
+
+def _used(end: EndRecord) -> str:
+    largest, peak, written = (
+        f"{num_bytes / 2**20:.1f} MiB"
+        for num_bytes in (end.max_rss_bytes, end.peak_memory_bytes, end.written_bytes)
+    )
+    memory = f"{peak} of memory at most" if end.peak_memory_bytes else f"{largest} in a process"
+    return f"{end.cpu_s:.2f} s of CPU, {memory}, {written} of files"
 
 
 def _tree(found: Inspected, numbers: dict[str, int]) -> Tree:

@@ -171,6 +171,7 @@ def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
         written_bytes=params["written_bytes"],
         claimed_reward=_claim(session, params.get("claimed_reward")),
         tampering=dict(session.tampering),
+        peak_memory_bytes=params["peak_memory_bytes"],
     )
 
 

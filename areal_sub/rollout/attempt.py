@@ -204,6 +204,7 @@ class RolloutRunner:
             "max_rss_bytes": report.max_rss_bytes,
             "egress_refused": report.egress_refused,
             "written_bytes": report.written_bytes,
+            "peak_memory_bytes": report.peak_memory_bytes,
         }
         await self._proxy.call("end_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
 

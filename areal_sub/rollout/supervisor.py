@@ -150,6 +150,7 @@ def make_report(request: RunRequest, child: ChildReport) -> RunReport:
         outputs=dict(child.outputs),
         outputs_refused=[list(each) for each in child.outputs_refused],
         outputs_missing=list(child.outputs_missing),
+        peak_memory_bytes=child.peak_memory_bytes,
     )
 
 

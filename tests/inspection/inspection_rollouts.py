@@ -76,7 +76,7 @@ def end(
     return EndRecord(
         rollout_id=rollout_id, outcome=outcome, reward=None if turn_rewards else reward,
         turn_rewards=dict(turn_rewards or {}), error=error, traceback="", stdout_tail=stdout,
-        stderr_tail="", wall_s=2.0, cpu_s=1.0, max_rss_bytes=0, num_turns=num_turns,
+        stderr_tail="", wall_s=2.0, cpu_s=1.0, max_rss_bytes=2**21, num_turns=num_turns,
         num_rejected_calls=0, ended_at=0.0,
     )  # fmt: skip
 

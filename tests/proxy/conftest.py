@@ -309,6 +309,7 @@ class Rollout:
             "max_rss_bytes": 1000,
             "egress_refused": {},
             "written_bytes": 4096,
+            "peak_memory_bytes": 8192,
         } | changes
         ended: dict[str, Any] = await self.proxy.control.call("end_rollout", params, timeout_s=10)
         return ended

@@ -42,6 +42,7 @@ def test_one_turn(proxied: Any) -> None:
         opened, turn, end = proxy.records()
         assert isinstance(opened, OpenRecord)
         assert isinstance(end, EndRecord)
+        assert (end.written_bytes, end.peak_memory_bytes) == (4096, 8192)
         assert (turn.turn_id, turn.parent_turn_id, turn.fork) == (answer.id, None, Fork.ROOT)
         assert turn.context_token_ids.tolist() == request.prompt_token_ids.tolist()
         assert turn.token_ids.tolist() == sampled

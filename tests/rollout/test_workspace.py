@@ -18,6 +18,7 @@ from areal_sub.rollout.pool import SubprocPool
 from areal_sub.rollout.workspace import fixed_part, workspace_of
 from areal_sub.rpc import Client
 from areal_sub.trainer.wiring import _around_workspaces
+from sandbox.probe import probe
 
 BASE = Path("/project")
 
@@ -180,6 +181,8 @@ def test_files_go_in_and_outputs_come_back(
     assert report.outputs_refused == [["link", "it is a symbolic link"]]
     assert report.outputs_missing == ["none"]
     assert report.written_bytes >= 4096
+    has_groups = not probe().layers["cgroups"]
+    assert (report.peak_memory_bytes > 2**20) == has_groups
     absent = asyncio.run(go(workspace=str(folder / "absent")))
     assert absent.outcome is Outcome.START_FAILED
     assert "absent' cannot be read: No such file" in absent.error
