@@ -54,8 +54,6 @@ def complaint(file: Path | None, overrides: Sequence[str] = ()) -> str:
         ("actor.gradient_checkpointing=1", "expected true or false; got 1"),
         ("actor.gradient_checkpointing=yes", "expected true or false; got 'yes'"),
         ("actor.behave_imp_weight_cap=5", "write actor.rejection_sampling.upper"),
-
-
         ("engine.vllm.urls=[host:8000]", "'host:8000' is not http://host:port"),
         ("seed=", "expected a whole number; got nothing (null)"),
         ("seed=true", "expected a whole number; got true"),
@@ -261,8 +259,12 @@ def test_errors_of_load_config_are_those_of_parse_config(write: Write) -> None:
 def test_objectives_that_make_no_sense_together(
     write: Write, overrides: list[str], text: str
 ) -> None:
+    assert text in complaint(write(), overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
         (["engine.type=vllm"], "needs either vllm.python"),
         (["engine.vllm.python=/x/python"], "engine.vllm is set, but engine.type is embedded"),
         (
