@@ -1,4 +1,4 @@
-"""The command line: `areal-sub train | chat | inspect | doctor`.
+"""The command line: `areal-sub train | chat | inspect | check-agent | doctor`.
 
 Imports nothing heavy until a command needs it: a mistyped key is told within a second.
 Exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 128+N ended by signal N.
@@ -47,6 +47,15 @@ is enough) shows that one: its turns, what was said, and what was trained. A run
   areal-sub inspect calculator/default g000012-3 --tokens"""
 
 
+_CHECK_HELP = """\
+Runs an agent against a scripted model, sandboxed as in training, and says what it uses, whether it
+would be trained token for token, what it wants to reach besides the model, and what to change.
+
+  areal-sub check-agent my_agent.agent
+  areal-sub check-agent 'cmd:node agent.js {question}' rollout.openai.agent_env=agents/coder
+  areal-sub check-agent --config config.yaml --json"""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The `areal-sub` command."""
     code = run(sys.argv[1:] if argv is None else argv)
@@ -64,6 +73,8 @@ def run(argv: Sequence[str]) -> int:
         arguments, rest = parser.parse_known_args(argv)
         if arguments.command == "train":
             return _train(rest)
+        if arguments.command == "check-agent":
+            return _check_agent(arguments, rest, parser)
         # argparse does not take an optional positional that stands behind an option.
         is_name = len(rest) == 1 and not rest[0].startswith("-")
         if arguments.command == "inspect" and arguments.rollout is None and is_name:
@@ -114,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
     chat.add_argument("--max-new-tokens", type=int, default=256)
     _add_inspect(commands)
+    _add_check(commands)
     commands.add_parser("doctor", help="show how well agents can be isolated on this machine")
     return parser
 
@@ -136,6 +148,47 @@ def _add_inspect(commands: Any) -> None:
     inspect.add_argument("--limit", type=int, metavar="N", help="at most N of them; 0: all")
     inspect.add_argument("--tokens", action="store_true", help="of ROLLOUT: token by token")
     inspect.add_argument("--json", action="store_true", help="one JSON object per line")
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check-agent",
+        help="run an agent against a scripted model, and say how it can be trained",
+        description=_CHECK_HELP,
+        usage="areal-sub check-agent [AGENT] [--config FILE] [options] [KEY=VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.add_argument("agent", metavar="AGENT", nargs="?", help="an import path, or 'cmd:...'")
+    check.add_argument("--config", metavar="FILE", help="a run's configuration, for its agent")
+    check.add_argument("--task", metavar="JSON", help="the task it gets: JSON, or a file of it")
+    check.add_argument(
+        "--script", metavar="JSON", help="what the model says: an array of texts, or a file of it"
+    )
+    check.add_argument("--num", type=int, default=2, metavar="N", help="runs (default 2)")
+    check.add_argument("--json", action="store_true", help="one JSON object, for programs")
+
+
+def _check_agent(
+    arguments: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser
+) -> int:
+    from areal_sub.checking.command import check_agent
+
+    agent: str | None = arguments.agent
+    if agent is not None and "=" in agent and not agent.startswith("cmd:"):
+        rest, agent = [agent, *rest], None
+    if unknown := [word for word in rest if word.startswith("-")]:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    if arguments.num < 1:
+        parser.error("--num: at least 1")
+    return check_agent(
+        agent,
+        rest,
+        config_file=arguments.config,
+        task=arguments.task,
+        script=arguments.script,
+        num=arguments.num,
+        as_json=arguments.json,
+    )
 
 
 def _inspect(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

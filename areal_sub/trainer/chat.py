@@ -23,6 +23,7 @@ from areal_sub.records import Outcome
 from areal_sub.rollout.attempt import CONTROL_TIMEOUT_S, Assignment
 from areal_sub.trainer.agents import agent_text, agents_of, has_agent
 from areal_sub.trainer.checkpoints import FINAL, newest_checkpoint
+from areal_sub.trainer.scratch import scratch_folder
 from areal_sub.trainer.wiring import Stack
 from areal_sub.trajectory.tree import Trajectory
 
@@ -60,8 +61,7 @@ def _find(path: Path) -> tuple[Path, Path | None]:
 
 async def _chat(config: Config, folder: Path, *, plain: bool) -> None:
     console = Console(highlight=False)
-    with tempfile.TemporaryDirectory(prefix="areal-sub-chat-") as name:
-        scratch = Path(name)
+    with scratch_folder(Path(tempfile.gettempdir())) as scratch:
         async with Stack.start(
             config,
             model_path=str(folder),

@@ -196,7 +196,8 @@ async def _run(
             learner = await stack.guard(_awaited(loading))
             if stack.sandbox:
                 terminal.say(f"  sandbox    {stack.sandbox}")
-            for note in await stack.guard(_warm(stack, workload)):
+            agents = (*workload.agents.agents, *workload.eval_agents.agents)
+            for note in await stack.guard(stack.warm(agents)):
                 terminal.say(f"note: {note}")
             if stack.rollouts.grader is not None:
                 for note in await stack.guard(stack.rollouts.grader.warm()):
@@ -239,17 +240,6 @@ def _accounting(run: RunDir) -> Accounting:
 
 async def _awaited(future: asyncio.Future[Learner]) -> Learner:
     return await future
-
-
-async def _warm(stack: Stack, workload: Workload) -> list[str]:
-    """Import the agents once, so that one that cannot be imported ends the run before it begins."""
-    agents = (*workload.agents.agents, *workload.eval_agents.agents)
-    wanted = dict.fromkeys((a.target, a.pickled, a.python, a.readable) for a in agents)
-    return [
-        note
-        for target, pickled, python, readable in wanted
-        for note in await stack.agents.warm(target, pickled, python=python, readable=readable)
-    ]
 
 
 def _num_steps(config: Config, num_tasks: int) -> int:

@@ -11,7 +11,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from areal_sub.records import EngineInfo
 from areal_sub.rollout.attempt import AgentRunner, RolloutRunner
 from areal_sub.rollout.grader import Grader
 from areal_sub.rollout.inline import InlineRunner
+from areal_sub.rollout.mix import Agent
 from areal_sub.rollout.pool import SubprocPool
 from areal_sub.rollout.workspace import fixed_part
 from areal_sub.rpc import Client
@@ -66,6 +67,16 @@ class Stack:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    async def warm(self, agents: Iterable[Agent]) -> list[str]:
+        """Import the agents once, so that one that cannot be imported ends the run before it
+        begins. Returns notes for the user; raises `WorkflowError`."""
+        wanted = dict.fromkeys((a.target, a.pickled, a.python, a.readable) for a in agents)
+        return [
+            note
+            for target, pickled, python, readable in wanted
+            for note in await self.agents.warm(target, pickled, python=python, readable=readable)
+        ]
+
     @classmethod
     @asynccontextmanager
     async def start(
@@ -77,8 +88,13 @@ class Stack:
         policy_version: int,
         journal: Path,
         logs: Path,
+        engine: tuple[str, Mapping[str, Any]] | None = None,
     ) -> AsyncIterator[Stack]:
-        """Raises `ComponentDied`, `DeadlineExceeded` where a process does not come up."""
+        """Raises `ComponentDied`, `DeadlineExceeded` where a process does not come up.
+
+        `engine`: another engine than the configured one, as its module and what is added to its
+        settings.
+        """
         async with AsyncExitStack() as cleanup:
             temporary = Path(tempfile.gettempdir())
             folder = cleanup.enter_context(scratch_folder(temporary))
@@ -101,12 +117,16 @@ class Stack:
 
             names = ("engine", "proxy", "listeners", "supervisor")
             sockets = {name: folder / f"{name}.sock" for name in names}
+            module, settings = engine or (f"areal_sub.engines.{config.engine.type}", {})
             await start_component(
                 "engine",
-                f"areal_sub.engines.{config.engine.type}",
-                _engine_settings(
-                    config, sockets["engine"], model_path, tokenizer_path, policy_version
-                ),
+                module,
+                {
+                    **_engine_settings(
+                        config, sockets["engine"], model_path, tokenizer_path, policy_version
+                    ),
+                    **settings,
+                },
             )
             await start_component(
                 "proxy",

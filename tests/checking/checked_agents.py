@@ -1,0 +1,65 @@
+"""Agents that are checked; each shows one thing."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from typing import Any
+
+from openai import AsyncOpenAI, OpenAI
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "parameters": {
+            "type": "object",
+            "properties": {"where": {"type": "string"}},
+            "required": ["where"],
+        },
+    },
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "integer"}, "why": {"enum": ["luck", "skill"]}},
+    "required": ["answer", "why"],
+    "additionalProperties": False,
+}
+
+
+async def edits_history(data: dict[str, Any]) -> float:
+    """Streams with a tool, trims the answer it sends back, asks for a title on another model."""
+    async with AsyncOpenAI() as client:
+        messages: list[Any] = [{"role": "user", "content": data["question"]}]
+        stream = await client.chat.completions.create(
+            model="big", messages=messages, tools=[TOOL], stream=True
+        )
+        async for _ in stream:
+            pass
+        messages += [{"role": "assistant", "content": "edited"}, {"role": "user", "content": "Go"}]
+        await client.chat.completions.create(model="big", messages=messages, tools=[TOOL])
+        await client.responses.create(model="small", input="A title, please")
+    return 1.0
+
+
+def wants_more(data: dict[str, Any]) -> float:
+    """Structured output, and a web page."""
+    client = OpenAI(max_retries=0)
+    completion = client.chat.completions.create(
+        model="m",
+        messages=[{"role": "user", "content": "?"}],
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": SCHEMA, "strict": True},
+        },
+    )
+    print(completion.choices[0].message.content)
+    try:
+        urllib.request.urlopen("https://api.example.com/v1", timeout=5)
+    except OSError:
+        return 0.5
+    return 1.0
+
+
+def never_calls(data: dict[str, Any]) -> None:
+    os.write(2, b"\x1b[2Jnothing to ask\n")

@@ -1,0 +1,92 @@
+"""`areal-sub check-agent` as a user calls it: real children, the real proxy, a scripted model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.timeout(180)
+
+
+def check(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "areal_sub", "check-agent", *words]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=150)
+
+
+def found(*words: str) -> dict[str, Any]:
+    done = check(*words, "--json")
+    assert done.stdout, done.stderr
+    shown: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if shown["trainable"] else 1)
+    return shown
+
+
+def test_a_ready_agent_can_be_trained_as_it_is() -> None:
+    done = check("areal_sub.workflow.openai.math_agent.MathToolAgent", "--num", "1")
+    assert done.returncode == 0, done.stderr
+    assert "It can be trained as it is, token for token." in done.stdout
+    assert "offered in 3 calls, used by 2" in done.stdout
+    assert "nowhere.invalid" not in done.stdout
+
+
+def test_what_an_agent_does_to_its_history_is_told() -> None:
+    shown = found("checked_agents.edits_history", "--num", "1")
+    assert shown["trainable"], shown
+    assert shown["dialects"] == {"chat": 2, "responses": 1}
+    assert shown["models"] == {"big": 2, "small": 1}
+    assert (shown["num_streamed"], shown["num_side_requests"]) == (1, 1)
+    assert shown["forks"] == {"assistant_edited": 1, "side_request": 1}
+    notes = "\n".join(shown["notes"])
+    assert "keep content and tool calls as they came" in notes
+    assert "rollout.openai.credit=main" in notes
+
+
+def test_structured_output_and_what_it_wants_to_reach() -> None:
+    shown = found("checked_agents.wants_more", "--num", "1")
+    assert shown["num_constrained"] == 1
+    assert [attempt["reward"] for attempt in shown["attempts"]] == [0.5]
+    assert shown["egress_refused"] == {"api.example.com:443": 1}
+    assert any("network.allow=[api.example.com:443]" in note for note in shown["notes"])
+
+
+def test_an_agent_that_calls_no_model_and_gives_no_reward() -> None:
+    done = check("checked_agents.never_calls", "--num", "1")
+    assert done.returncode == 1
+    assert "none: no model call was seen" in done.stdout
+    assert "OPENAI_BASE_URL" in done.stdout
+    assert "It cannot be trained as it is." in done.stdout
+    assert "\x1b" not in done.stdout, "what an agent prints does not reach the terminal"
+
+
+def test_a_program_with_a_script_and_a_task(tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text(json.dumps({"word": "forty-two"}))
+    shown = found(
+        f"cmd:{sys.executable} raw_program.py {{word}}",
+        *("--task", str(tmp_path / "task.json"), "--script", '["forty-two"]', "--num", "1"),
+    )
+    assert shown["trainable"], shown
+    assert [attempt["reward"] for attempt in shown["attempts"]] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "which agent?"),
+        (["no_such_module.agent"], "no_such_module"),
+        (["a.b", "--task", "[1]"], "a JSON object"),
+        (["a.b", "--script", "nowhere.json"], "--script: neither JSON nor a file"),
+        (["a.b", "--nonsense"], "--nonsense"),
+        (["a.b", "rollout.openai.mod=inline"], "did you mean mode"),
+    ],
+)
+def test_input_that_cannot_be_used(words: list[str], said: str) -> None:
+    done = check(*words)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr.replace("Traceback (most recent call last):", "", 1)
