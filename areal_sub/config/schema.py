@@ -300,6 +300,10 @@ class RolloutConfig(Section):
     max_concurrent_rollouts: Positive = 64
     max_head_offpolicyness: NotNegative = 1
     """Largest staleness, in policy versions, that a trained trajectory may have. 0: synchronous."""
+    over_stale: Literal["drop", "reweight"] = "drop"
+    """What becomes of a rollout that took so long that it is older all the same: left out, or
+    trained with the weights of `actor.use_decoupled_loss`; `actor.rejection_sampling` bounds
+    them."""
     timeout_s: PositiveFloat = 300.0
     """Wall-clock limit of one rollout."""
     request_timeout_s: PositiveFloat = 300.0
@@ -592,6 +596,14 @@ class Config(Section):
                 "with a letter or digit first"
             )
         return name
+
+    @model_validator(mode="after")
+    def _stale_has_weights(self) -> Self:
+        if self.rollout.over_stale == "reweight" and not self.actor.use_decoupled_loss:
+            raise ValueError(
+                "rollout.over_stale=reweight needs the weights of actor.use_decoupled_loss=true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _is_one_agent(self) -> Self:

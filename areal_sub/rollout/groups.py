@@ -6,9 +6,13 @@
 
 Who waits for whom: `next_batch` waits for enough usable groups; a group waits for its slowest
 rollout, each of which has its own deadline; admission waits for nobody, it is re-decided at every
-event. A group with fewer than two completed rollouts carries no signal (there is no baseline): it
-is given up and replaced by the next task. When many groups in a row are given up, the run stops
-with the most frequent reason instead of spinning.
+event. The groups that are complete first make the batch, so a straggler holds its own group only,
+which is trained later or left out as `stale` (`rollout.over_stale`); what is admitted beside it is
+bounded by the admission rule, which counts it as pending.
+
+A group with fewer than two completed rollouts carries no signal (there is no baseline): it is given
+up and replaced by the next task. When many groups in a row are given up, the run stops with the
+most frequent reason instead of spinning.
 """
 
 from __future__ import annotations
@@ -39,18 +43,18 @@ class Group:
     task_id: str
     trajectories: tuple[Trajectory, ...]  # in order of completion
 
-    def survivors(self, *, version: int, max_staleness: int) -> list[Trajectory]:
+    def survivors(self, version: int, admission: Admission) -> list[Trajectory]:
         """Completed and fresh enough to train on under `version`."""
         return [
             t
             for t in self.trajectories
             if t.end.outcome is Outcome.COMPLETED
-            and staleness(version, t.oldest_version) <= max_staleness
+            and not admission.is_too_old(staleness(version, t.oldest_version))
         ]
 
-    def left_out(self, *, version: int, max_staleness: int) -> list[tuple[Trajectory, Fate]]:
+    def left_out(self, version: int, admission: Admission) -> list[tuple[Trajectory, Fate]]:
         """Those that are not trained under `version`, and why."""
-        survivors = self.survivors(version=version, max_staleness=max_staleness)
+        survivors = self.survivors(version, admission)
         ids = {t.open.rollout_id for t in survivors} if len(survivors) >= MIN_SURVIVORS else set()
         fresh = {t.open.rollout_id for t in survivors}
         return [
@@ -197,9 +201,7 @@ class GroupSource:
             self.admit()
             while self._finished and len(usable) < self._admission.batch_size:
                 group = self._finished.pop(0)
-                survivors = group.survivors(
-                    version=self._version, max_staleness=self._admission.max_head_offpolicyness
-                )
+                survivors = group.survivors(self._version, self._admission)
                 num_completed = sum(t.end.outcome is Outcome.COMPLETED for t in group.trajectories)
                 num_stale += num_completed - len(survivors)
                 if len(survivors) >= MIN_SURVIVORS:
@@ -230,8 +232,7 @@ class GroupSource:
     def _decide(self, group: Group) -> None:
         """The group leaves: in a batch that is handed out now, or as it is of no use."""
         self._held.discard(group.group_id)
-        eta = self._admission.max_head_offpolicyness
-        for trajectory, fate in group.left_out(version=self._version, max_staleness=eta):
+        for trajectory, fate in group.left_out(self._version, self._admission):
             self._on_left_out(trajectory, fate)
 
     def _give_up(self, group: Group) -> None:

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from areal_sub.config import Config
-from areal_sub.config.schema import GenerationConfig
+from areal_sub.config.schema import GenerationConfig, RolloutConfig
 from areal_sub.learner.checkpoint import save_recovery
 from areal_sub.learner.learner import Learner
 from areal_sub.rollout.attempt import Assignment
@@ -135,7 +135,7 @@ class TrainLoop:
         updated_at = time.monotonic()
 
         row = {
-            **_batch_stats(batch, version=step - 1),
+            **_batch_stats(batch, self._config.rollout, version=step - 1),
             **{f"learner/{name}": value for name, value in asdict(stats).items()},
             **self._progress.exactness.metrics(),
             "time/wait_s": waited_until - started_at,
@@ -173,6 +173,7 @@ class TrainLoop:
             max_head_offpolicyness=config.rollout.max_head_offpolicyness,
             max_concurrent_rollouts=config.rollout.max_concurrent_rollouts,
             num_samples=config.gconfig.n_samples,
+            keeps_stale=config.rollout.over_stale == "reweight",
         )
         order = TaskOrder(
             len(self._workload.tasks),
@@ -283,7 +284,7 @@ def _one_sample(gconfig: GenerationConfig) -> GenerationConfig:
     return gconfig.model_copy(update={"n_samples": 1})
 
 
-def _batch_stats(batch: Batch, *, version: int) -> dict[str, float]:
+def _batch_stats(batch: Batch, config: RolloutConfig, *, version: int) -> dict[str, float]:
     trajectories = [t for group in batch.groups for t in group]
     turns = [turn for t in trajectories for turn in t.turns.values()]
     ages = [version - t.oldest_version for t in trajectories]
@@ -293,6 +294,7 @@ def _batch_stats(batch: Batch, *, version: int) -> dict[str, float]:
         "batch/num_turns": len(turns),
         "batch/num_sampled_tokens": sum(len(turn.token_ids) for turn in turns),
         "batch/num_stale_dropped": batch.num_stale,
+        "batch/num_stale_reweighted": sum(age > config.max_head_offpolicyness for age in ages),
         "batch/num_groups_given_up": batch.num_given_up,
         "staleness/mean": sum(ages) / len(ages),
         "staleness/max": max(ages),

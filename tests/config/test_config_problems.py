@@ -249,6 +249,7 @@ def test_errors_of_load_config_are_those_of_parse_config(write: Write) -> None:
     ("overrides", "text"),
     [
         (["actor.rejection_sampling.upper=2"], "bounds the weight of use_decoupled_loss"),
+        (["rollout.over_stale=reweight"], "needs the weights of actor.use_decoupled_loss=true"),
         (["actor.loss_agg_mode=constant"], "loss_agg_constant go together"),
         (["actor.c_clip=3", "actor.objective=cispo"], "c_clip is of objective=ppo"),
         (["actor.rejection_sampling={lower: 5, upper: 2}"], "lower=5.0 is not below upper=2.0"),

@@ -81,12 +81,20 @@ class Agents:
         return trajectory(assignment, self.ends(assignment), assignment.policy_version)
 
 
-def source(agents: Agents, *, eta: int = 0, version: int = 0, num_samples: int = 3) -> GroupSource:
+def source(
+    agents: Agents,
+    *,
+    eta: int = 0,
+    version: int = 0,
+    num_samples: int = 3,
+    keeps_stale: bool = False,
+) -> GroupSource:
     admission = Admission(
         batch_size=2,
         max_head_offpolicyness=eta,
         max_concurrent_rollouts=100,
         num_samples=num_samples,
+        keeps_stale=keeps_stale,
     )
     tasks = ((f"task{i}", {"i": i}) for i in itertools.count())
     return GroupSource(
@@ -144,6 +152,27 @@ def test_asynchronous_runs_ahead_and_a_straggler_does_not_hold_the_batch() -> No
         assert sum(b.num_stale for b in batches) == 3
         assert agents.left_out == [(f"g000000-{i}", Fate.STALE) for i in range(3)]
         assert sum(b.num_given_up for b in batches) == 1
+        await groups.close()
+
+    drive(test)
+
+
+def test_a_straggler_may_be_kept_and_what_is_admitted_beside_it_is_bounded() -> None:
+    async def test() -> None:
+        agents = Agents(held="task0")
+        groups = source(agents, eta=1, keeps_stale=True)
+        for version in (1, 2):
+            await groups.next_batch()
+            # Its group counts as started: never more than (version + eta + 1) batches of two.
+            assert len({a.task_id for a in agents.started}) == (version - 1 + 2) * 2
+            groups.set_version(version)
+        agents.release.set()
+        batches = [await groups.next_batch()]
+        groups.set_version(3)
+        batches.append(await groups.next_batch())
+        trained = [group[0].open.task_id for batch in batches for group in batch.groups]
+        assert "task0" in trained  # two versions old
+        assert agents.left_out == [] and sum(b.num_stale for b in batches) == 0
         await groups.close()
 
     drive(test)
