@@ -12,9 +12,11 @@ bounded and checked, and concerns that child alone.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import resource
+import select
 import signal
 import socket
 import time
@@ -65,6 +67,7 @@ def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn
     """In a fresh process that is pid 1 of its own namespaces. Never returns."""
     code = 1
     try:
+        gc.disable()  # it would visit, so copy, what is shared with the keeper
         signal.set_wakeup_fd(-1)  # the keeper's
         kernel.map_user("self", INSIDE_ID, INSIDE_ID, INSIDE_ID)
         own = {fds.control, fds.request, fds.stdout, fds.stderr, fds.result, to_zygote.fileno()}
@@ -187,8 +190,10 @@ def _clear() -> tuple[int, str]:
     for _ in reaper.reap():
         pass
     left = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-    with contextlib.suppress(ProcessLookupError):
+    try:
         os.kill(-1, signal.SIGKILL)  # in one go: nothing can fork past it
+    except ProcessLookupError:
+        return 0, ""
     deadline = time.monotonic() + KILL_TIMEOUT_S
     pause_s = reaper.MIN_PAUSE_S
     while reaper.children_of(1):
@@ -203,11 +208,10 @@ def _clear() -> tuple[int, str]:
 
 def _read_exit(exited: int, timeout_s: float) -> Exit | None:
     """None: the zygote has ended."""
-    watch = reaper.Watch(exited)
-    deadline = time.monotonic() + timeout_s
-    while not watch.wait_any(max(0.0, deadline - time.monotonic())):
-        if time.monotonic() > deadline:
-            return Exit(error="the zygote did not tell how the child ended")
+    told = select.poll()
+    told.register(exited, select.POLLIN)
+    if not told.poll(1000 * timeout_s):
+        return Exit(error="the zygote did not tell how the child ended")
     said = os.read(exited, MAX_STATUS_BYTES)
     return decode_exit(said) if said else None
 

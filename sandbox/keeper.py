@@ -10,6 +10,7 @@ and every cell.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -67,6 +68,10 @@ def _run(settings: dict[str, Any], channel: socket.socket, mapped: int) -> NoRet
         far.close()
         for fd in settings["group"]:
             os.close(fd)
+        # Each init is a fork of this process: what is not visited stays shared with it.
+        gc.collect()
+        gc.freeze()
+        kernel.collapse_private_memory()
         code = _keep(made, pid, channel, near)
     except BaseException:
         traceback.print_exc()

@@ -40,6 +40,8 @@ SYS_MOUNT_SETATTR = 442
 SYS_LANDLOCK_CREATE_RULESET = 444
 SYS_LANDLOCK_ADD_RULE = 445
 SYS_LANDLOCK_RESTRICT_SELF = 446
+_SYS_CLOSE_RANGE = ctypes.c_long(436)
+_MAX_DESCRIPTOR = 2**31 - 1
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
 _SYS_RT_SIGACTION = 13 if platform.machine() == "x86_64" else 134
 _SIGSET_BYTES = 8
@@ -363,10 +365,17 @@ def walk_beneath(folder: int, path: str, flags: int) -> int:
 
 
 def close_all_descriptors_but(keep: set[int]) -> None:
-    """Close every open descriptor that is not in `keep`.
+    """Close every open descriptor that is not in `keep`, whatever the limit was when it came."""
+    first = 0
+    for fd in [*sorted(keep), _MAX_DESCRIPTOR]:
+        bounds = ctypes.c_uint(first), ctypes.c_uint(fd - 1)
+        if first < fd and _libc.syscall(_SYS_CLOSE_RANGE, *bounds, ctypes.c_uint(0)) < 0:
+            _close_all_listed_but(keep)  # before Linux 5.9
+            return
+        first = fd + 1
 
-    Goes by /proc/self/fd, which cannot miss one whatever the limits were when it was opened.
-    """
+
+def _close_all_listed_but(keep: set[int]) -> None:
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd not in keep:

@@ -8,12 +8,14 @@ through. So "no children left" means "no descendants left", and that is what is 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import select
 import signal
 import time
 from collections.abc import Container, Iterator
+from typing import Any
 
 KILL_TIMEOUT_S = 5.0
 """A process that SIGKILL does not end in this time sits in the kernel; it is given up."""
@@ -117,7 +119,7 @@ class Watch:
         self._wakeup, writer = os.pipe()
         os.set_blocking(self._wakeup, False)
         os.set_blocking(writer, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        _note_ends()
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._poll = select.poll()
         self._poll.register(self._wakeup, select.POLLIN)
@@ -138,6 +140,17 @@ class Watch:
                 while len(os.read(self._wakeup, 4096)) == 4096:
                     pass
         return ready
+
+
+def set_handler(signal_number: int, handler: Any) -> None:
+    """`signal.signal`, without its detour by enums: each fork would pay for their pages."""
+    getattr(signal.signal, "__wrapped__", signal.signal)(signal_number, handler)
+
+
+@functools.cache
+def _note_ends() -> None:
+    """Once, for this process and its forks."""
+    set_handler(signal.SIGCHLD, lambda *_: None)
 
 
 def reap() -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from .cgroups import MAX_FOLDERS
@@ -95,12 +95,12 @@ class Exit:
 
 
 def encode_exit(end: Exit) -> bytes:
-    return json.dumps(asdict(end)).encode()
+    return json.dumps(vars(end)).encode()
 
 
 def decode_exit(raw: bytes) -> Exit:
     """Whatever the zygote sent; an `Exit` with an error where that is not one."""
-    values = _checked_fields(raw, asdict(Exit()).keys())
+    values = _checked_fields(raw, Exit.__dataclass_fields__)
     if values is None:
         return Exit(error="the zygote did not tell how the child ended")
     return Exit(**values)
@@ -153,12 +153,12 @@ def decode_result(raw: bytes) -> Result:
 
 
 def encode_status(status: Status) -> bytes:
-    return json.dumps(asdict(status)).encode()
+    return json.dumps(vars(status)).encode()
 
 
 def decode_status(raw: bytes) -> Status | None:
     """None where `raw` is not a status message."""
-    values = _checked_fields(raw, asdict(Status()).keys())
+    values = _checked_fields(raw, Status.__dataclass_fields__)
     return None if values is None else Status(**values)
 
 

@@ -42,10 +42,14 @@ def probe() -> str:
 
 
 def apply(args: Mapping[str, Any], context: Context) -> None:
-    os.environ.clear()
-    os.environ.update(args["env"])
-    os.environ["HOME"] = os.path.join(context.folder, "home")
-    os.environ["TMPDIR"] = os.path.join(context.folder, "tmp")
+    wanted = {
+        **args["env"],
+        "HOME": f"{context.folder}/home",
+        "TMPDIR": f"{context.folder}/tmp",
+    }
+    if os.environ != wanted:  # else as the zygote was started, and its agent has left it
+        os.environ.clear()
+        os.environ.update(wanted)
     # What an import in the zygote may have cached from there.
     tempfile: Any = sys.modules.get("tempfile")
     if tempfile is not None:

@@ -16,8 +16,8 @@ def probe() -> str:
 
 
 def apply(args: Mapping[str, Any], context: Context) -> None:
-    # From sys.modules, not imported: what was never loaded has no state to reseed.
-    for name in ("random", "numpy.random"):
-        module = sys.modules.get(name)
-        if module is not None:
-            module.seed()
+    # From sys.modules, not imported: what was never loaded has no state to reseed. (`random` does
+    # it by itself, at each fork.)
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()

@@ -11,6 +11,7 @@ from .. import reaper
 from .context import Context
 
 NAME = "session"
+_SIG_DFL = 0
 
 
 def probe() -> str:
@@ -25,7 +26,7 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
     os.setsid()
     # The forking processes note their children's ends through these two.
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by those around it
+    reaper.set_handler(signal.SIGCHLD, _SIG_DFL)
+    reaper.set_handler(signal.SIGINT, signal.default_int_handler)  # ignored by those around it
     os.umask(args["umask"])
     os.chdir(os.path.join(context.folder, "work"))
