@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from . import kernel
+from . import kernel, rehearsal
 from .boot import boot_command
 from .errors import StepFailed
 from .interpreter import check_environment
@@ -43,6 +43,7 @@ def run_agent(target: Any, steps: Sequence[Step], context: Context, failures: in
             context.keep.append(failures)
             apply(steps, context)
             kernel.set_name("sandbox-child")
+            rehearsal.copy_ahead(context.request)
         except Exception as error:
             step = error.step if isinstance(error, StepFailed) else "apply"
             _fail(failures, step, error.reason if isinstance(error, StepFailed) else str(error))

@@ -39,6 +39,8 @@ from .spec import SandboxSpec, check_env
 from .wire import MAX_READY_BYTES, one_line, text
 from .workspace import Templates
 
+REFILL_PAUSE_S = 0.1
+"""Without a new run, until the reserve is filled again: that takes nothing from a burst."""
 RETIRE_INTERVAL_S = 0.05
 """Between two attempts to remove a child's group that the last process has not quite left."""
 
@@ -75,6 +77,7 @@ class Zygote:
         self._reserve: collections.deque[Run] = collections.deque()
         self._num_reserve = 0
         self._refilling: asyncio.Task[None] | None = None
+        self._refill_at: asyncio.TimerHandle | None = None
         self._num_runs = 0
         self._closed = False
         self._egress: EgressHandle | None = None
@@ -194,6 +197,11 @@ class Zygote:
         """The children of this process that belong to the zygote."""
         return {self._guardian.pid} | ({self._egress.pid} if self._egress is not None else set())
 
+    @property
+    def num_standing(self) -> int:
+        """Children in the reserve, the one that is being sealed for it among them."""
+        return len(self._reserve)
+
     async def run(
         self,
         data: Any,
@@ -289,7 +297,7 @@ class Zygote:
             request_fds = [request_fd] if template is None else [request_fd, template.fd]
             here = self.plan.tier == "process"  # where an init is the agent's zygote's fork
             run.begin(request_fds, limit_s, on_output, order, collect_here=here)
-            self._refill()
+            self._refill_later()
             report = await run.ended()
             if leash is not None:
                 report = dataclasses.replace(report, egress_refused=await leash.end())
@@ -321,12 +329,20 @@ class Zygote:
             self._release(run)
         return None
 
+    def _refill_later(self) -> None:
+        if self._num_reserve:
+            if self._refill_at is not None:
+                self._refill_at.cancel()
+            self._refill_at = self._loop.call_later(REFILL_PAUSE_S, self._refill)
+
     def _refill(self) -> None:
+        self._refill_at = None
         if self._refilling is None or self._refilling.done():
             self._refilling = asyncio.ensure_future(self._fill_reserve())
 
     async def _fill_reserve(self) -> None:
-        while self.is_alive and len(self._reserve) < self._num_reserve:
+        """One after the other, until a run begins: then it is for that one to go on, later."""
+        while self.is_alive and self._refill_at is None and self.num_standing < self._num_reserve:
             try:
                 run = await self._new_run()
             except StepFailed:
@@ -371,6 +387,7 @@ class Zygote:
     async def close(self, timeout_s: float = 10.0) -> None:
         """End everything: children, zygote, guardian. Never raises; idempotent."""
         self._closed = True
+        self._num_reserve = 0
         while self._reserve:
             self._release(self._reserve.popleft())
         for run in self._runs:

@@ -57,7 +57,7 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 1, 2, 4, 8
 
-_MADV_COLLAPSE = 25
+_MADV_POPULATE_READ, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 22, 23, 25
 _HUGE_PAGE_BYTES = 2 * 2**20
 
 PR_SET_PDEATHSIG = 1
@@ -322,6 +322,15 @@ def collapse_private_memory() -> None:
         end = end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
         if start < end:
             _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_COLLAPSE)
+
+
+def populate(start: int, size: int, written: bool) -> None:
+    """Make the pages there present, and this process's own where they are `written` to.
+
+    Best effort: what is not mapped (any more) is left out.
+    """
+    advice = _MADV_POPULATE_WRITE if written else _MADV_POPULATE_READ
+    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)
 
 
 # Descriptors.

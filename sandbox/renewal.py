@@ -51,6 +51,11 @@ class RenewedZygote:
         return self._current is not None and self._current.zygote.is_alive
 
     @property
+    def num_standing(self) -> int:
+        """Children that stand ready."""
+        return self._current.zygote.num_standing if self._current is not None else 0
+
+    @property
     def is_starting(self) -> bool:
         """A zygote is being started, whose `pids` are not known yet."""
         return any(

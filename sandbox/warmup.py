@@ -20,8 +20,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
+
+from . import rehearsal
 
 NUM_TLS_CONTEXTS = 4
 """For so many clients each child inherits ready TLS contexts; for more it makes them itself. (A
@@ -86,14 +88,24 @@ def warm_up(listener: socket.socket) -> list[str]:
 def warm_up_imported(listener: socket.socket) -> list[str]:
     """Exercise what the agent's module has imported beside openai. Returns notes."""
     notes: list[str] = []
-    for name, warm in (
-        ("anthropic", _warm_anthropic),
-        ("httpx2", functools.partial(_warm_http, name="httpx2")),
-        ("httpx", functools.partial(_warm_http, name="httpx")),
-    ):
+    for name, warm in _OTHERS.items():
         if name in sys.modules:
             notes += _exercise(name, warm, listener)
     return notes
+
+
+def rehearse(listener: socket.socket) -> None:
+    """Find out which pages a child touches with all of that: see `rehearsal`."""
+    with _stub_server(listener) as base_url:
+        rehearsal.watch(functools.partial(_call_all, base_url))
+
+
+def _call_all(base_url: str) -> None:
+    signal.alarm(STUB_LIFETIME_S)
+    for name, warm in {"openai": _warm_openai, **_OTHERS}.items():
+        if name in sys.modules:
+            with contextlib.suppress(Exception):  # it was noted, or is what the agent made of it
+                warm(base_url)
 
 
 def _exercise(name: str, warm: Callable[[str], None], listener: socket.socket) -> list[str]:
@@ -148,6 +160,13 @@ def _warm_http(base_url: str, *, name: str) -> None:
     _run(call())
     with http.Client(timeout=CALL_TIMEOUT_S) as client:
         client.post(base_url, json={})
+
+
+_OTHERS: Mapping[str, Callable[[str], None]] = {
+    "anthropic": _warm_anthropic,
+    "httpx2": functools.partial(_warm_http, name="httpx2"),
+    "httpx": functools.partial(_warm_http, name="httpx"),
+}
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

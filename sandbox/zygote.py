@@ -29,7 +29,7 @@ from .layers import Context
 from .layers.scratch import BOX
 from .plan import Plan, apply, prepare
 from .target import Program, import_error, load_target
-from .warmup import stub_listener, warm_up, warm_up_imported
+from .warmup import rehearse, stub_listener, warm_up, warm_up_imported
 from .wire import (
     MAX_DESCRIPTORS,
     MAX_LINE_CHARS,
@@ -73,7 +73,8 @@ def run(settings: Mapping[str, Any], channel: socket.socket) -> NoReturn:
             os.chdir(f"{BOX}/work")
         apply(made.zygote, context)
         prepare(made.child)
-        target = _prepare(settings, channel, listener)
+        with listener:
+            target = _prepare(settings, channel, listener)
         if target is not None:
             (_serve_cells if in_cells else _serve)(target, made, channel)
             code = 0
@@ -90,15 +91,14 @@ def _prepare(
     is_program = not settings["target"] and not settings["pickled"]
     notes: list[str] = []
     try:
-        with listener:
-            if is_program:
-                target: Any = Program()
-            else:
-                enter_environment()
-                sys.path[:0] = settings["python_path"]
-                notes += warm_up(listener)
-                target = load_target(settings["target"], settings["pickled"])
-                notes += warm_up_imported(listener)
+        if is_program:
+            target: Any = Program()
+        else:
+            enter_environment()
+            sys.path[:0] = settings["python_path"]
+            notes += warm_up(listener)
+            target = load_target(settings["target"], settings["pickled"])
+            notes += warm_up_imported(listener)
     except BaseException as error:
         message = {
             "error": shorten(import_error(error), MAX_LINE_CHARS),
@@ -111,6 +111,8 @@ def _prepare(
     gc.collect()
     gc.freeze()  # what is here now is never visited again, so its pages stay shared with children
     kernel.collapse_private_memory()
+    if not is_program:
+        rehearse(listener)
     num_threads = len(os.listdir("/proc/self/task"))
     channel.send(json.dumps({"ready": True, "num_threads": num_threads, "notes": notes}).encode())
     return target

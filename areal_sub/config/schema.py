@@ -79,7 +79,9 @@ class SandboxConfig(Section):
     """More that children can read, at other paths: path inside → path outside. Tier `namespaces`
     only."""
     reserve: NotNegative = 8
-    """Sealed children that stand ready, so that a rollout need not wait for one."""
+    """Sealed children that stand ready, so that a rollout need not wait for one. They have copied
+    the memory that a first model call touches (some 12 MB each), which is most of what the call
+    costs a fresh child. Filled again while no rollout begins."""
     network: NetworkConfig = NetworkConfig()
     max_output_bytes: Positive = 4 * 2**20
     """stdout and stderr together; more ends the child with `output_limit`."""

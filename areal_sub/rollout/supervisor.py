@@ -10,7 +10,7 @@ replaced after so many children, and when it has died. Served over `rpc`, to `po
                                                                    call's error
     run   RunRequest         → RunReport          cancelling the call kills the child
     stats {}                 → {max_children, start_timeout_s, num_running, num_waiting,
-                                num_finished, num_zygotes, num_restarts, num_renewed}
+                                num_finished, num_zygotes, num_standing, num_restarts, num_renewed}
 
 A request with `grader` runs a grader: in a zygote of its own, without the proxy's listener, without
 network and without the variables that agents are let through, and in slots of its own, as many as
@@ -282,6 +282,7 @@ class Supervisor:
             "num_waiting": self._num_waiting,
             "num_finished": self._num_finished,
             "num_zygotes": sum(each.is_alive for each in zygotes),
+            "num_standing": sum(each.num_standing for each in zygotes),
             "num_restarts": self._num_started - len(zygotes) - num_renewed,
             "num_renewed": num_renewed,
         }
