@@ -48,6 +48,15 @@ def float32(values: Any) -> Float32Array:
     return np.asarray(values, dtype=np.float32).reshape(-1)
 
 
+class Fault(StrEnum):
+    """Whose it is that a rollout did not complete."""
+
+    NONE = "none"
+    AGENT = "agent"
+    POLICY = "policy"  # what the policy sampled led there, and neither the agent nor we
+    INFRASTRUCTURE = "infrastructure"  # ours
+
+
 class Outcome(StrEnum):
     """How a rollout counts. Exactly one per rollout that was started."""
 
@@ -66,6 +75,26 @@ class Outcome(StrEnum):
     START_FAILED = "start_failed"  # the agent could not be imported, constructed or spawned
     CANCELLED = "cancelled"  # we stopped it (shutdown)
     LOST = "lost"  # infrastructure of ours failed under it
+    # The agent failed, and its last call says why:
+    CONTEXT_LIMIT = "context_limit"  # refused: the conversation has outgrown the model's context
+    TURN_LIMIT = "turn_limit"  # refused: it has made `rollout.openai.max_turns` calls
+    LENGTH_LIMIT = "length_limit"  # its answer was cut off at the number of tokens that it may have
+
+    @property
+    def fault(self) -> Fault:
+        return _FAULTS.get(self, Fault.AGENT)
+
+
+_FAULTS = {
+    Outcome.COMPLETED: Fault.NONE,
+    Outcome.CONTEXT_LIMIT: Fault.POLICY,
+    Outcome.TURN_LIMIT: Fault.POLICY,
+    Outcome.LENGTH_LIMIT: Fault.POLICY,
+    Outcome.GRADER_FAILED: Fault.INFRASTRUCTURE,
+    Outcome.START_FAILED: Fault.INFRASTRUCTURE,
+    Outcome.CANCELLED: Fault.INFRASTRUCTURE,
+    Outcome.LOST: Fault.INFRASTRUCTURE,
+}
 
 
 class Fate(StrEnum):
@@ -75,6 +104,7 @@ class Fate(StrEnum):
     TRAINED = "trained"  # a training step learned from its tokens
     EVALUATED = "evaluated"  # a validation rollout: it counts there, and is never trained
     FAILED = "failed"  # its outcome is not `completed`; told by the outcome's name
+    RETRIED = "retried"  # infrastructure of ours failed under it, and another takes its place
     STALE = "stale"  # older than `rollout.max_head_offpolicyness` when its group was ready
     NO_BASELINE = "no_baseline"  # completed, but too few of its group could be trained with it
     NO_SIGNAL = "no_signal"  # in a training step, with advantage 0 for each of its tokens
@@ -321,6 +351,9 @@ class FateRecord(_Record):
     num_uncertified_tokens: int = 0
     baseline_mean: float = 0.0  # of its group: advantage = (return - mean) * scale
     baseline_scale: float = 0.0
+    failure_reward: float | None = None
+    """In a training step although it failed: with this reward (`rollout.failures`)."""
+    attempt: int = 0  # of the run, whose journal has the rollout; 0: the ledger's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

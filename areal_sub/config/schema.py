@@ -298,6 +298,27 @@ def is_program(workflow: str | None) -> bool:
     return workflow is not None and workflow.startswith("cmd:")
 
 
+class FailuresConfig(Section):
+    """What is done about training rollouts that did not complete; see `docs/rewards.md`."""
+
+    agent_reward: float | None = None
+    """Reward of a rollout that failed by its agent's own fault (it raised, hung, used too much of
+    something, returned no reward), which is then trained with it; null: it is not trained."""
+    policy_reward: float | None = None
+    """The same for one that failed as the model's context or `max_new_tokens`, or
+    `rollout.openai.max_turns`, was used up."""
+    retries: dict[Literal["lost", "start_failed", "grader_failed"], NotNegative] = {
+        "lost": 3,
+        "start_failed": 1,
+        "grader_failed": 1,
+    }
+    """How often a rollout is run again that our own processes failed, by how it ended. After that
+    it is left out of its group."""
+    incomplete_groups: Literal["fill", "survivors", "drop"] = "survivors"
+    """Groups with fewer than `gconfig.n_samples` rollouts to train: `fill` runs more, as many again
+    at most; `survivors` trains two or more without the others; `drop` gives the group up."""
+
+
 class RolloutConfig(Section):
     max_concurrent_rollouts: Positive = 64
     max_head_offpolicyness: NotNegative = 1
@@ -312,6 +333,7 @@ class RolloutConfig(Section):
     """Limit of one model call, waiting in the engine's queue included."""
     setup_timeout_s: PositiveFloat = 120.0
     """Limit for engine, proxy and pool to come up."""
+    failures: FailuresConfig = FailuresConfig()
     openai: OpenAIConfig = OpenAIConfig()
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from areal_sub.inspection.find import shown_id
 from areal_sub.inspection.text import one_line
-from areal_sub.records import EndRecord, Fate, Fork, Outcome
+from areal_sub.records import Fate, Fork, Outcome
 from areal_sub.trajectory.accounting import Accounting, Judgement
 
 _MAX_REASON_CHARS = 80
@@ -37,16 +37,18 @@ class Filter:
         if self.not_trained and judgement.fate in (Fate.TRAINED, Fate.EVALUATED):
             return False
         if self.reward_below is not None:
-            reward = reward_of(end)
+            reward = reward_of(judgement)
             if reward is None or reward >= self.reward_below:
                 return False
         return self.split is None or judgement.rollout.opened.split == self.split
 
 
-def reward_of(end: EndRecord | None) -> float | None:
-    """The final reward, or the sum of the turns'; None where it did not complete."""
+def reward_of(judgement: Judgement) -> float | None:
+    """The final reward, or the sum of the turns'; None where it did not complete, unless it was
+    trained with a failure's reward."""
+    end, decision = judgement.rollout.end, judgement.decision
     if end is None or end.outcome is not Outcome.COMPLETED:
-        return None
+        return None if decision is None else decision.failure_reward
     return sum(end.turn_rewards.values()) if end.reward is None else end.reward
 
 
@@ -72,7 +74,7 @@ def as_json(judgement: Judgement) -> dict[str, Any]:
         "reason": judgement.reason,
         "error": "" if end is None else end.error,
         "step": decision.step or None if decision else None,
-        "reward": reward_of(end),
+        "reward": reward_of(judgement),
         "num_turns": log.num_turns,
         "num_sampled_tokens": log.num_sampled_tokens,
         "num_unanswered": len(log.unanswered),

@@ -7,6 +7,7 @@ step, the group's baseline). So what is shown is what was done, as long as those
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import cast
 
@@ -40,6 +41,7 @@ FATES = {
     Fate.TRAINED: "a training step learned from it",
     Fate.EVALUATED: "a validation rollout: it counts there, and is never trained",
     Fate.FAILED: "its agent did not return a valid reward",
+    Fate.RETRIED: "our own processes failed it, and another took its place",
     Fate.STALE: "sampled by a policy that was too old by then (rollout.max_head_offpolicyness)",
     Fate.NO_BASELINE: "fewer than two of its group could be trained: nothing to compare it with",
     Fate.NO_SIGNAL: "in a training step, with advantage 0: nothing to learn",
@@ -77,6 +79,11 @@ def explain(judgement: Judgement, trajectory: Trajectory) -> list[ExplainedSampl
     began, decision = judgement.attempt.began, judgement.decision
     style = cast(ExportStyle, began.export_style if began else "concat")
     credit = _credit(judgement)
+    if decision is not None and decision.failure_reward is not None:
+        rewarded = dataclasses.replace(
+            trajectory.end, reward=decision.failure_reward, turn_rewards={}
+        )
+        trajectory = dataclasses.replace(trajectory, end=rewarded)
     samples = rollout_samples(
         trajectory,
         export_style=style,

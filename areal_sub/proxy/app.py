@@ -102,6 +102,7 @@ def _guarded(
         sessions.num_rejected[refusal.reason] += 1
         if session is not None:
             session.num_rejected += 1
+            session.last_call = refusal.reason
         return _refused(refusal, dialect)
 
     return call

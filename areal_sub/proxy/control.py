@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from areal_sub.proxy.listeners import Listeners
+from areal_sub.proxy.refusals import Reason
 from areal_sub.proxy.sessions import Sampling, Session, Sessions
 from areal_sub.proxy.tampering import Sign
 from areal_sub.proxy.transcript import Transcript
@@ -123,6 +124,19 @@ class Control:
         }
 
 
+# How an agent ends that does not get over what its last call came to, and what that then means.
+_AGENT_GAVE_UP = (Outcome.EXCEPTION, Outcome.EXITED, Outcome.INVALID_RESULT)
+_BECAUSE_OF = {
+    Reason.CONTEXT_LENGTH: Outcome.CONTEXT_LIMIT,
+    Reason.TURN_LIMIT: Outcome.TURN_LIMIT,
+    "length": Outcome.LENGTH_LIMIT,
+    Reason.ENGINE_GONE: Outcome.LOST,
+    Reason.ENGINE_FAILED: Outcome.LOST,
+    Reason.DEADLINE: Outcome.LOST,
+    Reason.INTERNAL: Outcome.LOST,
+}
+
+
 def claim_difference(params: Mapping[str, Any]) -> str | None:
     """What an agent claimed, where it is not what its grader found; per turn counts by its sum."""
     claim = params.get("claimed_reward")
@@ -150,6 +164,8 @@ def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
             error = f"a reward for {unknown[0][:100]!r}, which is no completion of this rollout"
         elif not values or not all(math.isfinite(value) for value in values):
             outcome, error = Outcome.INVALID_RESULT, f"no finite reward among {values[:8]}"
+    elif outcome in _AGENT_GAVE_UP and session.last_call in _BECAUSE_OF:
+        outcome = _BECAUSE_OF[session.last_call]
     if outcome is not Outcome.COMPLETED:
         reward, turn_rewards = None, {}
     return EndRecord(

@@ -50,6 +50,7 @@ class Session:
     num_admitted: int = 0  # turns that were asked for
     num_rejected: int = 0
     transcript: Transcript | None = None  # for a grader
+    last_call: str = ""  # how its latest call ended: a `Reason`, a finish reason
     tampering: Counter[str] = field(default_factory=Counter)  # by `Sign`
     is_open: bool = True
     running: set[asyncio.Task[None]] = field(default_factory=set)

@@ -300,6 +300,7 @@ class Turns:
             finally:
                 self._record(prepared, turn_id, sampled)
         except Refusal as refusal:
+            prepared.session.last_call = refusal.reason
             outbox.fail(refusal)
         except Exception:
             log.exception("rollout %s, turn %s", prepared.session.rollout_id, turn_id)
@@ -382,6 +383,7 @@ class Turns:
         if session.transcript is not None:
             session.transcript.add(turn, answer, record.finish_reason)
         session.turn_ids.add(turn_id)
+        session.last_call = record.finish_reason
         self.num_turns += 1
         self.num_aborted += sampled.finish_reason is None
         self.forks[fork] += 1

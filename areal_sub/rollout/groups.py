@@ -10,9 +10,13 @@ event. The groups that are complete first make the batch, so a straggler holds i
 which is trained later or left out as `stale` (`rollout.over_stale`); what is admitted beside it is
 bounded by the admission rule, which counts it as pending.
 
-A group with fewer than two completed rollouts carries no signal (there is no baseline): it is given
-up and replaced by the next task. When many groups in a row are given up, the run stops with the
-most frequent reason instead of spinning.
+A rollout that our own processes failed is run again within a budget; a group that lacks rollouts to
+train is filled up, trained as it is or given up (`rollout/failures.py`). One with fewer than two
+carries no signal (there is no baseline): it is given up and replaced by the next task. When many
+groups in a row are given up, the run stops with the most frequent reason instead of spinning.
+
+Fence: each attempt at a rollout has an id of its own (`g000007-2`, then `g000007-2~1`), so that
+what comes late from one that was given up belongs to nobody, and can be in no batch.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from areal_sub.errors import WorkflowError
+from areal_sub.errors import DeadlineExceeded, WorkflowError
 from areal_sub.records import Fate, Outcome
 from areal_sub.rollout.attempt import Assignment
+from areal_sub.rollout.failures import FailurePolicy
 from areal_sub.rollout.staleness import Admission, staleness
 from areal_sub.trajectory.tree import Trajectory
 
@@ -44,18 +49,19 @@ class Group:
     trajectories: tuple[Trajectory, ...]  # in order of completion
 
     def survivors(self, version: int, admission: Admission) -> list[Trajectory]:
-        """Completed and fresh enough to train on under `version`."""
+        """Those that can be trained, and are fresh enough for it under `version`."""
         return [
             t
             for t in self.trajectories
-            if t.end.outcome is Outcome.COMPLETED
-            and not admission.is_too_old(staleness(version, t.oldest_version))
+            if t.is_trainable and not admission.is_too_old(staleness(version, t.oldest_version))
         ]
 
-    def left_out(self, version: int, admission: Admission) -> list[tuple[Trajectory, Fate]]:
+    def left_out(
+        self, version: int, admission: Admission, min_survivors: int
+    ) -> list[tuple[Trajectory, Fate]]:
         """Those that are not trained under `version`, and why."""
         survivors = self.survivors(version, admission)
-        ids = {t.open.rollout_id for t in survivors} if len(survivors) >= MIN_SURVIVORS else set()
+        ids = {t.open.rollout_id for t in survivors} if len(survivors) >= min_survivors else set()
         fresh = {t.open.rollout_id for t in survivors}
         return [
             (t, _why_left_out(t, is_fresh=t.open.rollout_id in fresh))
@@ -65,7 +71,7 @@ class Group:
 
 
 def _why_left_out(trajectory: Trajectory, *, is_fresh: bool) -> Fate:
-    if trajectory.end.outcome is not Outcome.COMPLETED:
+    if not trajectory.is_trainable:
         return Fate.FAILED
     return Fate.NO_BASELINE if is_fresh else Fate.STALE
 
@@ -90,13 +96,18 @@ class GroupSource:
         *,
         version: int,
         num_given_up: int = 0,
+        failures: FailurePolicy | None = None,
         on_rollout: Callable[[Trajectory], None],
         on_left_out: Callable[[Trajectory, Fate], None],
+        on_given_up: Callable[[str], None] = lambda rollout_id: None,
     ) -> None:
         """`tasks` begins at the task number `position` of the run that is resumed, else at 0.
 
-        `on_left_out` gets each rollout that will not be in a batch, when that is known.
+        `on_left_out` gets each rollout that will not be in a batch, when that is known;
+        `on_given_up` the id of one whose end did not come in time, and that is run again.
         """
+        self._failures = failures or FailurePolicy()
+        self._min_survivors = self._failures.min_survivors(admission.num_samples, MIN_SURVIVORS)
         self._tasks = tasks
         self._run = run
         self._admission = admission
@@ -107,7 +118,9 @@ class GroupSource:
         self._num_admitted = self.position
         self._on_rollout = on_rollout
         self._on_left_out = on_left_out
-        self._held: set[str] = set()  # groups that were started, and are not yet decided on
+        self._on_given_up = on_given_up
+        self._held: dict[str, list[str]] = {}  # group → its rollouts that are not yet decided on
+        self.num_retried = 0
         self._running: set[asyncio.Task[None]] = set()
         self._num_running_rollouts = 0
         self._finished: list[Group] = []
@@ -148,7 +161,7 @@ class GroupSource:
             task_id, data = next(self._tasks)
             group_id = f"g{self._num_admitted:06d}"
             self._num_admitted += 1
-            self._held.add(group_id)
+            self._held[group_id] = []
             running = asyncio.ensure_future(self._run_group(group_id, task_id, data))
             self._running.add(running)
             self._num_running_rollouts += self._admission.num_samples
@@ -157,26 +170,26 @@ class GroupSource:
         trajectories: list[Trajectory] = []
 
         async def one(index: int) -> None:
-            assignment = Assignment(
-                rollout_id=f"{group_id}-{index}",
-                group_id=group_id,
-                task_id=task_id,
-                split="train",
-                data=data,
-                policy_version=self._version,
-            )
             try:
-                trajectory = await self._run(assignment)
+                trajectory = await self._run_rollout(group_id, index, task_id, data)
             finally:
                 self._num_running_rollouts -= 1
             trajectories.append(trajectory)
-            self._on_rollout(trajectory)
             self.admit()
 
         try:
-            async with asyncio.TaskGroup() as rollouts:
-                for index in range(self._admission.num_samples):
-                    rollouts.create_task(one(index))
+            num, missing = 0, self._admission.num_samples
+            while missing:
+                async with asyncio.TaskGroup() as rollouts:
+                    for index in range(num, num + missing):
+                        rollouts.create_task(one(index))
+                num += missing
+                missing = self._failures.num_missing(
+                    sum(t.is_trainable for t in trajectories),
+                    self._admission.num_samples,
+                    num - self._admission.num_samples,
+                )
+                self._num_running_rollouts += missing
         except BaseExceptionGroup as group:
             self._failure = group.exceptions[0]
         else:
@@ -188,6 +201,40 @@ class GroupSource:
             assert current is not None
             self._running.discard(current)
             self._event.set()
+
+    async def _run_rollout(
+        self, group_id: str, index: int, task_id: str, data: dict[str, Any]
+    ) -> Trajectory:
+        """One rollout of a group, run again as far as the configuration says."""
+        retried: Counter[Outcome] = Counter()
+        while True:
+            suffix = f"~{retried.total()}" if retried else ""
+            assignment = Assignment(
+                rollout_id=f"{group_id}-{index}{suffix}",
+                group_id=group_id,
+                task_id=task_id,
+                split="train",
+                data=data,
+                policy_version=self._version,
+            )
+            held = self._held[group_id]
+            held.append(assignment.rollout_id)
+            try:
+                trajectory = self._failures.rewarded(await self._run(assignment))
+            except DeadlineExceeded:
+                if not self._failures.tries_again(Outcome.LOST, retried):
+                    raise
+                retried[Outcome.LOST] += 1
+                self._on_given_up(assignment.rollout_id)
+            else:
+                self._on_rollout(trajectory)
+                outcome = trajectory.end.outcome
+                if not self._failures.tries_again(outcome, retried):
+                    return trajectory
+                retried[outcome] += 1
+                self._on_left_out(trajectory, Fate.RETRIED)
+            held.remove(assignment.rollout_id)
+            self.num_retried += 1
 
     async def next_batch(self) -> Batch:
         """The next `batch_size` usable groups, oldest first.
@@ -202,9 +249,8 @@ class GroupSource:
             while self._finished and len(usable) < self._admission.batch_size:
                 group = self._finished.pop(0)
                 survivors = group.survivors(self._version, self._admission)
-                num_completed = sum(t.end.outcome is Outcome.COMPLETED for t in group.trajectories)
-                num_stale += num_completed - len(survivors)
-                if len(survivors) >= MIN_SURVIVORS:
+                num_stale += sum(t.is_trainable for t in group.trajectories) - len(survivors)
+                if len(survivors) >= self._min_survivors:
                     usable.append(tuple(survivors))
                     taken.append(group)
                     self._num_consumed += 1
@@ -226,13 +272,12 @@ class GroupSource:
     def held_rollouts(self) -> list[str]:
         """Rollouts of groups that no batch took and that were not given up. Some may not have
         been opened yet."""
-        samples = range(self._admission.num_samples)
-        return [f"{group_id}-{i}" for group_id in sorted(self._held) for i in samples]
+        return [rollout_id for _, held in sorted(self._held.items()) for rollout_id in sorted(held)]
 
     def _decide(self, group: Group) -> None:
         """The group leaves: in a batch that is handed out now, or as it is of no use."""
-        self._held.discard(group.group_id)
-        for trajectory, fate in group.left_out(self._version, self._admission):
+        del self._held[group.group_id]
+        for trajectory, fate in group.left_out(self._version, self._admission, self._min_survivors):
             self._on_left_out(trajectory, fate)
 
     def _give_up(self, group: Group) -> None:
@@ -256,6 +301,9 @@ class GroupSource:
 
 def _reason(trajectory: Trajectory) -> str:
     end = trajectory.end
-    if end.outcome is Outcome.COMPLETED:
-        return "completed, but too stale to train on (see rollout.max_head_offpolicyness)"
+    if trajectory.is_trainable:
+        return (
+            f"{end.outcome}, but too stale to train on (rollout.max_head_offpolicyness), or in a "
+            "group that lacks others (rollout.failures.incomplete_groups)"
+        )
     return f"{end.outcome}: {end.error}\n{end.traceback or end.stderr_tail}".rstrip()

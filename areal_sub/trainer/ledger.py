@@ -9,6 +9,7 @@ event loop calls this.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 
 from areal_sub.config import Config
 from areal_sub.learner.advantage import group_baselines
-from areal_sub.records import BeganRecord, ClosedRecord, Fate, FateRecord, Masked
+from areal_sub.records import BeganRecord, ClosedRecord, Fate, FateRecord, Masked, Outcome
 from areal_sub.rollout.staleness import staleness
 from areal_sub.trainer.exactness import Exactness
 from areal_sub.trajectory.journal import Journal
@@ -57,7 +58,12 @@ class Ledger:
     def left_out(self, trajectory: Trajectory, fate: Fate, version: int) -> None:
         """The group's members are known to be of no use, or to be too old."""
         age = staleness(version, trajectory.oldest_version)
-        self.decided(_record(trajectory.open.rollout_id, fate, version=version, age=age))
+        record = _record(trajectory.open.rollout_id, fate, version=version, age=age)
+        self.decided(dataclasses.replace(record, attempt=trajectory.attempt))
+
+    def given_up(self, rollout_id: str, version: int) -> None:
+        """Its end did not come in time; another one takes its place."""
+        self.decided(_record(rollout_id, Fate.RETRIED, version=version))
 
     def evaluated(self, rollout_ids: Iterable[str], version: int) -> None:
         for rollout_id in rollout_ids:
@@ -127,9 +133,15 @@ def learned(
                     num_uncertified_tokens=exactness.masked.get(Masked.NOT_VERBATIM, 0),
                     baseline_mean=baseline.mean,
                     baseline_scale=baseline.scale,
+                    failure_reward=None if _completed(trajectory) else trajectory.reward,
+                    attempt=trajectory.attempt,
                 )
             )
     return records
+
+
+def _completed(trajectory: Trajectory) -> bool:
+    return trajectory.end.outcome is Outcome.COMPLETED
 
 
 def _record(rollout_id: str, fate: Fate, *, version: int, age: int | None = None) -> FateRecord:

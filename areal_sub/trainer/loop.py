@@ -31,6 +31,7 @@ from areal_sub.config.schema import GenerationConfig, RolloutConfig
 from areal_sub.learner.checkpoint import save_recovery
 from areal_sub.learner.learner import Learner
 from areal_sub.rollout.attempt import Assignment
+from areal_sub.rollout.failures import FailurePolicy
 from areal_sub.rollout.groups import Batch, GroupSource
 from areal_sub.rollout.mix import AgentMix
 from areal_sub.rollout.staleness import Admission
@@ -192,8 +193,10 @@ class TrainLoop:
             admission,
             version=self._version,
             num_given_up=num_given_up,
+            failures=FailurePolicy.of(config.rollout.failures),
             on_rollout=self._progress.saw,
             on_left_out=lambda t, fate: self._ledger.left_out(t, fate, self._version),
+            on_given_up=lambda rollout_id: self._ledger.given_up(rollout_id, self._version),
         )
 
     def _samples(self, trajectory: Trajectory) -> tuple[RolloutSamples, Exactness]:

@@ -128,7 +128,8 @@ _LEARNED = (Fate.TRAINED, Fate.UNDONE, Fate.NO_SIGNAL)
 
 
 def _may_train(log: RolloutLog) -> bool:
-    completed = log.end is not None and log.end.outcome is Outcome.COMPLETED
+    rewarded = log.decisions[-1].failure_reward is not None if log.decisions else False
+    completed = log.end is not None and (log.end.outcome is Outcome.COMPLETED or rewarded)
     return completed and log.opened.split == "train"
 
 

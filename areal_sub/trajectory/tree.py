@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from areal_sub.errors import RecordError
-from areal_sub.records import EndRecord, Int32Array, OpenRecord, TurnRecord, int32
+from areal_sub.records import EndRecord, Int32Array, OpenRecord, Outcome, TurnRecord, int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,9 @@ class Trajectory:
     turns: dict[str, TurnRecord]  # turn_id → turn, in the order of recording: parents first
     children: dict[str | None, list[str]]  # turn_id → ids of the turns that extend it; None: roots
     end: EndRecord
+    attempt: int = 0  # of the run, whose journal it is from; 0: the one that goes on
+    went_on_from: int | None = None
+    """Of an earlier attempt: the version that the run was resumed with after it."""
 
     @classmethod
     def build(cls, opened: OpenRecord, turns: Iterable[TurnRecord], end: EndRecord) -> Trajectory:
@@ -53,11 +56,22 @@ class Trajectory:
 
     @property
     def oldest_version(self) -> int:
-        """Smallest policy version of a sampled token; the version at opening where none was."""
-        return min(
-            (int(turn.versions.min()) for turn in self.turns.values() if len(turn.versions)),
-            default=self.open.policy_version,
-        )
+        """Smallest policy version of a sampled token; the version at opening where none was.
+
+        Versions beyond `went_on_from` were lost with their attempt: the policies that have their
+        numbers now are others. They are as far from `went_on_from` as if they lay before it.
+        """
+        versions = [turn.versions for turn in self.turns.values() if len(turn.versions)]
+        oldest = min((int(v.min()) for v in versions), default=self.open.policy_version)
+        if self.went_on_from is None:
+            return oldest
+        newest = max((int(v.max()) for v in versions), default=self.open.policy_version)
+        return min(oldest, self.went_on_from, 2 * self.went_on_from - newest)
+
+    @property
+    def is_trainable(self) -> bool:
+        """It completed, or its failure has a reward (`rollout.failures`)."""
+        return self.end.outcome is Outcome.COMPLETED or self.end.reward is not None
 
     def branch(self, turn_id: str) -> list[TurnRecord]:
         """The turns from the root to `turn_id`, both included."""

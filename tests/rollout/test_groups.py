@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
-from areal_sub.errors import PeerGone, WorkflowError
+from areal_sub.errors import DeadlineExceeded, PeerGone, WorkflowError
 from areal_sub.records import EndRecord, Fate, Fork, OpenRecord, Outcome, TurnRecord, float32, int32
 from areal_sub.rollout.attempt import Assignment
-from areal_sub.rollout.groups import GroupSource
+from areal_sub.rollout.failures import FailurePolicy
+from areal_sub.rollout.groups import Batch, GroupSource
 from areal_sub.rollout.staleness import Admission
 from areal_sub.trajectory.tree import Trajectory
 
@@ -48,7 +50,7 @@ def trajectory(assignment: Assignment, outcome: Outcome, version: int) -> Trajec
     end = EndRecord(
         rollout_id=assignment.rollout_id,
         outcome=outcome,
-        reward=1.0,
+        reward=1.0 if outcome is Outcome.COMPLETED else None,
         turn_rewards={},
         error="boom",
         traceback="",
@@ -73,6 +75,7 @@ class Agents:
         self.release = asyncio.Event()
         self.started: list[Assignment] = []
         self.left_out: list[tuple[str, Fate]] = []
+        self.given_up: list[str] = []
 
     async def run(self, assignment: Assignment) -> Trajectory:
         self.started.append(assignment)
@@ -88,6 +91,7 @@ def source(
     version: int = 0,
     num_samples: int = 3,
     keeps_stale: bool = False,
+    failures: FailurePolicy | None = None,
 ) -> GroupSource:
     admission = Admission(
         batch_size=2,
@@ -102,8 +106,10 @@ def source(
         agents.run,
         admission,
         version=version,
+        failures=failures,
         on_rollout=lambda _: None,
         on_left_out=lambda t, fate: agents.left_out.append((t.open.rollout_id, fate)),
+        on_given_up=agents.given_up.append,
     )
 
 
@@ -245,6 +251,128 @@ def test_a_resumed_run_goes_on_at_its_position() -> None:
         assert groups.position == 10
         await groups.next_batch()
         assert {a.group_id for a in agents.started} == {"g000010", "g000011"}
+        await groups.close()
+
+    drive(test)
+
+
+def ids(batch: Batch) -> list[list[str]]:
+    return [sorted(t.open.rollout_id for t in group) for group in batch.groups]
+
+
+def test_what_we_failed_is_run_again_within_its_budget_and_each_attempt_has_a_fate() -> None:
+    def ends(assignment: Assignment) -> Outcome:
+        if assignment.rollout_id in ("g000000-1", "g000000-1~1", "g000000-2"):
+            return Outcome.LOST
+        never = assignment.rollout_id.startswith("g000001-0")
+        return Outcome.START_FAILED if never else Outcome.COMPLETED
+
+    async def test() -> None:
+        agents = Agents(ends)
+        retries = {Outcome.LOST: 2, Outcome.START_FAILED: 1}
+        groups = source(agents, failures=FailurePolicy(retries=retries))
+        batch = await groups.next_batch()
+        assert ids(batch) == [
+            ["g000000-0", "g000000-1~2", "g000000-2~1"],
+            ["g000001-1", "g000001-2"],
+        ]
+        assert sorted(agents.left_out) == [
+            ("g000000-1", Fate.RETRIED),
+            ("g000000-1~1", Fate.RETRIED),
+            ("g000000-2", Fate.RETRIED),
+            ("g000001-0", Fate.RETRIED),
+            ("g000001-0~1", Fate.FAILED),
+        ]
+        assert groups.num_retried == 4 and groups.held_rollouts() == []
+        started = [a.rollout_id for a in agents.started]
+        assert len(started) == len(set(started)) == 10
+        assert groups.num_running_rollouts == 0
+        await groups.close()
+
+    drive(test)
+
+
+def test_one_whose_end_does_not_come_is_given_up_and_its_late_end_is_in_no_batch() -> None:
+    async def test() -> None:
+        agents = Agents()
+        late: list[Trajectory] = []
+
+        async def run(assignment: Assignment) -> Trajectory:
+            ended = await agents.__class__.run(agents, assignment)
+            if assignment.rollout_id == "g000000-0":
+                late.append(ended)
+                raise DeadlineExceeded("the end record of rollout g000000-0 did not arrive")
+            return ended
+
+        groups = source(agents, failures=FailurePolicy(retries={Outcome.LOST: 1}))
+        groups._run = run
+        batch = await groups.next_batch()
+        assert ids(batch)[0] == ["g000000-0~1", "g000000-1", "g000000-2"]
+        assert agents.given_up == ["g000000-0"] and len(late) == 1
+        await groups.close()
+
+        hopeless = source(agents, failures=FailurePolicy())
+        hopeless._run = run
+        with pytest.raises(DeadlineExceeded, match="g000000-0"):
+            await hopeless.next_batch()
+        await hopeless.close()
+
+    drive(test)
+
+
+def test_failures_with_a_reward_are_trained_and_ours_never() -> None:
+    outcomes = [Outcome.EXCEPTION, Outcome.CONTEXT_LIMIT, Outcome.LOST]
+
+    def ends(assignment: Assignment) -> Outcome:
+        return outcomes[int(assignment.rollout_id[-1])]
+
+    async def test() -> None:
+        agents = Agents(ends)
+        groups = source(agents, failures=FailurePolicy(agent_reward=-1.0, policy_reward=-0.5))
+        batch = await groups.next_batch()
+        for group in batch.groups:
+            assert {t.end.outcome: t.reward for t in group} == {
+                Outcome.EXCEPTION: -1.0,
+                Outcome.CONTEXT_LIMIT: -0.5,
+            }
+        assert {fate for _, fate in agents.left_out} == {Fate.FAILED}
+        await groups.close()
+
+    drive(test)
+
+
+@pytest.mark.parametrize(
+    ("incomplete_groups", "num_started", "trained"),
+    [("survivors", 6, [2, 2]), ("fill", 8, [3, 3]), ("drop", 12, [3, 3])],
+)
+def test_what_becomes_of_groups_that_lack_rollouts(
+    incomplete_groups: Any, num_started: int, trained: list[int]
+) -> None:
+    def ends(assignment: Assignment) -> Outcome:
+        is_bad = assignment.rollout_id in ("g000000-0", "g000001-2")
+        return Outcome.EXCEPTION if is_bad else Outcome.COMPLETED
+
+    async def test() -> None:
+        agents = Agents(ends)
+        groups = source(agents, failures=FailurePolicy(incomplete_groups=incomplete_groups))
+        batch = await groups.next_batch()
+        assert [len(group) for group in batch.groups] == trained
+        if incomplete_groups == "drop":
+            assert batch.num_given_up == 2
+            assert ("g000000-1", Fate.NO_BASELINE) in agents.left_out
+        assert len(agents.started) == num_started
+        await groups.close()
+
+    drive(test)
+
+
+def test_a_group_is_filled_with_as_many_more_as_it_has_at_most() -> None:
+    async def test() -> None:
+        agents = Agents(lambda _: Outcome.EXCEPTION)
+        groups = source(agents, failures=FailurePolicy(incomplete_groups="fill"))
+        with pytest.raises(WorkflowError):
+            await groups.next_batch()
+        assert sum(a.group_id == "g000000" for a in agents.started) == 6
         await groups.close()
 
     drive(test)
