@@ -31,6 +31,7 @@ SILENCE: Mapping[str, str] = {
     "MSWEA_CONFIGURED": "true",
     "MSWEA_COST_TRACKING": "ignore_errors",
     "MSWEA_SILENT_STARTUP": "1",
+    "OPENHANDS_SUPPRESS_BANNER": "1",
 }
 """Keeps SDKs and programs from telemetry, updates and questions: `rollout.openai.silence`."""
 
@@ -60,6 +61,10 @@ def redirection(*, port: int, key: str) -> dict[str, str]:
         "GOOGLE_GEMINI_BASE_URL": host,
         "GEMINI_API_BASE": host,
         "GEMINI_API_KEY": key,
+        # CAMEL's names for the same.
+        "OPENAI_API_BASE_URL": openai,
+        "OPENAI_COMPATIBILITY_API_BASE_URL": openai,
+        "OPENAI_COMPATIBILITY_API_KEY": key,
         # OpenHands; its model names are LiteLLM's.
         "LLM_BASE_URL": openai,
         "LLM_API_KEY": key,

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -33,18 +32,14 @@ from pathlib import Path
 from typing import Any
 
 from areal_sub.errors import WorkflowError
+from areal_sub.rollout.interpreters import ASK_TIMEOUT_S, ask, find_python, output_of, python_in
 from areal_sub.rollout.requirements import local_files, requirements_of_lock
 
 Say = Callable[[str], None]
 
-ASK_TIMEOUT_S = 30.0
 LOCK_POLL_S = 0.2
 MAX_SHOWN_LINES = 15
 _MARK = ".complete"
-# Without `site`: what the environment runs at start-up is for the sandbox.
-_ASK = (
-    "import json, sys; print(json.dumps([sys.version, sys.base_prefix, sys.implementation.name]))"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +74,13 @@ def prepare(
     """Find or build it. Raises `WorkflowError` with the last lines of what failed."""
     if agent_env is None:
         if agent_python is not None:
-            return _of_interpreter(_find_python(agent_python), agent_python)
+            return _of_interpreter(find_python(agent_python), agent_python)
         return Environment()
     path = Path.cwd() / Path(agent_env).expanduser()
     builder = _Builder(cache / "environments", time.monotonic() + timeout_s, timeout_s, say)
     if path.is_dir() and (path / "package.json").is_file():
         return _node(path, builder)
-    if path.is_dir() and (python := _python_in(path)) is not None:
+    if path.is_dir() and (python := python_in(path)) is not None:
         return _of_interpreter(python, agent_env)
     if path.is_file() and os.access(path, os.X_OK) and path.suffix not in (".txt", ".toml"):
         return _of_interpreter(path, agent_env)
@@ -106,7 +101,7 @@ def own_environment() -> Environment:
 
 
 def _of_interpreter(python: Path, given: str) -> Environment:
-    _, base_prefix, implementation = _ask(python, given)
+    _, base_prefix, implementation = ask(python, given)
     if implementation != "cpython":
         raise WorkflowError(f"{given}: {python} is {implementation}; agents need CPython")
     prefix = python.parent.parent
@@ -125,8 +120,8 @@ def _of_interpreter(python: Path, given: str) -> Environment:
 
 
 def _of_requirements(path: Path, agent_python: str | None, builder: _Builder) -> Environment:
-    base = _find_python(agent_python) if agent_python else Path(sys.executable)
-    version, base_prefix, _ = _ask(base, agent_python or str(base))
+    base = find_python(agent_python) if agent_python else Path(sys.executable)
+    version, base_prefix, _ = ask(base, agent_python or str(base))
     content = _read(path)
     if _is_lock(path):
         requirements, options = requirements_of_lock(content, path), ["--no-deps"]
@@ -171,7 +166,7 @@ def _node(path: Path, builder: _Builder) -> Environment:
     # npm, and names the folder that then has a node_modules.
     quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
     wanted = _Wanted(
-        key=_digest("node", _output([npm, "--version"], npm), *files.values()),
+        key=_digest("node", output_of([npm, "--version"], npm), *files.values()),
         label=f"{path / 'package.json'}",
         steps=lambda folder: [[npm, command, *quiet, "--prefix", str(folder)]],
         files=files,
@@ -312,56 +307,6 @@ class _Builder:
                     )
                 time.sleep(LOCK_POLL_S)
             yield
-
-
-def _python_in(folder: Path) -> Path | None:
-    for name in ("python", "python3"):
-        if os.access(folder / "bin" / name, os.X_OK):
-            return folder / "bin" / name
-    return None
-
-
-def _find_python(given: str) -> Path:
-    """Raises `WorkflowError`."""
-    path = Path(given).expanduser()
-    if path.is_dir() and (inside := _python_in(path)) is not None:
-        path = inside
-    found = shutil.which(str(path))
-    if found is None:
-        raise WorkflowError(f"rollout.openai.agent_python={given}: there is no such interpreter")
-    # What wrappers (pyenv's) lead to. Not resolved: a virtual environment's is a link.
-    asked = _output([found, "-I", "-S", "-c", "import sys; print(sys.executable)"], given)
-    return Path(asked.strip())
-
-
-def _ask(python: Path, given: str) -> tuple[str, str, str]:
-    """(version, base prefix, implementation). Raises `WorkflowError`."""
-    try:
-        version, base_prefix, implementation = json.loads(
-            _output([str(python), "-I", "-S", "-c", _ASK], given)
-        )
-    except ValueError:
-        raise WorkflowError(f"{given}: {python} is no Python interpreter") from None
-    return version, base_prefix, implementation
-
-
-def _output(command: Sequence[str], given: str) -> str:
-    """What a small command prints. Raises `WorkflowError`."""
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=ASK_TIMEOUT_S,
-            check=True,
-            text=True,
-        )
-    except subprocess.CalledProcessError as error:
-        last = error.stderr.strip().rpartition("\n")[2]
-        raise WorkflowError(f"{given} cannot be used: {command[0]}: {last}") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise WorkflowError(f"{given} cannot be used: {error}") from None
-    return done.stdout
 
 
 def _read(path: Path) -> bytes:

@@ -24,6 +24,7 @@ class Agent:
     streamed: bool = False
     has_tools: bool = False  # so that some rollouts have several turns
     overrides: tuple[str, ...] = ()
+    pythons: tuple[str, ...] = ()  # any of these; none: our own
 
     @property
     def version(self) -> str:
@@ -100,6 +101,38 @@ AGENTS = (
         agent_env="requirements/anthropic.txt",
         dialects=("messages",),
         workflow=f"{READY}.anthropic.math_agent.MathAgent",
+    ),
+    Agent(
+        name="OpenHands SDK, `MathAgent`",
+        package="openhands-sdk",
+        agent_env="requirements/openhands.txt",
+        pythons=("3.12", "3.13", "3.14"),
+        dialects=("chat",),
+        workflow=f"{READY}.openhands.math_agent.MathAgent",
+    ),
+    Agent(
+        name="OpenHands SDK, `MathToolAgent`",
+        package="openhands-sdk",
+        agent_env="requirements/openhands.txt",
+        pythons=("3.12", "3.13", "3.14"),
+        dialects=("chat",),
+        workflow=f"{READY}.openhands.math_agent.MathToolAgent",
+        has_tools=True,
+    ),
+    Agent(
+        name="CAMEL-AI, `MathAgent`",
+        package="camel-ai",
+        agent_env="requirements/camel.txt",
+        dialects=("chat",),
+        workflow=f"{READY}.camel.math_agent.MathAgent",
+    ),
+    Agent(
+        name="CAMEL-AI, `MathToolAgent`",
+        package="camel-ai",
+        agent_env="requirements/camel.txt",
+        dialects=("chat",),
+        workflow=f"{READY}.camel.math_agent.MathToolAgent",
+        has_tools=True,
     ),
     Agent(
         name="OpenAI SDK for Node, with a tool",
