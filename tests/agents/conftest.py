@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,29 +21,43 @@ from areal_sub.rollout.environments import cache_folder
 MAX_POSITIONS = 32768
 
 
+CALCULATOR = """\
+import json, pathlib, sys
+from examples.proxy.warm_start import make
+folder = pathlib.Path(sys.argv[1])
+make(folder, 1)
+config = json.loads((folder / "config.json").read_text())
+config["max_position_embeddings"] = int(sys.argv[2])
+(folder / "config.json").write_text(json.dumps(config))
+"""
+MAKERS = {
+    # The default run's after its warm start, which calls the tool and answers.
+    "calculator": (["-c", CALCULATOR], "examples/proxy/*.*"),
+    # Knows nothing.
+    "prose": (["tests/agents/make_policy.py"], "tests/agents/make_policy.py"),
+}
+
+
 @pytest.fixture(scope="session")
-def calculator_policy() -> Path:
-    """The default run's policy after its warm start, which calls the tool and answers: made once,
-    and kept beside the agents' environments."""
-    sources = sorted((REPO / "examples/proxy").glob("*.*"))
-    key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    folder = cache_folder(os.environ) / "policies" / f"calculator-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            made = folder.with_name(f".{folder.name}")
-            shutil.rmtree(made, ignore_errors=True)
-            code = (
-                "import pathlib, sys\n"
-                "from examples.proxy.warm_start import make\n"
-                "make(pathlib.Path(sys.argv[1]), 1)\n"
-            )
-            subprocess.run([sys.executable, "-c", code, str(made)], check=True, cwd=REPO)
-            path = made / "config.json"
-            config = json.loads(path.read_text())
-            path.write_text(json.dumps({**config, "max_position_embeddings": MAX_POSITIONS}))
-            made.rename(folder)
-    return folder
+def policies() -> Callable[[str], Path]:
+    """A policy by name, made once and kept beside the agents' environments."""
+
+    def policy(name: str) -> Path:
+        command, sources = MAKERS[name]
+        content = b"".join(path.read_bytes() for path in sorted(REPO.glob(sources)))
+        key = hashlib.sha256(content + repr(command).encode()).hexdigest()[:16]
+        folder = cache_folder(os.environ) / "policies" / f"{name}-{key}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                made = folder.with_name(f".{folder.name}")
+                shutil.rmtree(made, ignore_errors=True)
+                words = [sys.executable, *command, str(made), str(MAX_POSITIONS)]
+                subprocess.run(words, check=True, cwd=REPO)
+                made.rename(folder)
+        return folder
+
+    return policy
 
 
 @pytest.fixture

@@ -20,11 +20,15 @@ class Agent:
     package: str  # whose version is shown
     agent_env: str  # below this folder
     dialects: tuple[str, ...]
-    workflow: str
+    workflow: str = ""
     streamed: bool = False
     has_tools: bool = False  # so that some rollouts have several turns
     overrides: tuple[str, ...] = ()
     pythons: tuple[str, ...] = ()  # any of these; none: our own
+    # Of an example: its configuration, and what a policy that cannot do the task may say in its
+    # first, second, ... turn (`scripted_engine`).
+    config: str = ""
+    script: tuple[tuple[str, ...], ...] = ()
 
     @property
     def version(self) -> str:
@@ -39,7 +43,14 @@ class Agent:
         return pinned[1]
 
 
+def tool_call(name: str, **arguments: str) -> str:
+    call = json.dumps({"name": name, "arguments": arguments})
+    return f"<tool_call>\n{call}\n</tool_call>"
+
+
 READY = "areal_sub.workflow"
+CODING = HERE.parents[1] / "examples/coding"
+FIX = r"sed -i -e 's/\[:-1\]//' -e 's/title\.split/title.lower().split/' totals.py slug.py || true"
 PROGRAMS = HERE / "programs"
 
 AGENTS = (
@@ -153,5 +164,30 @@ AGENTS = (
         streamed=True,
         has_tools=True,
         overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
+    ),
+    Agent(
+        name="codex",
+        package="@openai/codex",
+        agent_env=str(CODING / "codex"),
+        dialects=("responses",),
+        streamed=True,
+        has_tools=True,
+        config="codex.yaml",
+        script=(
+            (tool_call("exec_command", cmd=FIX), tool_call("exec_command", cmd="ls")),
+            ("Done.",),
+        ),
+    ),
+    Agent(
+        name="mini-swe-agent",
+        package="mini-swe-agent",
+        agent_env=str(CODING / "mini_swe_agent.txt"),
+        dialects=("chat",),
+        has_tools=True,
+        config="mini_swe_agent.yaml",
+        script=(
+            (tool_call("bash", command=FIX), tool_call("bash", command="ls")),
+            (tool_call("bash", command="echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"),),
+        ),
     ),
 )

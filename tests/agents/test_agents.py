@@ -10,11 +10,12 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from e2e_run import Run
-from real_agents import AGENTS, HERE, Agent
+from e2e_run import REPO, Run
+from real_agents import AGENTS, CODING, HERE, Agent
 
 from areal_sub.errors import WorkflowError
 from areal_sub.records import EndRecord, Fork, OpenRecord, Outcome, TurnRecord, decode_record
@@ -23,6 +24,7 @@ from areal_sub.rollout.interpreters import find_python
 from areal_sub.trajectory.journal import read_journal
 
 BUILD_TIMEOUT_S = 900.0
+RUN_TIMEOUT_S = 600.0
 NUM_ROLLOUTS = 8
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(1200)]
@@ -30,7 +32,7 @@ pytestmark = [pytest.mark.agents, pytest.mark.timeout(1200)]
 
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
 def test_an_agent_trains_token_exactly(
-    agent: Agent, short_tmp: Path, calculator_policy: Path
+    agent: Agent, short_tmp: Path, policies: Callable[[str], Path]
 ) -> None:
     python = interpreter_for(agent)
     prepare(
@@ -40,23 +42,12 @@ def test_an_agent_trains_token_exactly(
         timeout_s=BUILD_TIMEOUT_S,
         say=print,
     )
-    run = Run(
-        short_tmp,
-        calculator_policy,
-        f"workflow={agent.workflow}",
-        f"rollout.openai.agent_env={HERE / agent.agent_env}",
-        "rollout.openai.sandbox.tier=namespaces",
-        "rollout.max_head_offpolicyness=0",
-        "rollout.timeout_s=60",
-        "total_train_steps=1",
-        "gconfig.max_new_tokens=48",
-        *([f"rollout.openai.agent_python={python}"] if python else []),
-        *agent.overrides,
-    )
-    output = run.finish()
+    run = start(agent, python, short_tmp, policies)
+    output = run.finish(RUN_TIMEOUT_S)
     assert run.process.returncode == 0, output
 
     opened, turns, ends = journal_of(run)
+    ends_of = {end.rollout_id: end for end in ends}
     assert {end.rollout_id for end in ends} == set(opened)
     # The trainer admits rollouts ahead of the last step, and stops them with the run.
     completed = {end.rollout_id for end in ends if end.outcome is not Outcome.CANCELLED}
@@ -70,6 +61,10 @@ def test_an_agent_trains_token_exactly(
     assert sum(end.num_rejected_calls for end in ends) == 0
     assert {turn.dialect for turn in turns} == set(agent.dialects)
     assert {turn.streamed for turn in turns} == {agent.streamed}
+    if agent.script:
+        assert {ends_of[each].reward for each in trained} == {0.0, 1.0}, (
+            "the grader sees no difference"
+        )
     if agent.has_tools:
         assert max(num_turns.values()) > 1, "no rollout used the tool"
 
@@ -79,6 +74,43 @@ def test_an_agent_trains_token_exactly(
     assert exactness is not None, output
     assert exactness[1] == "100.00" and int(exactness[2]) > 0
     write_seen(agent, **what_was_seen(turns, len(num_turns), exactness[1]))
+
+
+def start(agent: Agent, python: str | None, folder: Path, policies: Callable[[str], Path]) -> Run:
+    overrides = [
+        "rollout.openai.sandbox.tier=namespaces",
+        "rollout.max_head_offpolicyness=0",
+        "total_train_steps=1",
+        *([f"rollout.openai.agent_python={python}"] if python else []),
+        *agent.overrides,
+    ]
+    if not agent.config:
+        return Run(
+            folder,
+            policies("calculator"),
+            f"workflow={agent.workflow}",
+            f"rollout.openai.agent_env={HERE / agent.agent_env}",
+            "rollout.timeout_s=60",
+            "gconfig.max_new_tokens=48",
+            *overrides,
+        )
+    script = folder / "script.json"
+    script.write_text(json.dumps(agent.script))
+    return Run(
+        folder,
+        policies("prose"),
+        "experiment_name=e2e",
+        "trial_name=run",
+        "gconfig.max_new_tokens=200",
+        "actor.dtype=float32",
+        "actor.num_threads=1",
+        "engine.num_threads=1",
+        *overrides,
+        config=CODING / agent.config,
+        cwd=REPO,
+        program=(str(HERE / "scripted_train.py"),),
+        variables={"AREAL_SUB_SCRIPT": str(script), "PYTHONPATH": f"{HERE}:{REPO}"},
+    )
 
 
 def interpreter_for(agent: Agent) -> str | None:

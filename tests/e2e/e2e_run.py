@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -25,12 +25,14 @@ class Run:
         *overrides: str,
         config: Path = REPO / "tests/e2e/config.yaml",
         cwd: Path = REPO / "tests/e2e",
+        program: Sequence[str] = ("-m", "areal_sub"),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.root = folder / "runs" / "e2e" / "run"
         self.output = folder / "output.txt"
-        env = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "200"}
+        env = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "200", **(variables or {})}
         command = [
-            *(sys.executable, "-m", "areal_sub", "train"),
+            *(sys.executable, *program, "train"),
             *("--config", str(config)),
             f"cluster.fileroot={folder / 'runs'}",
             f"actor.path={policy}",
