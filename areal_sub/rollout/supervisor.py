@@ -49,6 +49,7 @@ from sandbox import (
     ChildReport,
     Ending,
     Limits,
+    PlanError,
     RenewedZygote,
     SandboxError,
     SandboxSpec,
@@ -65,6 +66,8 @@ from sandbox.reaper import kill_strangers
 
 log = logging.getLogger(__name__)
 
+CARRIED_PATH = "/carried"
+"""Where children in foreign interpreters find what is carried to them, in a root of their own."""
 MAX_TOLD = 100
 ADDRESS_SPACE_FACTOR = 8
 """Runtimes reserve more than they use: Node takes 10 GiB of address space for its first `fetch`."""
@@ -182,6 +185,7 @@ class Supervisor:
         python: str,
         python_path: list[str],
         foreign_path: list[str],
+        carried: Path,
         max_children: int,
         start_timeout_s: float,
         grader_spec: SandboxSpec,
@@ -191,7 +195,7 @@ class Supervisor:
         allow: Iterable[str] = (),
     ) -> None:
         """`python_path` is for agents in this process's own interpreter, `foreign_path` for those
-        in another."""
+        in another, which also get `carried`."""
         self._spec = spec
         self._grader_spec = grader_spec
         self._allow = tuple(allow)
@@ -203,6 +207,7 @@ class Supervisor:
         self._python = python
         self._python_path = python_path
         self._foreign_path = foreign_path
+        self._carried = carried
         self._start_timeout_s = start_timeout_s
         self._start_by = start
         self._renew_after = renew_after
@@ -341,6 +346,10 @@ class Supervisor:
         if recipe.grader:
             named = {**self._grader_spec.env, GRADER_VARIABLE: target}
             spec, target = dataclasses.replace(self._grader_spec, env=named), GRADER_TARGET
+        python_path = self._python_path
+        if not own:
+            spec, shown = self._with_carried(spec)
+            python_path = [*self._foreign_path, shown]
         zygote = await Zygote.start(
             dataclasses.replace(spec, readable=(*spec.readable, *recipe.readable)),
             self._probe,
@@ -348,7 +357,7 @@ class Supervisor:
             target=target,
             pickled=recipe.pickled,
             python=python,
-            python_path=self._python_path if own else self._foreign_path,
+            python_path=python_path,
             start=self._start_by,
             reserve=self._reserve,
             timeout_s=self._start_timeout_s,
@@ -359,6 +368,19 @@ class Supervisor:
         self._watching.add(watch)
         watch.add_done_callback(self._watching.discard)
         return zygote
+
+    def _with_carried(self, spec: SandboxSpec) -> tuple[SandboxSpec, str]:
+        """The spec, and where children find what is carried: at a path of its own, in tiers that
+        have such paths. At the one that it has, a root would have to show a part of /tmp, and could
+        not give children a /tmp of their own to write to."""
+        elsewhere = dataclasses.replace(
+            spec, mounts={**spec.mounts, CARRIED_PATH: str(self._carried)}
+        )
+        try:
+            plan(elsewhere, self._probe)
+        except PlanError:
+            return spec, str(self._carried)
+        return elsewhere, CARRIED_PATH
 
     async def _sweep_after(self, zygote: Zygote, recipe: _Recipe) -> None:
         """Where an agent has killed even its guardian, what is left of it is our child now."""
@@ -414,7 +436,8 @@ async def main(settings: dict[str, Any]) -> None:
         work_dir=Path(work_dir),
         python=settings.get("python", sys.executable),
         python_path=[*settings["python_path"], own_path],
-        foreign_path=[*settings["python_path"], str(carried)],
+        foreign_path=settings["python_path"],
+        carried=carried,
         max_children=settings["max_children"],
         start_timeout_s=settings.get("start_timeout_s", 120.0),
         start=settings["sandbox"]["start"],

@@ -19,6 +19,7 @@ from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rollout.pool import SubprocPool
 from areal_sub.rpc import Client
 
+ROOT = Path(__file__).parents[2]
 TIERS = ("namespaces", "process")
 
 
@@ -93,6 +94,16 @@ def test_each_agent_has_its_own_interpreter_and_ours_does_not_leak(
     assert default["minor"] == sys.version_info[1]
     if "pyenv" in other_python:
         assert foreign["minor"] != sys.version_info[1]
+
+
+@pytest.mark.skipif(ROOT.is_relative_to("/tmp"), reason="/tmp shows the agents, so it is read-only")
+@pytest.mark.parametrize("start", ["namespaces"], indirect=True)
+def test_tmp_is_the_childs_own_in_a_foreign_interpreter_too(
+    start: Any, make_request: Any, other_python: str
+) -> None:
+    request = dataclasses.replace(make_request(""), target="writes_to_tmp:agent")
+    report = run_one(start(), dataclasses.replace(request, python=other_python))
+    assert (report.outcome, report.result, report.error) == (Outcome.COMPLETED, 1.0, "")
 
 
 def test_an_interpreter_that_is_not_there_is_told_before_any_rollout(start: Any) -> None:
