@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,17 @@ class InlineRunner:
         if pickled:
             raise WorkflowError("an agent without an import path needs rollout.openai.mode=subproc")
         if target not in self._targets:
-            self._targets[target] = resolve_target(target)
+            try:
+                self._targets[target] = resolve_target(target)
+            except WorkflowError as error:
+                if not _is_not_installed(error):
+                    raise
+                raise WorkflowError(
+                    f"{error}. Inline agents run in the trainer's own interpreter, "
+                    f"{sys.executable} (Python {sys.version_info.major}.{sys.version_info.minor}): "
+                    "install what this one needs there, or use rollout.openai.mode=subproc, which "
+                    "can run it in an environment of its own (rollout.openai.agent_env)"
+                ) from error
         return self._targets[target]
 
     def _extra_kwargs(self, env: Mapping[str, str]) -> dict[str, Any]:
@@ -110,6 +121,10 @@ def accepted(run: Callable[..., Any], extra_kwargs: Mapping[str, Any]) -> dict[s
             "and this one takes no base_url: add **extra_kwargs, or use rollout.openai.mode=subproc"
         )
     return taken
+
+
+def _is_not_installed(error: WorkflowError) -> bool:
+    return isinstance(error.__cause__, ModuleNotFoundError)
 
 
 async def _guarded(

@@ -10,9 +10,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from e2e_run import REPO
+from e2e_run import REPO, Run
 from filelock import FileLock
 
 from areal_sub.rollout.environments import cache_folder
@@ -61,8 +62,19 @@ def policies() -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def short_tmp() -> Iterator[Path]:
-    """A folder with a short name: paths of Unix sockets may have 107 bytes at most."""
+def runs() -> Iterator[Callable[..., Run]]:
+    """Starts runs; those that still run at the end are ended, and what they wrote is removed."""
+    # A folder with a short name: paths of Unix sockets may have 107 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="as-"))
-    yield folder
+    running: list[Run] = []
+
+    def start(*words: Any, **how: Any) -> Run:
+        running.append(Run(folder, *words, **how))
+        return running[-1]
+
+    yield start
+    for run in running:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()
     shutil.rmtree(folder, ignore_errors=True)

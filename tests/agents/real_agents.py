@@ -25,6 +25,7 @@ class Agent:
     has_tools: bool = False  # so that some rollouts have several turns
     overrides: tuple[str, ...] = ()
     pythons: tuple[str, ...] = ()  # any of these; none: our own
+    inline: bool = False  # in the trainer's own process, too
     # Of an example: its configuration, and what a policy that cannot do the task may say in its
     # first, second, ... turn (`scripted_engine`).
     config: str = ""
@@ -75,6 +76,7 @@ AGENTS = (
         dialects=("chat",),
         workflow=f"{READY}.openai.math_agent.MathToolAgent",
         has_tools=True,
+        inline=True,
     ),
     Agent(
         name="OpenAI Agents SDK, `MathAgent`",
@@ -90,6 +92,7 @@ AGENTS = (
         dialects=("responses",),
         workflow=f"{READY}.openai_agents.math_agent.MathToolAgent",
         has_tools=True,
+        inline=True,
     ),
     Agent(
         name="LangChain, `MathAgent`",
@@ -105,6 +108,7 @@ AGENTS = (
         dialects=("chat",),
         workflow=f"{READY}.langchain.math_agent.MathToolAgent",
         has_tools=True,
+        inline=True,
     ),
     Agent(
         name="Anthropic SDK, `MathAgent`",
@@ -112,6 +116,7 @@ AGENTS = (
         agent_env="requirements/anthropic.txt",
         dialects=("messages",),
         workflow=f"{READY}.anthropic.math_agent.MathAgent",
+        inline=True,
     ),
     Agent(
         name="OpenHands SDK, `MathAgent`",
@@ -144,6 +149,7 @@ AGENTS = (
         dialects=("chat",),
         workflow=f"{READY}.camel.math_agent.MathToolAgent",
         has_tools=True,
+        inline=True,
     ),
     Agent(
         name="OpenAI SDK for Node, with a tool",
@@ -162,6 +168,35 @@ AGENTS = (
         dialects=("messages",),
         workflow=f"cmd:node {PROGRAMS}/anthropic_sdk.cjs {{task}}",
         streamed=True,
+        has_tools=True,
+        overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
+    ),
+    Agent(
+        name="Vercel AI SDK, with a tool",
+        package="ai",
+        agent_env="node",
+        dialects=("responses",),
+        workflow=f"cmd:node {PROGRAMS}/ai_sdk.cjs {{task}}",
+        streamed=True,
+        has_tools=True,
+        overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
+    ),
+    Agent(
+        name="Google Gen AI SDK for Node, with a tool",
+        package="@google/genai",
+        agent_env="node",
+        dialects=("gemini",),
+        workflow=f"cmd:node {PROGRAMS}/gemini_sdk.cjs {{task}}",
+        streamed=True,
+        has_tools=True,
+        overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
+    ),
+    Agent(
+        name="Google Gen AI SDK for Python, with a tool",
+        package="google-genai",
+        agent_env="requirements/gemini.txt",
+        dialects=("gemini",),
+        workflow="gemini_agent.agent",
         has_tools=True,
         overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
     ),

@@ -4,7 +4,7 @@ A policy that is small enough for a test cannot write code. So each answer is he
 one of the script's texts for that turn of the conversation. Which one is sampled by the policy
 itself, with its own logprobs; all else (prefill, decoding, digests, weight updates) is the engine.
 `python -m scripted_engine SETTINGS.json`, in place of the engine's own module (`scripted_train`);
-$AREAL_SUB_SCRIPT is a JSON file: for each turn, the texts; the last ones for all that come later.
+$AREAL_SUB_SCRIPT is JSON: for each turn, the texts; the last ones for all that come later.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ScriptedEngine(Engine):
         super().__init__(settings, *args)
         folder = Path(settings.tokenizer_path or settings.model_path)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        script = json.loads(Path(os.environ["AREAL_SUB_SCRIPT"]).read_text())
+        script = json.loads(os.environ["AREAL_SUB_SCRIPT"])
         self._grammars_of_turns = [self._grammar(texts) for texts in script]
 
     async def _generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:

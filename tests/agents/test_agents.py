@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from e2e_run import REPO, Run
@@ -19,7 +20,7 @@ from real_agents import AGENTS, CODING, HERE, Agent
 
 from areal_sub.errors import WorkflowError
 from areal_sub.records import EndRecord, Fork, OpenRecord, Outcome, TurnRecord, decode_record
-from areal_sub.rollout.environments import cache_folder, prepare
+from areal_sub.rollout.environments import Environment, cache_folder, prepare
 from areal_sub.rollout.interpreters import find_python
 from areal_sub.trajectory.journal import read_journal
 
@@ -32,26 +33,56 @@ pytestmark = [pytest.mark.agents, pytest.mark.timeout(1200)]
 
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
 def test_an_agent_trains_token_exactly(
-    agent: Agent, short_tmp: Path, policies: Callable[[str], Path]
+    agent: Agent, runs: Callable[..., Run], policies: Callable[[str], Path]
 ) -> None:
     python = interpreter_for(agent)
-    prepare(
+    environment(agent, python)
+    run = runs(*start(agent, python, policies), **scripted(agent))
+    seen = checked(agent, run)
+    write_seen(agent, "subproc", version=f"{agent.package} {agent.version}", **seen)
+
+
+@pytest.mark.parametrize(
+    "agent", [agent for agent in AGENTS if agent.inline], ids=lambda agent: agent.name
+)
+def test_an_agent_trains_inline(
+    agent: Agent, runs: Callable[..., Run], policies: Callable[[str], Path]
+) -> None:
+    """In the trainer's own process, which has what the agent needs installed."""
+    (packages,) = (
+        Path(environment(agent, None).python).parents[1].glob("lib/python3*/site-packages")
+    )
+    run = runs(
+        *start(agent, None, policies),
+        "rollout.openai.mode=inline",
+        "rollout.openai.agent_env=null",
+        variables={"PYTHONPATH": str(packages)},
+    )
+    checked(agent, run)
+    write_seen(agent, "inline", inline="yes")
+
+
+def environment(agent: Agent, python: str | None) -> Environment:
+    return prepare(
         str(HERE / agent.agent_env),
         python,
         cache=cache_folder(os.environ),
         timeout_s=BUILD_TIMEOUT_S,
         say=print,
     )
-    run = start(agent, python, short_tmp, policies)
+
+
+def checked(agent: Agent, run: Run) -> dict[str, str]:
+    """What its run shows, for the table; fails where that is not what is claimed."""
     output = run.finish(RUN_TIMEOUT_S)
     assert run.process.returncode == 0, output
 
     opened, turns, ends = journal_of(run)
     ends_of = {end.rollout_id: end for end in ends}
-    assert {end.rollout_id for end in ends} == set(opened)
+    assert set(ends_of) == set(opened)
     # The trainer admits rollouts ahead of the last step, and stops them with the run.
     completed = {end.rollout_id for end in ends if end.outcome is not Outcome.CANCELLED}
-    assert {end.outcome for end in ends if end.rollout_id in completed} == {Outcome.COMPLETED}
+    assert {ends_of[each].outcome for each in completed} == {Outcome.COMPLETED}
     trained = [each for each in completed if opened[each].split == "train"]
     assert len(trained) >= NUM_ROLLOUTS, output
 
@@ -62,9 +93,7 @@ def test_an_agent_trains_token_exactly(
     assert {turn.dialect for turn in turns} == set(agent.dialects)
     assert {turn.streamed for turn in turns} == {agent.streamed}
     if agent.script:
-        assert {ends_of[each].reward for each in trained} == {0.0, 1.0}, (
-            "the grader sees no difference"
-        )
+        assert {ends_of[each].reward for each in trained} == {0.0, 1.0}, "all were graded alike"
     if agent.has_tools:
         assert max(num_turns.values()) > 1, "no rollout used the tool"
 
@@ -73,10 +102,17 @@ def test_an_agent_trains_token_exactly(
     exactness = re.search(r"([\d.]+) % of (\d+) trained tokens sampled", output)
     assert exactness is not None, output
     assert exactness[1] == "100.00" and int(exactness[2]) > 0
-    write_seen(agent, **what_was_seen(turns, len(num_turns), exactness[1]))
+    return {
+        "dialect": ", ".join(sorted({turn.dialect for turn in turns})),
+        "streamed": "yes" if agent.streamed else "no",
+        "turns": f"{len(turns)} in {len(num_turns)} rollouts",
+        "forks": "none",
+        "exact": f"{exactness[1]} %",
+    }
 
 
-def start(agent: Agent, python: str | None, folder: Path, policies: Callable[[str], Path]) -> Run:
+def start(agent: Agent, python: str | None, policies: Callable[[str], Path]) -> list[Any]:
+    """The policy and the overrides of a run."""
     overrides = [
         "rollout.openai.sandbox.tier=namespaces",
         "rollout.max_head_offpolicyness=0",
@@ -84,33 +120,39 @@ def start(agent: Agent, python: str | None, folder: Path, policies: Callable[[st
         *([f"rollout.openai.agent_python={python}"] if python else []),
         *agent.overrides,
     ]
-    if not agent.config:
-        return Run(
-            folder,
-            policies("calculator"),
-            f"workflow={agent.workflow}",
-            f"rollout.openai.agent_env={HERE / agent.agent_env}",
-            "rollout.timeout_s=60",
-            "gconfig.max_new_tokens=48",
+    if agent.script:
+        return [
+            policies("prose"),
+            "experiment_name=e2e",
+            "trial_name=run",
+            "gconfig.max_new_tokens=200",
+            "actor.dtype=float32",
+            "actor.num_threads=1",
+            "engine.num_threads=1",
             *overrides,
-        )
-    script = folder / "script.json"
-    script.write_text(json.dumps(agent.script))
-    return Run(
-        folder,
-        policies("prose"),
-        "experiment_name=e2e",
-        "trial_name=run",
-        "gconfig.max_new_tokens=200",
-        "actor.dtype=float32",
-        "actor.num_threads=1",
-        "engine.num_threads=1",
+        ]
+    return [
+        policies("calculator"),
+        f"workflow={agent.workflow}",
+        f"rollout.openai.agent_env={HERE / agent.agent_env}",
+        "rollout.timeout_s=60",
+        "rollout.setup_timeout_s=300",
+        "gconfig.max_new_tokens=48",
         *overrides,
-        config=CODING / agent.config,
-        cwd=REPO,
-        program=(str(HERE / "scripted_train.py"),),
-        variables={"AREAL_SUB_SCRIPT": str(script), "PYTHONPATH": f"{HERE}:{REPO}"},
-    )
+    ]
+
+
+def scripted(agent: Agent) -> dict[str, Any]:
+    """How the run of an example with a scripted policy is started."""
+    if not agent.script:
+        return {}
+    variables = {"AREAL_SUB_SCRIPT": json.dumps(agent.script), "PYTHONPATH": f"{HERE}:{REPO}"}
+    return {
+        "config": CODING / agent.config,
+        "cwd": REPO,
+        "program": (str(HERE / "scripted_train.py"),),
+        "variables": variables,
+    }
 
 
 def interpreter_for(agent: Agent) -> str | None:
@@ -123,7 +165,8 @@ def interpreter_for(agent: Agent) -> str | None:
     if not agent.pythons:
         return None
     missing = f"not run: there is no Python {agent.pythons[0]} or newer"
-    write_seen(agent, turns=missing, **dict.fromkeys(("dialect", "streamed", "forks", "exact"), ""))
+    empty = dict.fromkeys(("version", "dialect", "streamed", "forks", "exact"), "")
+    write_seen(agent, "subproc", turns=missing, **empty)
     pytest.skip(missing)
 
 
@@ -138,20 +181,9 @@ def journal_of(run: Run) -> tuple[dict[str, OpenRecord], list[TurnRecord], list[
     return opened, turns, [each for each in records if isinstance(each, EndRecord)]
 
 
-def what_was_seen(turns: list[TurnRecord], num_rollouts: int, share: str) -> dict[str, str]:
-    forks = Counter(str(turn.fork) for turn in turns if turn.fork not in (Fork.ROOT, Fork.NONE))
-    return {
-        "dialect": ", ".join(sorted({turn.dialect for turn in turns})),
-        "streamed": "yes" if all(turn.streamed for turn in turns) else "no",
-        "turns": f"{len(turns)} in {num_rollouts} rollouts",
-        "forks": ", ".join(f"{count} {name}" for name, count in forks.items()) or "none",
-        "exact": f"{share} %",
-    }
-
-
-def write_seen(agent: Agent, **seen: str) -> None:
+def write_seen(agent: Agent, mode: str, **seen: str) -> None:
     """For `write_agents.py`, where `tests/agents/run` wants one."""
     folder = os.environ.get("AREAL_SUB_SEEN")
     if folder:
-        row = {"agent": agent.name, "version": f"{agent.package} {agent.version}", **seen}
-        (Path(folder) / f"{AGENTS.index(agent):03}.json").write_text(json.dumps(row))
+        path = Path(folder) / f"{AGENTS.index(agent):03}-{mode}.json"
+        path.write_text(json.dumps({"agent": agent.name, **seen}))

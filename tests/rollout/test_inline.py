@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,15 @@ def run_all(*requests: Any) -> list[RunReport]:
 
 def run(request: Any) -> RunReport:
     return run_all(request)[0]
+
+
+def test_an_agent_whose_framework_is_not_here_is_told_where_it_can_run(make_request: Any) -> None:
+    request = dataclasses.replace(make_request(""), target="needs_a_framework:agent")
+    report = run(request)
+    assert report.outcome is Outcome.START_FAILED
+    assert "No module named 'not_to_be_had'" in report.error
+    assert f"{sys.executable} (Python 3.{sys.version_info.minor})" in report.error
+    assert "rollout.openai.mode=subproc" in report.error
 
 
 @pytest.mark.parametrize("reward", [0.5, 1, True, {"turn": 1.0}])

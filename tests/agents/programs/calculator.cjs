@@ -7,7 +7,7 @@ exports.parameters = {
 };
 
 exports.calculate = ({ expression }) => {
-  const read = /^\s*(\d+)\s*([+*])\s*(\d+)\s*$/.exec(expression);
+  const read = /^\s*(\d+)\s*([+*])\s*(\d+)\s*$/.exec(expression ?? "");
   if (read === null) return "error: write two numbers with + or * between them";
   const [a, b] = [Number(read[1]), Number(read[3])];
   return String(read[2] === "+" ? a + b : a * b);
