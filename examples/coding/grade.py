@@ -57,7 +57,7 @@ def passes(folder: Path) -> bool:
     word = secrets.token_hex(16)
     try:
         done = subprocess.run(
-            [sys.executable, "-B", "-c", RUN],
+            [sys.executable, "-I", "-B", "-c", RUN],
             cwd=folder,
             input=f"{word}\n",
             capture_output=True,
