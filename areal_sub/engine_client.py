@@ -22,11 +22,17 @@ class EngineClient:
         self._client = client
 
     @classmethod
-    async def connect(cls, path: Path, *, timeout_s: float) -> EngineClient:
-        return cls(await Client.connect(path, peer="engine", timeout_s=timeout_s))
+    async def connect(cls, path: Path, *, timeout_s: float, redials: bool = False) -> EngineClient:
+        client = await Client.connect(path, peer="engine", timeout_s=timeout_s, redials=redials)
+        return cls(client)
 
     async def close(self) -> None:
         await self._client.close()
+
+    @property
+    def is_connected(self) -> bool:
+        """False while there is no process to call, or none was called yet."""
+        return self._client.is_connected
 
     async def info(self, *, timeout_s: float = 30.0) -> EngineInfo:
         return EngineInfo.from_map(await self._client.call("info", timeout_s=timeout_s))

@@ -59,6 +59,10 @@ class PeerGone(RpcError):
     """The process at the other end closed the connection (it ended, or was killed)."""
 
 
+class RolloutLost(ArealSubError):
+    """The proxy's process was another when the rollout began; it has been ended as lost."""
+
+
 class DeadlineExceeded(ArealSubError):
     """A wait reached its deadline. The message names who was waited for, and how long."""
 

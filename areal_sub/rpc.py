@@ -12,7 +12,11 @@ A handler is `async def h(params) -> payload`, or an async generator whose items
 caller. Invariants: a call ends with exactly one DONE or ERROR; when either side goes away, all of
 its calls end (the callee's handlers are cancelled, the caller's waits raise `PeerGone`); a message
 larger than `MAX_MESSAGE_BYTES` ends the connection; writers wait for the socket to drain, so a slow
-reader slows its writer instead of growing its memory.
+reader slows its writer instead of growing its memory. Every server answers `ping`.
+
+A client that `redials` outlives its peer: calls that were under way raise `PeerGone`, later ones
+wait, within their deadlines, for the next process that listens at the path. A new process takes the
+path over by `os.rename` of its own socket, when it is ready to be called.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ READ_BYTES = 256 * 2**10
 MAX_QUEUED_ITEMS = 1024
 
 CALL, CANCEL, ITEM, DONE, ERROR = range(5)
+_GONE = -1  # on no wire: what a call finds in its queue when the connection ended
 
 Params = dict[str, Any]
 Handler = Callable[[Params], Awaitable[Any] | AsyncIterator[Any]]
@@ -62,12 +67,16 @@ def _forget(calls: dict[int, asyncio.Task[None]], call_id: int, _: asyncio.Task[
     calls.pop(call_id, None)
 
 
+async def _ping(params: Params) -> None:
+    """That the process's event loop goes round."""
+
+
 class Server:
     """Serves `handlers` on a Unix socket (mode 0600) until closed."""
 
     def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
         self._path = path
-        self._handlers = dict(handlers)
+        self._handlers = {"ping": _ping, **handlers}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -145,47 +154,73 @@ class Server:
 
 
 class Client:
-    """One connection to a `Server`. Make it with `await Client.connect(path, peer="engine")`."""
+    """Calls a `Server`. Make it with `await Client.connect(path, peer="engine")`."""
 
-    def __init__(
-        self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, path: Path, *, peer: str, redials: bool = False) -> None:
+        """Not connected yet: `connect`, or with `redials` the first call, does that."""
         self.peer = peer
-        self._writer = writer
+        self._path = path
+        self.redials = redials
+        self.is_closed = False
+        self._dialing = asyncio.Lock()
         self._ids = itertools.count()
         self._queues: dict[int, asyncio.Queue[list[Any]]] = {}
-        self._gone: PeerGone | None = None
-        self._reading = asyncio.ensure_future(self._read(reader))
+        self._gone: PeerGone | None = PeerGone(f"{peer} was not called yet")
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
 
     @classmethod
-    async def connect(cls, path: Path, *, peer: str, timeout_s: float = 60.0) -> Client:
+    async def connect(
+        cls, path: Path, *, peer: str, timeout_s: float = 60.0, redials: bool = False
+    ) -> Client:
         """Connect, retrying until the peer listens. Raises `DeadlineExceeded` naming `peer`."""
+        client = cls(path, peer=peer, redials=redials)
         try:
             async with asyncio.timeout(timeout_s):
-                while True:
-                    try:
-                        reader, writer = await asyncio.open_unix_connection(str(path))
-                        return cls(peer, reader, writer)
-                    except (FileNotFoundError, ConnectionRefusedError):
-                        await asyncio.sleep(0.01)
+                await client._dial()
         except TimeoutError:
             raise DeadlineExceeded(
                 f"{peer} did not listen on {path} within {timeout_s} s"
             ) from None
+        return client
+
+    @property
+    def is_connected(self) -> bool:
+        return self._gone is None
 
     async def close(self) -> None:
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
-        self._writer.close()
+        """Calls that are under way, and later ones, raise `PeerGone`."""
+        self.is_closed = True
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+        if self._writer is not None:
+            self._writer.close()
+
+    async def _dial(self) -> None:
+        """Connected, once this returns. The deadline is the caller's. Raises `PeerGone` where this
+        end is closed."""
+        async with self._dialing:
+            while self._gone is not None:
+                if self.is_closed:
+                    raise self._gone
+                try:
+                    reader, writer = await asyncio.open_unix_connection(str(self._path))
+                except (FileNotFoundError, ConnectionRefusedError):
+                    await asyncio.sleep(0.01)
+                else:
+                    self._gone, self._writer = None, writer
+                    self._reading = asyncio.ensure_future(self._read(reader, writer))
 
     async def call(self, method: str, params: Params | None = None, *, timeout_s: float) -> Any:
         """Call `method` and wait for its one payload.
 
         Raises `RpcError` (the far side's error), `PeerGone`, `DeadlineExceeded`.
         """
-        call_id, queue = self._begin(method, params)
+        call_id: int | None = None
         try:
             async with asyncio.timeout(timeout_s):
+                call_id, queue = await self._begin(method, params)
                 kind, _, payload = await queue.get()
         except TimeoutError:
             self._cancel(call_id)
@@ -196,14 +231,15 @@ class Client:
             self._cancel(call_id)
             raise
         finally:
-            self._queues.pop(call_id, None)
-        if kind == ERROR:
-            raise self._gone or self._far_error(payload)
+            if call_id is not None:
+                self._queues.pop(call_id, None)
+        if kind in (ERROR, _GONE):
+            raise self._failure(kind, payload)
         return payload
 
     async def stream(self, method: str, params: Params | None = None) -> AsyncGenerator[Any, None]:
         """Call `method` and yield its items; closing the iterator cancels the call."""
-        call_id, queue = self._begin(method, params)
+        call_id, queue = await self._begin(method, params)
         finished = False
         try:
             while True:
@@ -212,8 +248,8 @@ class Client:
                     yield payload
                     continue
                 finished = True
-                if kind == ERROR:
-                    raise self._gone or self._far_error(payload)
+                if kind in (ERROR, _GONE):
+                    raise self._failure(kind, payload)
                 return
         finally:
             del self._queues[call_id]
@@ -222,24 +258,34 @@ class Client:
                 while not queue.empty():  # the reader may be waiting for room in it
                     queue.get_nowait()
 
-    def _begin(self, method: str, params: Params | None) -> tuple[int, asyncio.Queue[list[Any]]]:
+    async def _begin(
+        self, method: str, params: Params | None
+    ) -> tuple[int, asyncio.Queue[list[Any]]]:
         if self._gone is not None:
-            raise self._gone
+            if not self.redials:
+                raise self._gone
+            await self._dial()
+        assert self._writer is not None
         call_id = next(self._ids)
         queue: asyncio.Queue[list[Any]] = asyncio.Queue(MAX_QUEUED_ITEMS)
         self._queues[call_id] = queue
         self._writer.write(_pack([CALL, call_id, method, params or {}]))
         return call_id, queue
 
-    def _far_error(self, payload: list[str]) -> RpcError:
+    def _failure(self, message_kind: int, payload: list[str]) -> RpcError:
         kind, text = payload
+        if message_kind == _GONE:
+            return PeerGone(text)
+        if kind == asyncio.CancelledError.__name__:  # not by us: who cancels does not read on
+            return PeerGone(f"{self.peer} ended in an orderly way")
         return RpcError(f"{self.peer}: {kind}: {text}", kind=kind, text=text)
 
-    def _cancel(self, call_id: int) -> None:
-        if self._gone is None and not self._writer.is_closing():
-            self._writer.write(_pack([CANCEL, call_id]))
+    def _cancel(self, call_id: int | None) -> None:
+        writer = self._writer
+        if call_id in self._queues and writer is not None and not writer.is_closing():
+            writer.write(_pack([CANCEL, call_id]))
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reason = "closed the connection"
         try:
             async for message in _messages(reader):
@@ -250,7 +296,8 @@ class Client:
             reason = f"broke the connection ({error!r})"
         finally:
             self._gone = PeerGone(f"{self.peer} {reason}")
+            writer.close()
             for call_id, queue in self._queues.items():
                 while queue.full():
                     queue.get_nowait()
-                queue.put_nowait([ERROR, call_id, str(self._gone)])
+                queue.put_nowait([_GONE, call_id, [PeerGone.__name__, str(self._gone)]])

@@ -77,7 +77,7 @@ def test_errors_of_ours_keep_their_message_and_unknown_methods_are_named(tmp_pat
     async def use(client: Client, server: Server) -> None:
         with pytest.raises(RpcError, match="far side: ConfigError: no such thing"):
             await client.call("refuse", timeout_s=TIMEOUT_S)
-        with pytest.raises(RpcError, match="no method 'nope'; there are: refuse"):
+        with pytest.raises(RpcError, match="no method 'nope'; there are: ping, refuse"):
             await client.call("nope", timeout_s=TIMEOUT_S)
 
     serve(tmp_path, {"refuse": refuse}, use)
@@ -126,3 +126,39 @@ def test_all_waits_end_when_the_peer_goes(tmp_path: Path) -> None:
 def test_connecting_to_nobody_names_who_was_waited_for(tmp_path: Path) -> None:
     with pytest.raises(DeadlineExceeded, match="engine did not listen"):
         asyncio.run(Client.connect(tmp_path / "none.sock", peer="engine", timeout_s=0.05))
+
+
+def test_a_client_that_redials_outlives_its_peer(tmp_path: Path) -> None:
+    """What was under way is lost; later calls wait for the next process at the path."""
+
+    async def main() -> None:
+        path = tmp_path / "s.sock"
+        first = Server(path, {"hang": hang, "double": double})
+        await first.start()
+        client = await Client.connect(path, peer="far side", timeout_s=TIMEOUT_S, redials=True)
+        lost = asyncio.ensure_future(client.call("hang", timeout_s=TIMEOUT_S))
+        assert await client.call("double", {"x": 1}, timeout_s=TIMEOUT_S) == 2
+        await first.close()
+        with pytest.raises(PeerGone, match="far side closed the connection"):
+            await lost
+        waiting = asyncio.ensure_future(client.call("double", {"x": 2}, timeout_s=TIMEOUT_S))
+        with pytest.raises(DeadlineExceeded, match="far side did not answer 'double' within"):
+            await client.call("double", {"x": 3}, timeout_s=0.05)
+        second = Server(tmp_path / "own.sock", {"double": double})
+        await second.start()
+        assert not waiting.done(), "it listens, but has not taken the path over"
+        (tmp_path / "own.sock").rename(path)
+        assert await waiting == 4
+        await client.close()
+        with pytest.raises(PeerGone):
+            await client.call("double", {"x": 1}, timeout_s=TIMEOUT_S)
+        await second.close()
+
+    asyncio.run(main())
+
+
+def test_every_server_answers_a_ping(tmp_path: Path) -> None:
+    async def use(client: Client, server: Server) -> None:
+        assert await client.call("ping", timeout_s=TIMEOUT_S) is None
+
+    serve(tmp_path, {}, use)

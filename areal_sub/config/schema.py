@@ -31,6 +31,34 @@ class ClusterConfig(Section):
 class SchedulerConfig(Section):
     type: Literal["local"] = "local"
     """Where the processes of a run are started."""
+    max_restarts: NotNegative = 5
+    """How often engine, proxy and supervisor may each be started again, within
+    `restart_window_s`; one more end of it is the end of the run."""
+    restart_window_s: PositiveFloat = 3600.0
+
+
+class DeadlinesConfig(Section):
+    """Limits of the waits between the processes of a run, in seconds; see `docs/deadlines.md`.
+    What agents get is `rollout.timeout_s`, `rollout.request_timeout_s` and
+    `rollout.openai.reward_timeout_s`; what a process gets to come up, `rollout.setup_timeout_s`."""
+
+    heartbeat_s: PositiveFloat = 60.0
+    """Engine, proxy and supervisor answer within it, or are killed and started again."""
+    engine_silence_s: PositiveFloat = 180.0
+    """The engine, with requests to work on, samples a token within it, or is killed and started
+    again."""
+    weight_update_s: PositiveFloat = 120.0
+    """The engine loads new weights within it, or is killed, and another starts with them."""
+    learn_s: PositiveFloat = 3600.0
+    """One training step of the learner."""
+    checkpoint_s: PositiveFloat = 900.0
+    """Writing a checkpoint, or a recovery point."""
+    control_s: PositiveFloat = 60.0
+    """The trainer's calls to the proxy, a restart of the proxy included."""
+    drain_s: PositiveFloat = 60.0
+    """What still runs at the end of a run gets it to be stopped and recorded."""
+    shutdown_s: PositiveFloat = 3.0
+    """Each process gets it to end: half by itself, half by SIGTERM; then comes SIGKILL."""
 
 
 class NetworkConfig(Section):
@@ -597,6 +625,7 @@ class Config(Section):
     """Passed to the agent's constructor."""
     cluster: ClusterConfig = ClusterConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()
     rollout: RolloutConfig = RolloutConfig()
     gconfig: GenerationConfig = GenerationConfig()
     eval_gconfig: GenerationConfig | None = None

@@ -166,6 +166,8 @@ def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
             outcome, error = Outcome.INVALID_RESULT, f"no finite reward among {values[:8]}"
     elif outcome in _AGENT_GAVE_UP and session.last_call in _BECAUSE_OF:
         outcome = _BECAUSE_OF[session.last_call]
+    elif outcome is Outcome.TIMEOUT and session.engine_went:
+        outcome, error = Outcome.LOST, f"there was no engine for part of its time: {error}"
     if outcome is not Outcome.COMPLETED:
         reward, turn_rewards = None, {}
     return EndRecord(

@@ -22,6 +22,7 @@ from areal_sub.proxy.app import make_app
 from areal_sub.proxy.connection import BoundedHttpProtocol
 from areal_sub.proxy.control import Control
 from areal_sub.proxy.listeners import Listeners
+from areal_sub.proxy.lost import end_lost
 from areal_sub.proxy.render import Renderer
 from areal_sub.proxy.sessions import Sessions
 from areal_sub.proxy.turns import Turns
@@ -76,10 +77,15 @@ async def serving(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
     async with contextlib.AsyncExitStack() as cleanup:
         journal = Journal(Path(settings.journal_path), JournalPolicy(**settings.journal))
         cleanup.callback(journal.close)
-        engine = await EngineClient.connect(Path(settings.engine_path), timeout_s=ENGINE_TIMEOUT_S)
+        lost = end_lost(journal)
+        if lost:
+            log.warning("%d rollouts of an earlier process are lost", len(lost))
+        engine = await EngineClient.connect(
+            Path(settings.engine_path), timeout_s=ENGINE_TIMEOUT_S, redials=True
+        )
         cleanup.push_async_callback(engine.close)
         max_model_len = (await engine.info(timeout_s=ENGINE_TIMEOUT_S)).max_model_len
-        sessions = Sessions()
+        sessions = Sessions(lost)
         turns = Turns(
             engine=engine,
             renderer=renderer,

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from areal_sub.errors import RpcError
+from areal_sub.errors import ArealSubError, RolloutLost, RpcError
 from areal_sub.proxy.history import History
 from areal_sub.proxy.kept import KeptAnswers
 from areal_sub.proxy.refusals import Reason, Refusal
@@ -52,6 +52,7 @@ class Session:
     transcript: Transcript | None = None  # for a grader
     last_call: str = ""  # how its latest call ended: a `Reason`, a finish reason
     tampering: Counter[str] = field(default_factory=Counter)  # by `Sign`
+    engine_went: bool = False  # a call of it waited for an engine that was not there
     is_open: bool = True
     running: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -117,7 +118,9 @@ def _foreign(
 
 
 class Sessions:
-    def __init__(self) -> None:
+    def __init__(self, lost: Collection[str] = ()) -> None:
+        """`lost`: rollouts that an earlier process had open, and that have been ended."""
+        self._lost = lost
         self._by_key: dict[str, Session] = {}
         self._by_rollout: dict[str, Session] = {}
         self._finished: dict[str, None] = {}  # in the order of ending
@@ -128,7 +131,9 @@ class Sessions:
         return len(self._by_key)
 
     def open(self, session: Session) -> None:
-        """Raises `RpcError` where the key or the rollout is known already."""
+        """Raises `RpcError` where the key or the rollout is known already, `RolloutLost`."""
+        if session.rollout_id in self._lost:
+            raise self._was_lost(session.rollout_id)
         if session.key in self._by_key or session.key in self._finished:
             raise RpcError(f"rollout {session.rollout_id}: its key is another rollout's")
         if session.rollout_id in self._by_rollout:
@@ -137,24 +142,34 @@ class Sessions:
         self._by_rollout[session.rollout_id] = session
 
     async def stop(self, rollout_id: str) -> Session:
-        """Stop the rollout's session, which stays here. Raises `RpcError` where there is none."""
+        """Stop the rollout's session, which stays here. Raises `RpcError` where there is none,
+        `RolloutLost`."""
         session = self._by_rollout.get(rollout_id)
         if session is None:
-            raise RpcError(f"rollout {rollout_id} is not open")
+            raise self._not_open(rollout_id)
         await session.close()
         return session
 
     async def close(self, rollout_id: str) -> Session:
-        """Take the rollout's session out and stop it. Raises `RpcError` where there is none."""
+        """Take the rollout's session out and stop it. Raises `RpcError` where there is none,
+        `RolloutLost`."""
         session = self._by_rollout.pop(rollout_id, None)
         if session is None:
-            raise RpcError(f"rollout {rollout_id} is not open")
+            raise self._not_open(rollout_id)
         del self._by_key[session.key]
         self._finished[session.key] = None
         if len(self._finished) > MAX_FINISHED_KEYS:
             del self._finished[next(iter(self._finished))]
         await session.close()
         return session
+
+    def _not_open(self, rollout_id: str) -> ArealSubError:
+        if rollout_id in self._lost:
+            return self._was_lost(rollout_id)
+        return RpcError(f"rollout {rollout_id} is not open")
+
+    def _was_lost(self, rollout_id: str) -> RolloutLost:
+        return RolloutLost(f"rollout {rollout_id} was open in another process of the proxy")
 
     async def close_all(self) -> None:
         for rollout_id in list(self._by_rollout):

@@ -19,6 +19,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from areal_sub.engine_client import EngineClient
 from areal_sub.errors import GrammarError, PeerGone, RpcError
 from areal_sub.proxy.choice import Sampled, may_end_early
@@ -46,6 +48,8 @@ log = logging.getLogger(__name__)
 
 # Calls that were larger than this on the wire are rendered off the event loop.
 LARGE_BYTES = 32_768
+# Processes of the engine that one call is tried on: it may be what they die of.
+MAX_ENGINES = 3
 # Enough to hold a tag, or a header, that ends a prompt, where it is no token of its own.
 NUM_END_TOKENS = 16
 
@@ -323,16 +327,29 @@ class Turns:
         return self._renderer.vocabulary.decode(prompt[-NUM_END_TOKENS:].tolist())
 
     async def _sample(self, prepared: Prepared, sampled: Sampled) -> AsyncIterator[Delta]:
-        """Feed `sampled` from the engine until it has a finish reason. Raises `Refusal`."""
+        """Feed `sampled` from the engine until it has a finish reason. Raises `Refusal`.
+
+        Where the engine's process goes, the next one goes on from the tokens that there are.
+        """
+        num_left = MAX_ENGINES
         try:
-            async with (
-                asyncio.timeout(self._timeout_s),
-                aclosing(self._engine.generate(prepared.request)) as chunks,
-            ):
-                async for chunk in chunks:
-                    yield sampled.take(chunk)
-                    if sampled.finish_reason is not None:
-                        return
+            async with asyncio.timeout(self._timeout_s):
+                while num_left:
+                    num_left -= 1
+                    prepared.session.engine_went |= not self._engine.is_connected
+                    request = rest_of(prepared.request, sampled.token_ids)
+                    try:
+                        async with aclosing(self._engine.generate(request)) as chunks:
+                            async for chunk in chunks:
+                                yield sampled.take(chunk)
+                                if sampled.finish_reason is not None:
+                                    return
+                        break
+                    except PeerGone:
+                        prepared.session.engine_went = True
+                        # A grammar's state went with the engine; it cannot go on in the middle.
+                        if not num_left or (request.grammar and sampled.token_ids):
+                            raise
         except TimeoutError:
             raise Refusal(
                 Reason.DEADLINE, f"the engine did not finish within {self._timeout_s} s"
@@ -420,6 +437,17 @@ class _Outbox:
         if self._failure is not None:
             self._filled.set()
         return deltas
+
+
+def rest_of(request: GenerateRequest, token_ids: Sequence[int]) -> GenerateRequest:
+    """What is still to be sampled of `request` when `token_ids` have been."""
+    if not token_ids:
+        return request
+    return replace(
+        request,
+        prompt_token_ids=int32(np.concatenate([request.prompt_token_ids, int32(token_ids)])),
+        max_new_tokens=request.max_new_tokens - len(token_ids),
+    )
 
 
 def choice_turn_id(answer_id: str, index: int) -> str:

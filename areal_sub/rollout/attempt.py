@@ -5,8 +5,10 @@
 
 With a grader, judging is: stop the rollout at the proxy, have its transcript graded (`grader`).
 
-Whatever the agent does becomes an outcome on its end record. Only a failure of our own processes
-(`PeerGone`) leaves here as an exception; a call to them that fails while they live is `LOST`.
+Whatever the agent does becomes an outcome on its end record, and so does the end of a process of
+ours: where the supervisor goes, or a call to it fails, we end the rollout as `LOST`; where the
+proxy goes, its next process does. Either way the record stream says how it ended, and no rollout
+waits for what is gone: its agent is stopped as soon as an end record comes that we did not ask for.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from areal_sub.config.schema import GenerationConfig, OpenAIConfig, RolloutConfig
-from areal_sub.errors import ArealSubError, PeerGone, TaskError
+from areal_sub.errors import ArealSubError, PeerGone, RolloutLost, RpcError, TaskError
 from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rollout.command import Command, declared_outputs, fill_command
 from areal_sub.rollout.environ import agent_environment, template_variables
@@ -35,6 +37,13 @@ from areal_sub.trajectory.stream import TrajectoryStream
 from areal_sub.trajectory.tree import Trajectory
 
 CONTROL_TIMEOUT_S = 60.0
+
+
+T = TypeVar("T")
+
+
+class _EndedByProxy(Exception):
+    """The rollout's end record came while it was still running."""
 
 
 class AgentRunner(Protocol):
@@ -76,7 +85,11 @@ class RolloutRunner:
         agents: AgentRunner,
         config: RolloutConfig,
         grader: Grader | None = None,
+        control_timeout_s: float = CONTROL_TIMEOUT_S,
     ) -> None:
+        """`control_timeout_s`: of calls to the proxy, while it is restarted, too."""
+        self._control_s = control_timeout_s
+        self._start_s = config.setup_timeout_s
         self.grader = grader
         self._proxy = proxy
         self._port = proxy_port
@@ -89,17 +102,42 @@ class RolloutRunner:
     async def run(
         self, assignment: Assignment, agent: Agent, gconfig: GenerationConfig
     ) -> Trajectory:
-        """Raises `PeerGone` where a process of ours ended, `DeadlineExceeded` where it hangs."""
-        key = secrets.token_urlsafe(24)
-        self._stream.expect(assignment.rollout_id)
+        """Raises `PeerGone` where the proxy is gone for good, `DeadlineExceeded` where it hangs."""
+        key, rollout_id = secrets.token_urlsafe(24), assignment.rollout_id
+        self._stream.expect(rollout_id)
+        timeout_s = self._control_s
         try:
             await self._open(assignment, agent, key, gconfig)
-            report = await self._run_agent(assignment, agent, key)
-            await _whole(self._end(report, await self._judge(assignment, report)))
+            report = await self._unless_ended(rollout_id, self._run_agent(assignment, agent, key))
+            verdict = await self._unless_ended(rollout_id, self._judge(assignment, report))
+            await _whole(self._end(report, verdict))
+        except _EndedByProxy:
+            pass
+        except PeerGone:  # the next proxy ends what this one had open
+            timeout_s += self._start_s
+        except RpcError as error:
+            if error.kind != RolloutLost.__name__:
+                self._stream.forget(rollout_id)
+                raise
         except BaseException:
-            self._stream.forget(assignment.rollout_id)
+            self._stream.forget(rollout_id)
             raise
-        return await self._stream.collect(assignment.rollout_id, timeout_s=CONTROL_TIMEOUT_S)
+        return await self._stream.collect(rollout_id, timeout_s=timeout_s)
+
+    async def _unless_ended(self, rollout_id: str, work: Coroutine[Any, Any, T]) -> T:
+        """`work`'s result. Raises `_EndedByProxy`, having cancelled it, where the rollout's end
+        record comes first: a proxy went while it ran, and the next one has ended it."""
+        task = asyncio.ensure_future(work)
+        ended = asyncio.ensure_future(self._stream.ended(rollout_id))
+        try:
+            await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise _EndedByProxy
+        finally:
+            for each in (task, ended):
+                each.cancel()
+            await asyncio.gather(task, ended, return_exceptions=True)
 
     async def _open(
         self, assignment: Assignment, agent: Agent, key: str, gconfig: GenerationConfig
@@ -118,14 +156,24 @@ class RolloutRunner:
             "gconfig": gconfig.model_dump(include=sampling),
         }
         try:
-            await _whole(self._proxy.call("open_rollout", params, timeout_s=CONTROL_TIMEOUT_S))
+            await _whole(self._call_open(params))
         except asyncio.CancelledError:
             failure = _our_failure(
                 assignment.rollout_id, Outcome.CANCELLED, "", started_at=time.monotonic()
             )
-            with contextlib.suppress(ArealSubError):  # it was not opened, or the proxy is gone
-                await _whole(self._end(failure, word_of_the_agent(failure)))
+            await self._end_cancelled(failure, word_of_the_agent(failure))
             raise
+
+    async def _call_open(self, params: dict[str, Any]) -> None:
+        """Until a proxy has answered. One that went may have opened it: the next one knows."""
+        while True:
+            try:
+                await self._proxy.call("open_rollout", params, timeout_s=self._control_s)
+            except PeerGone:
+                if not self._proxy.redials or self._proxy.is_closed:
+                    raise
+            else:
+                return
 
     async def _run_agent(self, assignment: Assignment, agent: Agent, key: str) -> RunReport:
         extra = {**agent.env, **self._openai.env}
@@ -154,9 +202,7 @@ class RolloutRunner:
             return _our_failure(request.rollout_id, Outcome.START_FAILED, str(error), started_at)
         except asyncio.CancelledError:
             failure = _our_failure(request.rollout_id, Outcome.CANCELLED, "", started_at)
-            await asyncio.shield(self._end(failure, word_of_the_agent(failure)))
-            raise
-        except PeerGone:
+            await self._end_cancelled(failure, word_of_the_agent(failure))
             raise
         except ArealSubError as error:
             return _our_failure(request.rollout_id, Outcome.LOST, str(error), started_at)
@@ -181,12 +227,15 @@ class RolloutRunner:
             return word_of_the_agent(report)
         params = {"rollout_id": report.rollout_id}
         try:
-            stopped = await self._proxy.call("stop_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
+            stopped = await self._proxy.call("stop_rollout", params, timeout_s=self._control_s)
             return await self.grader.grade(assignment.data, stopped["transcript"], report)
         except asyncio.CancelledError:
-            cancelled = Verdict(outcome=Outcome.CANCELLED)
-            await asyncio.shield(self._end(report, cancelled))
+            await self._end_cancelled(report, Verdict(outcome=Outcome.CANCELLED))
             raise
+
+    async def _end_cancelled(self, report: RunReport, verdict: Verdict) -> None:
+        with contextlib.suppress(ArealSubError):  # not opened, ended already, or the proxy is gone
+            await _whole(self._end(report, verdict))
 
     async def _end(self, report: RunReport, verdict: Verdict) -> None:
         params = {
@@ -206,7 +255,7 @@ class RolloutRunner:
             "written_bytes": report.written_bytes,
             "peak_memory_bytes": report.peak_memory_bytes,
         }
-        await self._proxy.call("end_rollout", params, timeout_s=CONTROL_TIMEOUT_S)
+        await self._proxy.call("end_rollout", params, timeout_s=self._control_s)
 
 
 async def _whole(call: Coroutine[Any, Any, Any]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from areal_sub.config.schema import OpenAIConfig
-from areal_sub.errors import ArealSubError, PeerGone, WorkflowError
+from areal_sub.errors import ArealSubError, WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rollout.pool import SubprocPool
 from areal_sub.rollout.rewards import Verdict, claim_of, judge_result
@@ -49,7 +49,7 @@ class Grader:
     async def grade(
         self, task: dict[str, Any], transcript: Mapping[str, Any], report: RunReport
     ) -> Verdict:
-        """`transcript`: as the proxy's `stop_rollout` gives it. Raises `PeerGone` only."""
+        """`transcript`: as the proxy's `stop_rollout` gives it. Raises nothing."""
         claim = claim_of(report)
         turn_ids = {turn["message"]["turn_id"] for turn in transcript["turns"]}
         if not turn_ids:  # the proxy has a name for that
@@ -70,9 +70,7 @@ class Grader:
             try:
                 graded = await self._pool.run(request)
                 verdict = verdict_of(graded, turn_ids)
-            except PeerGone:
-                raise
-            except ArealSubError as error:
+            except ArealSubError as error:  # the supervisor went, or does not answer
                 verdict = Verdict(outcome=Outcome.GRADER_FAILED, error=str(error))
             if verdict.outcome is Outcome.COMPLETED:
                 self.num_graded += 1

@@ -157,6 +157,10 @@ def make_report(request: RunRequest, child: ChildReport) -> RunReport:
     )
 
 
+class _ProxyGone(Exception):
+    """The proxy went, and a child's listener with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Recipe:
     """What makes a zygote: an agent, in an environment. Neither target nor pickled: programs."""
@@ -202,6 +206,7 @@ class Supervisor:
         self._told: set[tuple[str, str]] = set()  # (agent, host and port) that the log names
         self._reserve = reserve
         self._to_proxy: socket.socket | None = None
+        self._listeners_path = ""
         self._probe = probe
         self._work_dir = work_dir
         self._python = python
@@ -224,8 +229,8 @@ class Supervisor:
     async def attach(self, params: dict[str, Any]) -> dict[str, Any]:
         """Raises `WorkflowError` where the tier is not to be had, `OSError` where the proxy does
         not take listeners."""
-        self._to_proxy = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._to_proxy.connect(params["listeners_path"])
+        self._listeners_path = params["listeners_path"]
+        self._connect_to_proxy()
         try:
             self._spec = dataclasses.replace(self._spec, port=params["port"], allow=self._allow)
             made = plan(self._spec, self._probe)
@@ -322,14 +327,30 @@ class Supervisor:
                 )
         except ZygoteFailed as error:
             return ChildReport(Ending.SETUP_FAILED, error=str(error), traceback=error.traceback)
+        except _ProxyGone as error:
+            return ChildReport(Ending.LOST, error=str(error))
         except (SandboxError, OSError, TypeError, ValueError) as error:
             return ChildReport(Ending.SETUP_FAILED, error=f"{type(error).__name__}: {error}")
 
     async def _hand_over(self, rollout_id: str, listener: int) -> None:
         """The listener in the child's network is the proxy's from here on."""
-        if self._to_proxy is not None:
-            # Small, and read at once: this does not wait unless the proxy is gone.
+        if self._to_proxy is None:
+            return
+        try:
+            # Small, and read at once: this does not wait.
             socket.send_fds(self._to_proxy, [rollout_id.encode()], [listener])
+        except OSError:  # another process of the proxy has taken the path over, or will
+            try:
+                self._connect_to_proxy()
+                socket.send_fds(self._to_proxy, [rollout_id.encode()], [listener])
+            except OSError as error:
+                raise _ProxyGone(f"the proxy does not take listeners: {error}") from None
+
+    def _connect_to_proxy(self) -> None:
+        if self._to_proxy is not None:
+            self._to_proxy.close()
+        self._to_proxy = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._to_proxy.connect(self._listeners_path)
 
     def _zygote(self, recipe: _Recipe) -> RenewedZygote:
         if recipe not in self._zygotes:

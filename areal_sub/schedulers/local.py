@@ -20,8 +20,8 @@ from typing import Any
 from areal_sub.errors import ComponentDied
 
 STOP_TIMEOUT_S = 3.0
-"""Half of it to end by itself, half to end by SIGTERM; then SIGKILL."""
 _LOG_TAIL_LINES = 15
+_LOG_TAIL_BYTES = 16 * 1024
 
 
 class Component:
@@ -66,28 +66,48 @@ class Component:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def how_ended(self) -> str:
+        """Of an ended process, what goes on from its name."""
+        code = self._process.returncode
+        assert code is not None
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"ended with {how}"
+
     async def _watch(self) -> None:
-        code = await self._process.wait()
+        await self._process.wait()
         if not self._stopping:
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise ComponentDied(
-                f"the {self.name} process ended with {how} while it was needed; "
-                f"the end of its log ({self.log_path}):\n{self._log_tail()}"
+                f"the {self.name} process {self.how_ended} while it was needed; "
+                f"the end of its log ({self.log_path}):\n{self.log_tail()}"
             )
 
-    def _log_tail(self) -> str:
-        lines = self.log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+    def log_tail(self) -> str:
+        """The last lines of its log, as a quotation."""
+        with self.log_path.open("rb") as log_file:
+            log_file.seek(max(0, log_file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            lines = log_file.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         return "\n".join(f"  | {line}" for line in lines) or "  | (empty)"
 
-    async def stop(self) -> None:
-        """End it: by end-of-file, then SIGTERM, then SIGKILL; returns when it is gone."""
+    async def kill(self) -> None:
+        """End it by SIGKILL, if it has not ended; returns when it is gone. What is below it ends
+        by itself, as with any end of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await asyncio.gather(self.died, return_exceptions=True)
+
+    async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """End it: by end-of-file, then SIGTERM, then SIGKILL; returns when it is gone.
+
+        It has half of `timeout_s` to end by itself, and half to end by SIGTERM.
+        """
         self._stopping = True
         assert self._process.stdin is not None
         self._process.stdin.close()
         for sign in (signal.SIGTERM, signal.SIGKILL):
             try:
-                async with asyncio.timeout(STOP_TIMEOUT_S / 2):
-                    await asyncio.shield(self.died)
+                async with asyncio.timeout(timeout_s / 2):
+                    await asyncio.shield(asyncio.gather(self.died, return_exceptions=True))
                 return
             except TimeoutError:
                 with contextlib.suppress(ProcessLookupError):

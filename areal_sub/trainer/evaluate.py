@@ -17,7 +17,7 @@ from areal_sub.trainer.datasets import Task
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """A rollout that did not complete counts with reward 0: it did not solve its task. One whose
-    grader failed does not count."""
+    grader failed, or that a process of ours was lost under, does not count."""
 
     mean_reward: float
     num_rollouts: int
@@ -60,7 +60,7 @@ async def evaluate(
             on_start(assignment.rollout_id)
             trajectory = await rollouts.run(assignment, agent, gconfig)
         outcomes[trajectory.end.outcome] += 1
-        if trajectory.end.outcome is Outcome.GRADER_FAILED:
+        if trajectory.end.outcome in (Outcome.GRADER_FAILED, Outcome.LOST):
             return
         completed = trajectory.end.outcome is Outcome.COMPLETED
         rewards.append(trajectory.reward if completed else 0.0)

@@ -11,7 +11,8 @@ Who waits for whom. The loop waits for a batch (unblocked by rollouts ending; ea
 for the learner's thread, for the engine to take new weights (deadline), and for evaluation.
 Rollouts never wait for the loop, except that no new group starts once the policy would be more than
 `max_head_offpolicyness` versions behind at the time it is trained on (`rollout/staleness.py`).
-Everything runs under `Stack.guard`, so the death of a process ends every one of these waits.
+Everything runs under `Stack.guard`: a process that ends is started again beneath these waits, and
+ends every one of them where that fails too often (`wiring`).
 
 Policy version v is the policy after v steps; step v+1 trains version v into v+1.
 """
@@ -50,7 +51,6 @@ from areal_sub.trajectory.tree import Trajectory
 
 T = TypeVar("T")
 
-WEIGHT_UPDATE_TIMEOUT_S = 120.0
 STATS_TIMEOUT_S = 30.0
 
 
@@ -215,13 +215,9 @@ class TrainLoop:
         """Export, load between two decode steps of the engine, and let admission go on."""
         path = self._stack.weights_folder / f"v{version}.safetensors"
         dtype = self._config.engine.dtype or self._config.actor.dtype
-        try:
-            await self._in_thread(self._learner.export_weights, path, dtype)
-            await self._stack.engine.update_weights(
-                path, version, timeout_s=WEIGHT_UPDATE_TIMEOUT_S
-            )
-        finally:
-            path.unlink(missing_ok=True)
+        await self._in_thread(self._learner.export_weights, path, dtype)
+        limit_s = self._config.deadlines.weight_update_s
+        await self._stack.update_weights(path, version, timeout_s=limit_s)
         self._version = version
         self._source.set_version(version)
 

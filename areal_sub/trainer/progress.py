@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areal_sub.records import Outcome
+from areal_sub.schedulers.service import Incident
 from areal_sub.trainer.exactness import Exactness
 from areal_sub.trajectory.accounting import Accounting
 from areal_sub.trajectory.tree import Trajectory
@@ -39,6 +40,7 @@ class Progress:
     grading: Grading | None = None  # None: the agents' own word counts
     tampering: dict[str, int] = field(default_factory=dict)  # by what it is
     tampering_examples: dict[str, list[str]] = field(default_factory=dict)
+    incidents: list[Incident] = field(default_factory=list)  # processes of ours that ended
     accounting: Accounting | None = None  # of the whole run, once it has ended
     doing: str = "starting"
     listener: Callable[[Progress], None] = lambda _: None

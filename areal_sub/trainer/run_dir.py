@@ -6,6 +6,7 @@
         journal/         records, one file per attempt (`0001.journal`, ...), and what the trainer
                          did with each rollout (`0001.ledger`)
         logs/            engine, proxy, supervisor
+        incidents.jsonl  one line per process of ours that ended while it was needed
         recover/         recovery points          checkpoints/   HF folders: step_N, final
         metrics.jsonl    one line per step        tensorboard/   the same for TensorBoard
         reward.png       the reward curve
@@ -77,6 +78,10 @@ class RunDir:
     @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def incidents(self) -> Path:
+        return self.root / "incidents.jsonl"
 
     @property
     def recover(self) -> Path:

@@ -4,6 +4,7 @@ summary that says where everything lies and what failed."""
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,7 @@ from areal_sub.trajectory.accounting import Accounting
 _BARS = "▁▂▃▄▅▆▇█"
 _MAX_SPARK = 60
 _MAX_ERROR_CHARS = 160
+_MAX_INCIDENTS = 10
 
 
 def sparkline(values: Sequence[float], *, low: float = 0.0, high: float = 1.0) -> str:
@@ -161,6 +163,11 @@ class Terminal:
         self.say(f"  rollouts           {_counts(progress.outcomes)}")
         for outcome, error in progress.examples.items():
             self.say(f"    {outcome}: {error[:_MAX_ERROR_CHARS]}")
+        if progress.incidents:
+            ended = Counter(incident.component for incident in progress.incidents)
+            self.say(f"  processes ended    {_counts(ended)}; what was lost with them is above")
+            for incident in progress.incidents[-_MAX_INCIDENTS:]:
+                self.say(f"    {incident}"[:_MAX_ERROR_CHARS])
         if progress.grading is not None:
             self.say(f"  grader             {_grading_text(progress.grading)}")
         self._say_tampering(progress)
@@ -173,6 +180,7 @@ class Terminal:
             ("tensorboard", run.tensorboard),
             ("reward plot", run.plot),
             ("logs", run.logs),
+            ("incidents", run.incidents),
         ):
             if path.exists():
                 self.say(f"  {label:18} {path}")

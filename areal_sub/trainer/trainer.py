@@ -9,12 +9,13 @@ notebooks.
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from areal_sub.config import Config
 from areal_sub.errors import ArealSubError, ConfigError
 from areal_sub.learner.checkpoint import Recovery, load_recovery
 from areal_sub.learner.learner import Learner
+from areal_sub.schedulers.service import Incident
 from areal_sub.trainer.agents import agents_of, check_tasks
 from areal_sub.trainer.checkpoints import FINAL
 from areal_sub.trainer.datasets import Task, load_tasks, tasks_from_rows
@@ -183,6 +185,12 @@ async def _run(
             recovery.restore_rng()
         return learner
 
+    def on_incident(incident: Incident) -> None:
+        progress.incidents.append(incident)
+        terminal.say(str(incident))
+        with run.incidents.open("a") as lines:
+            lines.write(json.dumps(asdict(incident)) + "\n")
+
     try:
         loading = asyncio.get_running_loop().run_in_executor(learner_thread, load_learner)
         async with Stack.start(
@@ -192,6 +200,7 @@ async def _run(
             policy_version=version,
             journal=run.journal,
             logs=run.logs,
+            on_incident=on_incident,
         ) as stack:
             learner = await stack.guard(_awaited(loading))
             if stack.sandbox:

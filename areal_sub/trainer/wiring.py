@@ -1,7 +1,14 @@
 """Starts the processes of a run and connects to them: engine, proxy, supervisor.
 
 `async with Stack.start(...)` yields the connections; leaving it ends every process. `Stack.guard`
-runs a coroutine for as long as all of them live: the first one that dies ends it with a
+runs a coroutine for as long as they can be kept running: one that ends is started again
+(`schedulers/service`), with what it must know to go on for the last one:
+
+    engine       the weights in force, and their version, before the proxy finds it
+    proxy        the port that agents call; in the journal it finds what was open, and ends it
+    supervisor   the proxy's port and its door for listeners
+
+Each takes its predecessor's socket over by a rename. Where that fails too often, `guard` raises the
 `ComponentDied` that names the process and the end of its log.
 """
 
@@ -11,7 +18,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +26,7 @@ from typing import Any, TypeVar
 
 from areal_sub.config import Config
 from areal_sub.engine_client import EngineClient
-from areal_sub.errors import ConfigError
+from areal_sub.errors import ConfigError, DeadlineExceeded, PeerGone
 from areal_sub.records import EngineInfo
 from areal_sub.rollout.attempt import AgentRunner, RolloutRunner
 from areal_sub.rollout.grader import Grader
@@ -29,6 +36,7 @@ from areal_sub.rollout.pool import SubprocPool
 from areal_sub.rollout.workspace import fixed_part
 from areal_sub.rpc import Client
 from areal_sub.schedulers.local import Component
+from areal_sub.schedulers.service import Incident, Limits, Service, Steps
 from areal_sub.trainer.scratch import scratch_folder
 from areal_sub.trajectory.stream import TrajectoryStream
 
@@ -52,10 +60,12 @@ class Stack:
     sandbox: str  # what children are run in, as a line for the user; "" where there are none
     rollouts: RolloutRunner
     weights_folder: Path  # where weight files for the engine are left; memory-backed if possible
-    watches: tuple[asyncio.Task[None], ...]
+    weights: WeightsInForce
+    services: Mapping[str, Service]
+    watches: tuple[asyncio.Task[Any], ...]
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
-        """`work`'s result. Raises `ComponentDied` as soon as a process ends under it."""
+        """`work`'s result. Raises `ComponentDied` as soon as a process is gone for good."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait({task, *self.watches}, return_when=asyncio.FIRST_COMPLETED)
@@ -76,6 +86,25 @@ class Stack:
             for target, pickled, python, readable in wanted
             for note in await self.agents.warm(target, pickled, python=python, readable=readable)
         ]
+    async def update_weights(self, path: Path, version: int, *, timeout_s: float) -> None:
+        """The engine samples with the weights in `path` when this returns; the file is ours now.
+
+        An engine that ends under it, or takes longer, is replaced by one that has them.
+        """
+        earlier, service = self.weights.path, self.services["engine"]
+        self.weights.path, self.weights.version = path, version
+        while True:
+            try:
+                if (await self.engine.info(timeout_s=timeout_s)).policy_version >= version:
+                    break
+                await self.engine.update_weights(path, version, timeout_s=timeout_s)
+            except PeerGone:
+                if service.is_given_up:
+                    raise
+            except DeadlineExceeded as error:
+                service.accuse(f"hangs: {error}")
+        if earlier is not None:
+            earlier.unlink(missing_ok=True)
 
     @classmethod
     @asynccontextmanager
@@ -89,6 +118,7 @@ class Stack:
         journal: Path,
         logs: Path,
         engine: tuple[str, Mapping[str, Any]] | None = None,
+        on_incident: Callable[[Incident], None] = lambda _: None,
     ) -> AsyncIterator[Stack]:
         """Raises `ComponentDied`, `DeadlineExceeded` where a process does not come up.
 
@@ -100,129 +130,257 @@ class Stack:
             folder = cleanup.enter_context(scratch_folder(temporary))
             memory = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else temporary
             weights_folder = cleanup.enter_context(scratch_folder(memory))
-
-            components: list[Component] = []
-
-            async def start_component(
-                name: str,
-                module: str,
-                settings: Mapping[str, Any],
-                env: Mapping[str, str] | None = None,
-            ) -> None:
-                component = await Component.start(
-                    name, module, settings, folder=folder, log_path=logs / f"{name}.log", env=env
-                )
-                cleanup.push_async_callback(component.stop)
-                components.append(component)
-
-            names = ("engine", "proxy", "listeners", "supervisor")
-            sockets = {name: folder / f"{name}.sock" for name in names}
-            module, settings = engine or (f"areal_sub.engines.{config.engine.type}", {})
-            await start_component(
-                "engine",
-                module,
-                {
-                    **_engine_settings(
-                        config, sockets["engine"], model_path, tokenizer_path, policy_version
-                    ),
-                    **settings,
-                },
-            )
-            await start_component(
-                "proxy",
-                "areal_sub.proxy",
-                _proxy_settings(config, sockets, tokenizer_path, journal),
-            )
+            parts = _Parts(config, folder, logs, cleanup, on_incident)
+            weights = WeightsInForce(version=policy_version)
+            proxy, told = parts.proxy(tokenizer_path, journal)
+            parts.client("records", "proxy")  # records must not stand in the way of control calls
+            services = [parts.engine(model_path, tokenizer_path, weights, engine), proxy]
             if _has_children(config):
-                await start_component(
-                    "supervisor",
-                    "areal_sub.rollout.supervisor",
-                    _supervisor_settings(config, sockets["supervisor"], folder, journal.parents[1]),
-                    _supervisor_env(config),
+                services.append(parts.supervisor(journal.parents[1], told))
+            for service in services:
+                await service.start()
+                cleanup.push_async_callback(service.stop)
+            await _all(service.introduced() for service in services)
+            connected = await _connect(config, parts.clients, told)
+            if config.rollout.openai.mode == "inline":
+                cleanup.push_async_callback(connected["agents"].close)
+            watches = tuple(asyncio.ensure_future(service.live()) for service in services)
+            reading = asyncio.ensure_future(connected["stream"].run())
+            # Before the processes end, so that their end is not news to who watches or reads.
+            for watch in (*watches, reading):
+                cleanup.push_async_callback(_cancelled, watch)
+            yield cls(
+                **connected,
+                weights_folder=weights_folder,
+                weights=weights,
+                services={service.name: service for service in services},
+                watches=(*watches, reading),
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class WeightsInForce:
+    """What an engine that comes up has to sample with."""
+
+    version: int
+    path: Path | None = None  # None: the model's own
+
+
+@dataclass(slots=True)
+class _Told:
+    """What the components say of themselves, and others have to know."""
+
+    port: int = 0
+    listeners: Path = Path()
+    sandbox: str = ""
+
+
+class _Parts:
+    """How each component of a run is started, and started again."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        logs: Path,
+        cleanup: AsyncExitStack,
+        on_incident: Callable[[Incident], None],
+    ) -> None:
+        self.clients: dict[str, Client] = {}
+        self._config = config
+        self._folder = folder
+        self._logs = logs
+        self._cleanup = cleanup
+        self._on_incident = on_incident
+
+    def engine(
+        self,
+        model_path: str,
+        tokenizer_path: str,
+        weights: WeightsInForce,
+        other: tuple[str, Mapping[str, Any]] | None,
+    ) -> Service:
+        config, first_version = self._config, weights.version
+        module, added = other or (f"areal_sub.engines.{config.engine.type}", {})
+
+        async def launch(number: int) -> Component:
+            settings = _engine_settings(
+                config, self._own("engine", number), model_path, tokenizer_path, first_version
+            )
+            settings["seed"] += number  # what the last one drew is not drawn again
+            return await self._launch("engine", module, {**settings, **added})
+
+        async def introduce(number: int) -> None:
+            own = self._own("engine", number)
+            engine = await EngineClient.connect(own, timeout_s=self._start_s)
+            try:
+                await engine.info(timeout_s=self._start_s)
+                while (path := weights.path) is not None:
+                    version = weights.version
+                    await engine.update_weights(path, version, timeout_s=self._start_s)
+                    if version == weights.version:
+                        break
+            finally:
+                await engine.close()
+            own.rename(self._known("engine"))
+
+        return self._service("engine", launch, introduce)
+
+    def proxy(self, tokenizer_path: str, journal: Path) -> tuple[Service, _Told]:
+        told = _Told(listeners=self._known("listeners"))
+
+        async def launch(number: int) -> Component:
+            sockets = {
+                "proxy": self._own("proxy", number),
+                "listeners": self._own("listeners", number),
+                "engine": self._known("engine"),
+            }
+            settings = _proxy_settings(self._config, sockets, tokenizer_path, journal)
+            settings["agent_port"] = told.port  # children have it in their environment
+            return await self._launch("proxy", "areal_sub.proxy", settings)
+
+        async def introduce(number: int) -> None:
+            own = self._own("proxy", number)
+            client = await Client.connect(own, peer="proxy", timeout_s=self._start_s)
+            try:
+                told.port = (await client.call("info", timeout_s=self._start_s))["agent_port"]
+            finally:
+                await client.close()
+            self._own("listeners", number).rename(self._known("listeners"))
+            own.rename(self._known("proxy"))
+
+        return self._service("proxy", launch, introduce), told
+
+    def supervisor(self, run_folder: Path, told: _Told) -> Service:
+        config = self._config
+
+        async def launch(number: int) -> Component:
+            settings = _supervisor_settings(
+                config, self._own("supervisor", number), self._folder, run_folder
+            )
+            return await self._launch(
+                "supervisor", "areal_sub.rollout.supervisor", settings, _supervisor_env(config)
+            )
+
+        async def introduce(number: int) -> None:
+            own = self._own("supervisor", number)
+            # Its first process may be up before the proxy, which says where agents call.
+            info = await self.clients["proxy"].call("info", timeout_s=self._start_s)
+            client = await Client.connect(own, peer="supervisor", timeout_s=self._start_s)
+            try:
+                told.sandbox = await SubprocPool(client).attach(
+                    port=info["agent_port"], listeners=told.listeners, timeout_s=self._start_s
                 )
+            finally:
+                await client.close()
+            own.rename(self._known("supervisor"))
 
-            connecting = _connect(config, sockets, cleanup)
-            died = tuple(component.died for component in components)
-            stack = await _first_of(connecting, died, cls, weights_folder)
-            # Before the processes end, so that their end is not news to the reader of the stream.
-            cleanup.push_async_callback(_cancelled, stack.watches[-1])
-            yield stack
+        return self._service("supervisor", launch, introduce)
+
+    @property
+    def _start_s(self) -> float:
+        timeout_s, engine = self._config.rollout.setup_timeout_s, self._config.engine
+        if engine.type == "vllm":  # whose own limit gives the better error; all wait for it
+            timeout_s += engine.vllm.start_timeout_s
+        return timeout_s
+
+    def _known(self, name: str) -> Path:
+        """The socket that callers know."""
+        return self._folder / f"{name}.sock"
+
+    def _own(self, name: str, number: int) -> Path:
+        """The socket of one process, until it is introduced."""
+        return self._folder / f"{name}.{number}.sock"
+
+    async def _launch(
+        self,
+        name: str,
+        module: str,
+        settings: Mapping[str, Any],
+        env: Mapping[str, str] | None = None,
+    ) -> Component:
+        return await Component.start(
+            name,
+            module,
+            settings,
+            folder=self._folder,
+            log_path=self._logs / f"{name}.log",
+            env=env,
+        )
+
+    def _service(
+        self,
+        name: str,
+        launch: Callable[[int], Awaitable[Component]],
+        introduce: Callable[[int], Awaitable[None]],
+    ) -> Service:
+        scheduler, deadlines = self._config.scheduler, self._config.deadlines
+        return Service(
+            name,
+            Steps(launch=launch, introduce=introduce),
+            self.client(name),
+            Limits(
+                start_s=self._start_s,
+                heartbeat_s=deadlines.heartbeat_s,
+                shutdown_s=deadlines.shutdown_s,
+                max_restarts=scheduler.max_restarts,
+                window_s=scheduler.restart_window_s,
+            ),
+            on_incident=self._on_incident,
+        )
+
+    def client(self, name: str, peer: str | None = None) -> Client:
+        client = Client(self._known(peer or name), peer=peer or name, redials=True)
+        self.clients[name] = client
+        self._cleanup.push_async_callback(client.close)
+        return client
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def _all(coming_up: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Until all are done. Raises the first error, and waits for nobody then."""
+    tasks = [asyncio.ensure_future(each) for each in coming_up]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _first_of(
-    connecting: Coroutine[Any, Any, dict[str, Any]],
-    died: tuple[asyncio.Task[None], ...],
-    cls: type[Stack],
-    weights_folder: Path,
-) -> Stack:
-    """Connected, unless a process dies or a stream breaks first."""
-    task = asyncio.ensure_future(connecting)
-    try:
-        await asyncio.wait({task, *died}, return_when=asyncio.FIRST_COMPLETED)
-        for watch in died:
-            if watch.done():
-                watch.result()
-        parts = await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    reading = asyncio.ensure_future(parts["stream"].run())
-    return cls(**parts, weights_folder=weights_folder, watches=(*died, reading))
-
-
-async def _connect(
-    config: Config, sockets: Mapping[str, Path], cleanup: AsyncExitStack
-) -> dict[str, Any]:
+async def _connect(config: Config, clients: Mapping[str, Client], told: _Told) -> dict[str, Any]:
     timeout_s = config.rollout.setup_timeout_s
-    engine_timeout_s = timeout_s
-    if config.engine.type == "vllm":  # whose own limit gives the better error
-        engine_timeout_s += config.engine.vllm.start_timeout_s
-    engine = await EngineClient.connect(sockets["engine"], timeout_s=engine_timeout_s)
-    cleanup.push_async_callback(engine.close)
-    engine_info = await engine.info(timeout_s=timeout_s)
-    proxy = await Client.connect(sockets["proxy"], peer="proxy", timeout_s=timeout_s)
-    cleanup.push_async_callback(proxy.close)
-    # A connection of its own: records must not stand in the way of control calls.
-    records = await Client.connect(sockets["proxy"], peer="proxy", timeout_s=timeout_s)
-    cleanup.push_async_callback(records.close)
-    port = (await proxy.call("info", timeout_s=timeout_s))["agent_port"]
+    engine = EngineClient(clients["engine"])
     agents: AgentRunner
-    sandbox = ""
     grader: Grader | None = None
     if _has_children(config):
-        supervisor = await Client.connect(
-            sockets["supervisor"], peer="supervisor", timeout_s=timeout_s
-        )
-        cleanup.push_async_callback(supervisor.close)
-        agents = pool = SubprocPool(supervisor)
-        sandbox = await pool.attach(port=port, listeners=sockets["listeners"], timeout_s=timeout_s)
+        agents = pool = SubprocPool(clients["supervisor"])
         if config.rollout.openai.reward != "agent":
             grader = Grader(pool, config.rollout.openai)
     if config.rollout.openai.mode == "inline":
-        agents = inline = InlineRunner()
-        cleanup.push_async_callback(inline.close)
-    stream = TrajectoryStream(records)
+        agents = InlineRunner()
+    stream = TrajectoryStream(clients["records"])
     rollouts = RolloutRunner(
-        proxy=proxy,
-        proxy_port=port,
+        proxy=clients["proxy"],
+        proxy_port=told.port,
         stream=stream,
         agents=agents,
         config=config.rollout,
         grader=grader,
+        control_timeout_s=config.deadlines.control_s,
     )
     return {
         "engine": engine,
-        "engine_info": engine_info,
-        "proxy": proxy,
-        "proxy_port": port,
+        "engine_info": await engine.info(timeout_s=timeout_s),
+        "proxy": clients["proxy"],
+        "proxy_port": told.port,
         "stream": stream,
         "agents": agents,
-        "sandbox": sandbox,
+        "sandbox": told.sandbox,
         "rollouts": rollouts,
     }
 

@@ -33,19 +33,28 @@ class TrajectoryStream:
         self.num_unexpected = 0
 
     async def run(self) -> None:
-        """Read the stream until the proxy goes; every wait then raises `PeerGone`."""
+        """Read the stream, over all processes of the proxy, where the client redials. Every wait
+        raises what ends it."""
         try:
-            async for item in self._client.stream("subscribe", {"offset": self.offset}):
-                for raw in item["records"]:
-                    self._take(decode_record(raw))
-                self.offset = item["offset"]
-            raise PeerGone("the proxy ended its record stream")
+            while True:
+                try:
+                    await self._read()
+                except PeerGone:
+                    if not self._client.redials:
+                        raise
         except Exception as error:
             for future in self._awaited.values():
                 if not future.done():
                     future.set_exception(error)
                     future.exception()  # whoever awaits it still gets it; nobody may be left to
             raise
+
+    async def _read(self) -> None:
+        async for item in self._client.stream("subscribe", {"offset": self.offset}):
+            for raw in item["records"]:
+                self._take(decode_record(raw))
+            self.offset = item["offset"]
+        raise PeerGone("the proxy ended its record stream")
 
     def _take(self, record: TrajectoryRecord) -> None:
         if isinstance(record, IntentRecord):
@@ -66,6 +75,10 @@ class TrajectoryStream:
 
     def expect(self, rollout_id: str) -> None:
         self._awaited[rollout_id] = asyncio.get_running_loop().create_future()
+
+    async def ended(self, rollout_id: str) -> None:
+        """Waits for the rollout's end record, however it comes. The deadline is the caller's."""
+        await asyncio.shield(self._awaited[rollout_id])
 
     async def collect(self, rollout_id: str, *, timeout_s: float) -> Trajectory:
         """The whole trajectory. Raises `DeadlineExceeded`, `PeerGone`."""

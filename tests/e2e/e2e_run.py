@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 REPO = Path(__file__).resolve().parents[2]
-WAIT_S = 100.0
+WAIT_S = 300.0
 
 
 class Run:

@@ -87,17 +87,27 @@ def test_every_fate_of_a_run_is_told_and_adds_up(
     assert "What is 1 + 2?" in shown["turns"][0]["context"]
 
 
-@pytest.mark.parametrize("module", ["areal_sub.proxy", "areal_sub.rollout.supervisor"])
-def test_where_a_process_dies_its_rollouts_are_accounted_for(
-    start_run: Callable[..., Run], module: str
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("component", "module"),
+    [
+        ("engine", "areal_sub.engines.embedded"),
+        ("proxy", "areal_sub.proxy"),
+        ("supervisor", "areal_sub.rollout.supervisor"),
+    ],
+)
+def test_where_no_restart_is_left_the_process_is_named_and_rollouts_are_accounted_for(
+    start_run: Callable[..., Run], component: str, module: str
 ) -> None:
-    run = start_run("total_train_steps=10000", "valid_dataset=null")
+    run = start_run("total_train_steps=10000", "valid_dataset=null", "scheduler.max_restarts=0")
     run.wait_for_steps(1)
     for process in psutil.Process(run.process.pid).children():
         if module in process.cmdline():
             process.kill()
     output = run.finish()
     assert run.process.returncode == 1, output
+    assert f"the {component} process ended with signal SIGKILL while it was needed" in output
+    assert str(Path("logs") / f"{component}.log") in output
     assert "  accounted for" in output
     fates = {json.loads(line)["fate"] for line in inspect(str(run.root), "--json").splitlines()}
     assert "trained" in fates and fates <= {*Fate} - {Fate.RUNNING, Fate.UNACCOUNTED}
