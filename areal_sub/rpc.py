@@ -35,6 +35,7 @@ from typing import Any
 import msgpack
 
 from areal_sub.errors import ArealSubError, DeadlineExceeded, PeerGone, RpcError
+from areal_sub.waits import waiting
 
 log = logging.getLogger(__name__)
 
@@ -212,27 +213,42 @@ class Client:
                     self._gone, self._writer = None, writer
                     self._reading = asyncio.ensure_future(self._read(reader, writer))
 
-    async def call(self, method: str, params: Params | None = None, *, timeout_s: float) -> Any:
+    async def call(
+        self,
+        method: str,
+        params: Params | None = None,
+        *,
+        timeout_s: float,
+        idempotent: bool = False,
+    ) -> Any:
         """Call `method` and wait for its one payload.
 
+        `idempotent`: where the peer goes meanwhile, the next one is asked, within the same limit.
         Raises `RpcError` (the far side's error), `PeerGone`, `DeadlineExceeded`.
         """
-        call_id: int | None = None
+        with waiting(f"{self.peer}: {method}", timeout_s):
+            try:
+                async with asyncio.timeout(timeout_s):
+                    while True:
+                        try:
+                            return await self._call(method, params)
+                        except PeerGone:
+                            if not (idempotent and self.redials) or self.is_closed:
+                                raise
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"{self.peer} did not answer {method!r} within {timeout_s:g} s"
+                ) from None
+
+    async def _call(self, method: str, params: Params | None) -> Any:
+        call_id, queue = await self._begin(method, params)
         try:
-            async with asyncio.timeout(timeout_s):
-                call_id, queue = await self._begin(method, params)
-                kind, _, payload = await queue.get()
-        except TimeoutError:
-            self._cancel(call_id)
-            raise DeadlineExceeded(
-                f"{self.peer} did not answer {method!r} within {timeout_s} s"
-            ) from None
+            kind, _, payload = await queue.get()
         except asyncio.CancelledError:
             self._cancel(call_id)
             raise
         finally:
-            if call_id is not None:
-                self._queues.pop(call_id, None)
+            self._queues.pop(call_id, None)
         if kind in (ERROR, _GONE):
             raise self._failure(kind, payload)
         return payload
@@ -280,9 +296,9 @@ class Client:
             return PeerGone(f"{self.peer} ended in an orderly way")
         return RpcError(f"{self.peer}: {kind}: {text}", kind=kind, text=text)
 
-    def _cancel(self, call_id: int | None) -> None:
+    def _cancel(self, call_id: int) -> None:
         writer = self._writer
-        if call_id in self._queues and writer is not None and not writer.is_closing():
+        if self._gone is None and writer is not None and not writer.is_closing():
             writer.write(_pack([CANCEL, call_id]))
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

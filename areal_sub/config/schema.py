@@ -53,7 +53,7 @@ class DeadlinesConfig(Section):
     """One training step of the learner."""
     checkpoint_s: PositiveFloat = 900.0
     """Writing a checkpoint, or a recovery point."""
-    control_s: PositiveFloat = 60.0
+    control_s: PositiveFloat = 180.0
     """The trainer's calls to the proxy, a restart of the proxy included."""
     drain_s: PositiveFloat = 60.0
     """What still runs at the end of a run gets it to be stopped and recorded."""

@@ -156,24 +156,16 @@ class RolloutRunner:
             "gconfig": gconfig.model_dump(include=sampling),
         }
         try:
-            await _whole(self._call_open(params))
+            opening = self._proxy.call(
+                "open_rollout", params, timeout_s=self._control_s, idempotent=True
+            )
+            await _whole(opening)  # by a proxy that went, maybe: the next one knows
         except asyncio.CancelledError:
             failure = _our_failure(
                 assignment.rollout_id, Outcome.CANCELLED, "", started_at=time.monotonic()
             )
             await self._end_cancelled(failure, word_of_the_agent(failure))
             raise
-
-    async def _call_open(self, params: dict[str, Any]) -> None:
-        """Until a proxy has answered. One that went may have opened it: the next one knows."""
-        while True:
-            try:
-                await self._proxy.call("open_rollout", params, timeout_s=self._control_s)
-            except PeerGone:
-                if not self._proxy.redials or self._proxy.is_closed:
-                    raise
-            else:
-                return
 
     async def _run_agent(self, assignment: Assignment, agent: Agent, key: str) -> RunReport:
         extra = {**agent.env, **self._openai.env}

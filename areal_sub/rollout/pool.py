@@ -15,7 +15,7 @@ from areal_sub.errors import PeerGone, RpcError, TaskError, WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rpc import Client
 
-STATS_TIMEOUT_S = 30.0
+STATS_TIMEOUT_S = 120.0  # a restart of the supervisor included
 KILL_GRACE_S = 60.0
 """The supervisor kills at the rollout's own deadline, and needs this at most to see it through."""
 MAX_DEPTH = 64
@@ -73,7 +73,7 @@ class SubprocPool:
         }
         limit_s = self._start_timeout_s + KILL_GRACE_S
         try:
-            answer = await self._client.call("warm", params, timeout_s=limit_s)
+            answer = await self._client.call("warm", params, timeout_s=limit_s, idempotent=True)
         except PeerGone:
             raise
         except RpcError as error:
@@ -101,7 +101,9 @@ class SubprocPool:
 
     async def stats(self) -> dict[str, float]:
         """The supervisor's counters."""
-        stats: dict[str, float] = await self._client.call("stats", timeout_s=STATS_TIMEOUT_S)
+        stats: dict[str, float] = await self._client.call(
+            "stats", timeout_s=STATS_TIMEOUT_S, idempotent=True
+        )
         return stats
 
     async def _ready(self) -> None:

@@ -20,6 +20,7 @@ Policy version v is the policy after v steps; step v+1 trains version v into v+1
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from typing import Any, TypeVar
 
 from areal_sub.config import Config
 from areal_sub.config.schema import GenerationConfig, RolloutConfig
+from areal_sub.errors import DeadlineExceeded
 from areal_sub.learner.checkpoint import save_recovery
 from areal_sub.learner.learner import Learner
 from areal_sub.rollout.attempt import Assignment
@@ -48,10 +50,11 @@ from areal_sub.trainer.schedule import Every
 from areal_sub.trainer.wiring import Stack
 from areal_sub.trajectory.samples import RolloutSamples, rollout_samples
 from areal_sub.trajectory.tree import Trajectory
+from areal_sub.waits import within
 
 T = TypeVar("T")
 
-STATS_TIMEOUT_S = 30.0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,7 @@ class TrainLoop:
         num_given_up: int,
     ) -> None:
         self._config = config
+        self._deadlines = config.deadlines
         self._workload = workload
         self._run = run
         self._stack = stack
@@ -108,10 +112,10 @@ class TrainLoop:
                 self._metrics.write(0, await self._evaluate())
             for step in range(self._version + 1, self._workload.num_steps + 1):
                 await self._step(step)
-            await self._source.close()
+            await self._drain()
             await self._look_at_rewards()  # what ended since the last step, too
         finally:
-            await self._source.close()
+            await self._drain()
             self._ledger.left([*self._undecided, *self._source.held_rollouts()], self._version)
 
     async def _step(self, step: int) -> None:
@@ -124,7 +128,9 @@ class TrainLoop:
         self._undecided = [t.open.rollout_id for group in batch.groups for t in group]
         groups = [[(t, *self._samples(t)) for t in group] for group in batch.groups]
         samples = [[samples for _, samples, _ in group] for group in groups]
-        stats = await self._in_thread(self._learner.step, samples)
+        stats = await self._in_thread(
+            "a training step", self._deadlines.learn_s, self._learner.step, samples
+        )
         all_skipped = stats.num_skipped_steps == stats.num_optimizer_steps
         for record in learned(groups, self._config, step=step, all_skipped=all_skipped):
             self._ledger.decided(record)
@@ -158,13 +164,20 @@ class TrainLoop:
         self._progress.rows = self._metrics.rows
         if self._save_due(step, epoch):
             self._progress.now("saving a checkpoint")
-            await self._in_thread(self._save, step_name(step))
+            await self._save(step_name(step))
         if self._config.recover.mode == "auto" and (self._recover_due(step, epoch) or last):
             self._progress.now("saving a recovery point")
-            await self._in_thread(self._save_recovery)
+            await self._save_recovery()
         if last:
-            await self._in_thread(self._save, FINAL)
+            await self._save(FINAL)
         self._progress.now("done" if last else "waiting for rollouts")
+
+    async def _drain(self) -> None:
+        """Stop what still runs, with a whole record of it. Who takes longer is left behind."""
+        try:
+            await within(self._deadlines.drain_s, self._source.close(), "the drain of rollouts")
+        except DeadlineExceeded as error:
+            log.warning("%s: the run ends without them", error)
 
     def _make_source(self, num_given_up: int) -> GroupSource:
         config = self._config
@@ -215,8 +228,10 @@ class TrainLoop:
         """Export, load between two decode steps of the engine, and let admission go on."""
         path = self._stack.weights_folder / f"v{version}.safetensors"
         dtype = self._config.engine.dtype or self._config.actor.dtype
-        await self._in_thread(self._learner.export_weights, path, dtype)
-        limit_s = self._config.deadlines.weight_update_s
+        limit_s = self._deadlines.weight_update_s
+        await self._in_thread(
+            "exporting the weights", limit_s, self._learner.export_weights, path, dtype
+        )
         await self._stack.update_weights(path, version, timeout_s=limit_s)
         self._version = version
         self._source.set_version(version)
@@ -242,7 +257,9 @@ class TrainLoop:
 
     async def _look_at_rewards(self) -> dict[str, float]:
         """What the grader did and what looked like cheating, since the run began or went on."""
-        stats = await self._stack.proxy.call("stats", timeout_s=STATS_TIMEOUT_S)
+        stats = await self._stack.proxy.call(
+            "stats", timeout_s=self._deadlines.control_s, idempotent=True
+        )
         tampering = stats["tampering"]
         self._progress.tampering = tampering["counts"]
         self._progress.tampering_examples = tampering["examples"]
@@ -260,8 +277,11 @@ class TrainLoop:
             row["grader/num_failed"] = grader.num_failed
         return row
 
-    def _save(self, name: str) -> None:
-        save_checkpoint(
+    async def _save(self, name: str) -> None:
+        await self._in_thread(
+            "writing a checkpoint",
+            self._deadlines.checkpoint_s,
+            save_checkpoint,
             self._learner,
             self._run.checkpoints,
             name,
@@ -269,14 +289,27 @@ class TrainLoop:
             keep=self._config.saver.keep,
         )
 
-    def _save_recovery(self) -> None:
+    async def _save_recovery(self) -> None:
         extra = {"version": self._version, "num_given_up": self._source.num_given_up}
-        save_recovery(self._run.recover, self._learner, extra)
+        await self._in_thread(
+            "writing a recovery point",
+            self._deadlines.checkpoint_s,
+            save_recovery,
+            self._run.recover,
+            self._learner,
+            extra,
+        )
 
-    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        """Learner work has a thread of its own, so that rollouts go on meanwhile."""
+    async def _in_thread(
+        self, what: str, limit_s: float, work: Callable[..., T], *args: Any, **kwargs: Any
+    ) -> T:
+        """Learner work has a thread of its own, so that rollouts go on meanwhile.
+
+        Raises `DeadlineExceeded`; the thread cannot be stopped, and ends with the process.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, partial(work, *args))
+        working = loop.run_in_executor(self._thread, partial(work, *args, **kwargs))
+        return await within(limit_s, working, f"the learner: {what}")
 
 
 def _one_sample(gconfig: GenerationConfig) -> GenerationConfig:

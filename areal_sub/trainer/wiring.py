@@ -18,6 +18,7 @@ import asyncio
 import os
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Stack:
             for target, pickled, python, readable in wanted
             for note in await self.agents.warm(target, pickled, python=python, readable=readable)
         ]
+
     async def update_weights(self, path: Path, version: int, *, timeout_s: float) -> None:
         """The engine samples with the weights in `path` when this returns; the file is ours now.
 
@@ -224,7 +226,8 @@ class _Parts:
                 await engine.close()
             own.rename(self._known("engine"))
 
-        return self._service("engine", launch, introduce)
+        look = _look_for_tokens(self.client("engine"), config.deadlines.engine_silence_s)
+        return self._service("engine", launch, introduce, look)
 
     def proxy(self, tokenizer_path: str, journal: Path) -> tuple[Service, _Told]:
         told = _Told(listeners=self._known("listeners"))
@@ -249,6 +252,7 @@ class _Parts:
             self._own("listeners", number).rename(self._known("listeners"))
             own.rename(self._known("proxy"))
 
+        self.client("proxy")
         return self._service("proxy", launch, introduce), told
 
     def supervisor(self, run_folder: Path, told: _Told) -> Service:
@@ -265,7 +269,9 @@ class _Parts:
         async def introduce(number: int) -> None:
             own = self._own("supervisor", number)
             # Its first process may be up before the proxy, which says where agents call.
-            info = await self.clients["proxy"].call("info", timeout_s=self._start_s)
+            info = await self.clients["proxy"].call(
+                "info", timeout_s=self._start_s, idempotent=True
+            )
             client = await Client.connect(own, peer="supervisor", timeout_s=self._start_s)
             try:
                 told.sandbox = await SubprocPool(client).attach(
@@ -275,6 +281,7 @@ class _Parts:
                 await client.close()
             own.rename(self._known("supervisor"))
 
+        self.client("supervisor")
         return self._service("supervisor", launch, introduce)
 
     @property
@@ -313,12 +320,13 @@ class _Parts:
         name: str,
         launch: Callable[[int], Awaitable[Component]],
         introduce: Callable[[int], Awaitable[None]],
+        look: Callable[[float], Awaitable[None]] | None = None,
     ) -> Service:
         scheduler, deadlines = self._config.scheduler, self._config.deadlines
         return Service(
             name,
-            Steps(launch=launch, introduce=introduce),
-            self.client(name),
+            Steps(launch=launch, introduce=introduce, look=look),
+            self.clients[name],
             Limits(
                 start_s=self._start_s,
                 heartbeat_s=deadlines.heartbeat_s,
@@ -330,10 +338,32 @@ class _Parts:
         )
 
     def client(self, name: str, peer: str | None = None) -> Client:
+        """A connection to `peer`, or to the component that is called as the connection is."""
         client = Client(self._known(peer or name), peer=peer or name, redials=True)
         self.clients[name] = client
         self._cleanup.push_async_callback(client.close)
         return client
+
+
+def _look_for_tokens(client: Client, silence_s: float) -> Callable[[float], Awaitable[None]]:
+    """Raises `DeadlineExceeded` where the engine has work, and nothing comes of it."""
+    engine = EngineClient(client)
+    last: tuple[int, ...] = ()
+    since = time.monotonic()
+
+    async def look(limit_s: float) -> None:
+        nonlocal last, since
+        info = await engine.info(timeout_s=limit_s)
+        now = (info.num_generated_tokens, info.num_decode_steps, info.policy_version)
+        if now != last or not (info.num_running or info.num_waiting):
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > silence_s:
+            raise DeadlineExceeded(
+                f"no token for {info.num_running} running and {info.num_waiting} waiting requests "
+                f"in {silence_s:g} s (deadlines.engine_silence_s)"
+            )
+
+    return look
 
 
 async def _all(coming_up: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -1,0 +1,63 @@
+"""Who waits for whom, in this process, right now.
+
+Every wait between processes, and every long one within this one, goes through `within`: it has a
+name and a limit, and stands in the table that `areal-sub status` shows (`waits`). The table may be
+read from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from areal_sub.errors import DeadlineExceeded
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    what: str  # whom for, and what it should do
+    limit_s: float
+    since: float  # time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.since
+
+
+_ids = itertools.count()
+_waits: dict[int, Wait] = {}
+
+
+def waits() -> list[Wait]:
+    """What is waited for now, longest first."""
+    return list(_waits.values())
+
+
+@contextmanager
+def waiting(what: str, limit_s: float) -> Iterator[Wait]:
+    """In the table for as long as the block runs; keeping the limit is the block's own."""
+    number = next(_ids)
+    wait = _waits[number] = Wait(what, limit_s, time.monotonic())
+    try:
+        yield wait
+    finally:
+        del _waits[number]
+
+
+async def within(limit_s: float, work: Awaitable[T], what: str) -> T:
+    """`work`'s result. Raises `DeadlineExceeded`, having cancelled it: `what` was not done."""
+    with waiting(what, limit_s):
+        try:
+            async with asyncio.timeout(limit_s) as timeout:
+                return await work
+        except TimeoutError:
+            if not timeout.expired():
+                raise  # its own
+            raise DeadlineExceeded(f"{what} was not done within {limit_s:g} s") from None
