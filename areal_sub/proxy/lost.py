@@ -27,7 +27,7 @@ def end_lost(journal: Journal) -> frozenset[str]:
         elif isinstance(record, EndRecord):
             num_turns.pop(record.rollout_id, None)
         elif isinstance(record, TurnRecord):
-            num_turns[record.rollout_id] += 1
+            num_turns[record.rollout_id] = num_turns.get(record.rollout_id, 0) + 1
     for rollout_id, num in num_turns.items():
         journal.append(
             EndRecord(
