@@ -76,7 +76,7 @@ class Server:
     """Serves `handlers` on a Unix socket (mode 0600) until closed."""
 
     def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
-        self._path = path
+        self.path = path
         self._handlers = {"ping": _ping, **handlers}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -84,7 +84,7 @@ class Server:
     async def start(self) -> None:
         old_umask = os.umask(0o177)
         try:
-            self._server = await asyncio.start_unix_server(self._on_connect, path=str(self._path))
+            self._server = await asyncio.start_unix_server(self._on_connect, path=str(self.path))
         finally:
             os.umask(old_umask)
 
@@ -94,7 +94,7 @@ class Server:
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def _on_connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(self._serve(reader, writer))
