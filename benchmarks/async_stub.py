@@ -18,7 +18,6 @@ dominates at 60-80 % of wall-clock" (ibid.).
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import time
 from dataclasses import dataclass, field
@@ -146,7 +145,7 @@ async def run(
         num_dropped += fate is Fate.STALE
 
     source = GroupSource(
-        ((f"task{i}", {}) for i in itertools.count()),
+        lambda number: (f"task{number}", {}),
         attempt,
         Admission(
             batch_size=BATCH_SIZE,
@@ -155,7 +154,6 @@ async def run(
             num_samples=NUM_SAMPLES,
             keeps_stale=keeps_stale,
         ),
-        version=0,
         on_rollout=lambda _: None,
         on_left_out=left_out,
     )

@@ -17,13 +17,16 @@ groups in a row are given up, the run stops with the most frequent reason instea
 
 Fence: each attempt at a rollout has an id of its own (`g000007-2`, then `g000007-2~1`), so that
 what comes late from one that was given up belongs to nobody, and can be in no batch.
+
+A group's number says its task. A run that is resumed begins with the groups that it had not done
+with, takes over what is left of them, and runs only what they lack.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +35,7 @@ from areal_sub.records import Fate, Outcome
 from areal_sub.rollout.attempt import Assignment
 from areal_sub.rollout.failures import FailurePolicy
 from areal_sub.rollout.staleness import Admission, staleness
+from areal_sub.trajectory.resume import Finished, RunPosition, slot_of
 from areal_sub.trajectory.tree import Trajectory
 
 # A group needs this many completed rollouts for a group-relative advantage to exist.
@@ -90,18 +94,19 @@ class GroupSource:
 
     def __init__(
         self,
-        tasks: Iterator[tuple[str, dict[str, Any]]],
+        tasks: Callable[[int], tuple[str, dict[str, Any]]],
         run: Callable[[Assignment], Awaitable[Trajectory]],
         admission: Admission,
         *,
-        version: int,
-        num_given_up: int = 0,
+        position: RunPosition | None = None,
+        finished: Finished | None = None,
         failures: FailurePolicy | None = None,
         on_rollout: Callable[[Trajectory], None],
         on_left_out: Callable[[Trajectory, Fate], None],
         on_given_up: Callable[[str], None] = lambda rollout_id: None,
     ) -> None:
-        """`tasks` begins at the task number `position` of the run that is resumed, else at 0.
+        """`tasks` gives (task id, task) of a group's number. Of a run that is resumed: `position`,
+        and `finished`, what is left of groups that it has not done with.
 
         `on_left_out` gets each rollout that will not be in a batch, when that is known;
         `on_given_up` the id of one whose end did not come in time, and that is run again.
@@ -111,15 +116,20 @@ class GroupSource:
         self._tasks = tasks
         self._run = run
         self._admission = admission
-        self._version = version
+        position = position or RunPosition()
+        self._version = position.version
         # Every version was made from exactly one batch.
-        self._num_consumed = version * admission.batch_size
-        self._num_given_up = num_given_up
-        self._num_admitted = self.position
+        self._num_consumed = position.version * admission.batch_size
+        self._num_given_up = position.num_given_up
+        self._num_admitted = position.num_started
+        self._pending = sorted(position.pending)  # started by an earlier attempt, not by us
+        self._left = dict(finished or {})
+        self.num_taken_over = 0
         self._on_rollout = on_rollout
         self._on_left_out = on_left_out
         self._on_given_up = on_given_up
-        self._held: dict[str, list[str]] = {}  # group → its rollouts that are not yet decided on
+        # group → its rollouts that are not yet decided on, with the attempt that ran them
+        self._held: dict[str, dict[str, int]] = {}
         self.num_retried = 0
         self._running: set[asyncio.Task[None]] = set()
         self._num_running_rollouts = 0
@@ -134,14 +144,20 @@ class GroupSource:
         return self._num_running_rollouts
 
     @property
-    def position(self) -> int:
-        """Tasks that are done with. What was started beyond it is run again after a recovery."""
+    def num_done(self) -> int:
+        """Groups that were trained or given up since the run began."""
         return self._num_consumed + self._num_given_up
 
     @property
-    def num_given_up(self) -> int:
-        """Groups replaced since the run began."""
-        return self._num_given_up
+    def position(self) -> RunPosition:
+        """From which a run could be resumed with the present policy."""
+        held = [int(group_id[1:]) for group_id in self._held]
+        return RunPosition(
+            version=self._version,
+            num_given_up=self._num_given_up,
+            num_started=self._num_admitted,
+            pending=tuple(sorted([*held, *self._pending])),
+        )
 
     def set_version(self, version: int) -> None:
         """The engine samples with `version` from now on."""
@@ -158,16 +174,37 @@ class GroupSource:
                 num_running_rollouts=self._num_running_rollouts,
             )
         ):
-            task_id, data = next(self._tasks)
-            group_id = f"g{self._num_admitted:06d}"
-            self._num_admitted += 1
-            self._held[group_id] = []
-            running = asyncio.ensure_future(self._run_group(group_id, task_id, data))
+            if self._pending:
+                number = self._pending.pop(0)
+            else:
+                number = self._num_admitted
+                self._num_admitted += 1
+            task_id, data = self._tasks(number)
+            group_id = f"g{number:06d}"
+            left = self._take_over(group_id, task_id)
+            self._held[group_id] = {t.open.rollout_id: t.attempt for t in left}
+            running = asyncio.ensure_future(self._run_group(group_id, task_id, data, left))
             self._running.add(running)
-            self._num_running_rollouts += self._admission.num_samples
+            self._num_running_rollouts += self._admission.num_samples - len(left)
 
-    async def _run_group(self, group_id: str, task_id: str, data: dict[str, Any]) -> None:
-        trajectories: list[Trajectory] = []
+    def _take_over(self, group_id: str, task_id: str) -> list[Trajectory]:
+        """What an earlier attempt left of the group; nothing, if that had another task."""
+        places = {f"{group_id}-{i}" for i in range(self._admission.num_samples)}
+        left = [
+            self._failures.rewarded(t)
+            for t in self._left.pop(group_id, [])
+            if t.open.task_id == task_id and slot_of(t.open.rollout_id) in places
+        ]
+        self.num_taken_over += len(left)
+        return left
+
+    async def _run_group(
+        self, group_id: str, task_id: str, data: dict[str, Any], left: list[Trajectory]
+    ) -> None:
+        trajectories = list(left)
+        num_samples = self._admission.num_samples
+        there = {slot_of(t.open.rollout_id) for t in left}
+        indices = [i for i in range(num_samples) if f"{group_id}-{i}" not in there]
 
         async def one(index: int) -> None:
             try:
@@ -178,17 +215,17 @@ class GroupSource:
             self.admit()
 
         try:
-            num, missing = 0, self._admission.num_samples
-            while missing:
+            num = num_samples
+            while True:
                 async with asyncio.TaskGroup() as rollouts:
-                    for index in range(num, num + missing):
+                    for index in indices:
                         rollouts.create_task(one(index))
+                num_usable = sum(t.is_trainable for t in trajectories)
+                missing = self._failures.num_missing(num_usable, num_samples, num - num_samples)
+                if not missing:
+                    break
+                indices = list(range(num, num + missing))
                 num += missing
-                missing = self._failures.num_missing(
-                    sum(t.is_trainable for t in trajectories),
-                    self._admission.num_samples,
-                    num - self._admission.num_samples,
-                )
                 self._num_running_rollouts += missing
         except BaseExceptionGroup as group:
             self._failure = group.exceptions[0]
@@ -218,7 +255,7 @@ class GroupSource:
                 policy_version=self._version,
             )
             held = self._held[group_id]
-            held.append(assignment.rollout_id)
+            held[assignment.rollout_id] = 0
             try:
                 trajectory = self._failures.rewarded(await self._run(assignment))
             except DeadlineExceeded:
@@ -233,7 +270,7 @@ class GroupSource:
                     return trajectory
                 retried[outcome] += 1
                 self._on_left_out(trajectory, Fate.RETRIED)
-            held.remove(assignment.rollout_id)
+            del held[assignment.rollout_id]
             self.num_retried += 1
 
     async def next_batch(self) -> Batch:
@@ -269,10 +306,10 @@ class GroupSource:
             self._event.clear()
             await self._event.wait()
 
-    def held_rollouts(self) -> list[str]:
-        """Rollouts of groups that no batch took and that were not given up. Some may not have
-        been opened yet."""
-        return [rollout_id for _, held in sorted(self._held.items()) for rollout_id in sorted(held)]
+    def held_rollouts(self) -> list[tuple[str, int]]:
+        """(id, attempt of the run; 0: this one) of rollouts of groups that no batch took and that
+        were not given up. Some may not have been opened yet."""
+        return [each for _, held in sorted(self._held.items()) for each in sorted(held.items())]
 
     def _decide(self, group: Group) -> None:
         """The group leaves: in a batch that is handed out now, or as it is of no use."""

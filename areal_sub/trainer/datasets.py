@@ -84,26 +84,27 @@ def _tasks(rows: Iterable[tuple[str, Any]], *, name: str) -> list[Task]:
 class TaskOrder:
     """Indices of `num_tasks` tasks for ever, epoch by epoch; each epoch has each index once.
 
-    With `shuffle` every epoch has an order of its own, drawn from `seed` and the epoch's number,
-    so that an order that begins at `position` is the tail of the one that begins at 0.
+    With `shuffle` every epoch has an order of its own, drawn from `seed` and the epoch's number:
+    the task of a number is the same, whatever was asked for before.
     """
 
-    def __init__(self, num_tasks: int, *, seed: int, shuffle: bool, position: int) -> None:
-        if num_tasks < 1 or position < 0:
-            raise ValueError(f"no order of {num_tasks} tasks from position {position}")
+    def __init__(self, num_tasks: int, *, seed: int, shuffle: bool) -> None:
+        if num_tasks < 1:
+            raise ValueError(f"no order of {num_tasks} tasks")
         self._num_tasks = num_tasks
         self._seed = seed
         self._shuffle = shuffle
-        self._position = position
+        self._epochs: dict[int, list[int]] = {}  # the latest two: groups that were left lag behind
 
-    def __iter__(self) -> Iterator[int]:
-        epoch, begin = divmod(self._position, self._num_tasks)
-        while True:
+    def __getitem__(self, number: int) -> int:
+        epoch, place = divmod(number, self._num_tasks)
+        if not self._shuffle:
+            return place
+        if epoch not in self._epochs:
             order = list(range(self._num_tasks))
-            if self._shuffle:
-                random.Random(f"{self._seed}-{epoch}").shuffle(order)
-            yield from order[begin:]
-            epoch, begin = epoch + 1, 0
+            random.Random(f"{self._seed}-{epoch}").shuffle(order)
+            self._epochs = {**dict(list(self._epochs.items())[-1:]), epoch: order}
+        return self._epochs[epoch][place]
 
 
 # -- sources

@@ -38,6 +38,7 @@ class Ledger:
     ) -> None:
         self._journal = Journal(path)
         self._counts: Counter[Fate] = Counter()
+        self._decided: list[str] = []
         openai = config.rollout.openai
         self._journal.append(
             BeganRecord(
@@ -54,6 +55,8 @@ class Ledger:
     def decided(self, record: FateRecord) -> None:
         self._journal.append(record)
         self._counts[record.fate] += 1
+        if not record.attempt:
+            self._decided.append(record.rollout_id)
 
     def left_out(self, trajectory: Trajectory, fate: Fate, version: int) -> None:
         """The group's members are known to be of no use, or to be too old."""
@@ -65,14 +68,21 @@ class Ledger:
         """Its end did not come in time; another one takes its place."""
         self.decided(_record(rollout_id, Fate.RETRIED, version=version))
 
+    def take_decided(self) -> list[str]:
+        """Rollouts of this attempt that were decided on since this was last called."""
+        decided, self._decided = self._decided, []
+        return decided
+
     def evaluated(self, rollout_ids: Iterable[str], version: int) -> None:
         for rollout_id in rollout_ids:
             self.decided(_record(rollout_id, Fate.EVALUATED, version=version))
 
-    def left(self, rollout_ids: Iterable[str], version: int) -> None:
-        """The run ends, and these are not decided on. Some may never have been opened."""
-        for rollout_id in rollout_ids:
-            self.decided(_record(rollout_id, Fate.UNUSED, version=version))
+    def left(self, rollouts: Iterable[tuple[str, int]], version: int) -> None:
+        """The run ends, and these (id, attempt) are not decided on. Some may never have been
+        opened."""
+        for rollout_id, attempt in rollouts:
+            record = _record(rollout_id, Fate.UNUSED, version=version)
+            self.decided(dataclasses.replace(record, attempt=attempt))
 
     def take_counts(self) -> Counter[Fate]:
         counts, self._counts = self._counts, Counter()

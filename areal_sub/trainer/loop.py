@@ -48,6 +48,7 @@ from areal_sub.trainer.progress import Grading, Progress
 from areal_sub.trainer.run_dir import RunDir
 from areal_sub.trainer.schedule import Every
 from areal_sub.trainer.wiring import Stack
+from areal_sub.trajectory.resume import Finished, RunPosition
 from areal_sub.trajectory.samples import RolloutSamples, rollout_samples
 from areal_sub.trajectory.tree import Trajectory
 from areal_sub.waits import within
@@ -84,8 +85,8 @@ class TrainLoop:
         progress: Progress,
         ledger: Ledger,
         *,
-        version: int,
-        num_given_up: int,
+        position: RunPosition,
+        finished: Finished,
     ) -> None:
         self._config = config
         self._deadlines = config.deadlines
@@ -97,9 +98,10 @@ class TrainLoop:
         self._metrics = metrics
         self._progress = progress
         self._ledger = ledger
-        self._version = version
-        self._undecided: list[str] = []  # rollouts of the batch or the evaluation that goes on
-        self._source = self._make_source(num_given_up)
+        self._version = position.version
+        # Rollouts of the batch or the evaluation that goes on, with the attempt that ran them.
+        self._undecided: list[tuple[str, int]] = []
+        self._source = self._make_source(position, finished)
         self._eval_due = Every(config.evaluator)
         self._save_due = Every(config.saver)
         self._recover_due = Every(config.recover)
@@ -125,7 +127,7 @@ class TrainLoop:
         waited_until = time.monotonic()
 
         self._progress.now("learning")
-        self._undecided = [t.open.rollout_id for group in batch.groups for t in group]
+        self._undecided = [(t.open.rollout_id, t.attempt) for group in batch.groups for t in group]
         groups = [[(t, *self._samples(t)) for t in group] for group in batch.groups]
         samples = [[samples for _, samples, _ in group] for group in groups]
         stats = await self._in_thread(
@@ -149,7 +151,7 @@ class TrainLoop:
             "time/learn_s": learned_at - waited_until,
             "time/update_s": updated_at - learned_at,
         }
-        epoch = self._source.position // len(self._workload.tasks)
+        epoch = self._source.num_done // len(self._workload.tasks)
         last = step == self._workload.num_steps
         if self._workload.valid_tasks and (self._eval_due(step, epoch) or last):
             row |= await self._evaluate()
@@ -165,9 +167,14 @@ class TrainLoop:
         if self._save_due(step, epoch):
             self._progress.now("saving a checkpoint")
             await self._save(step_name(step))
-        if self._config.recover.mode == "auto" and (self._recover_due(step, epoch) or last):
+        if self._config.recover.mode != "auto":
+            await self._acknowledge(self._ledger.take_decided())
+        elif self._recover_due(step, epoch) or last:
             self._progress.now("saving a recovery point")
-            await self._save_recovery()
+            # What is decided on now is what the point has done with: no more, no less.
+            decided = self._ledger.take_decided()
+            await self._save_recovery(self._source.position)
+            await self._acknowledge(decided)
         if last:
             await self._save(FINAL)
         self._progress.now("done" if last else "waiting for rollouts")
@@ -179,7 +186,7 @@ class TrainLoop:
         except DeadlineExceeded as error:
             log.warning("%s: the run ends without them", error)
 
-    def _make_source(self, num_given_up: int) -> GroupSource:
+    def _make_source(self, position: RunPosition, finished: Finished) -> GroupSource:
         config = self._config
         assert config.train_dataset is not None
         admission = Admission(
@@ -193,19 +200,22 @@ class TrainLoop:
             len(self._workload.tasks),
             seed=config.seed,
             shuffle=config.train_dataset.shuffle,
-            position=self._version * admission.batch_size + num_given_up,
         )
+
+        def task(number: int) -> tuple[str, dict[str, Any]]:
+            chosen = self._workload.tasks[order[number]]
+            return chosen.task_id, chosen.data
 
         async def run(assignment: Assignment) -> Trajectory:
             agent = self._workload.agents.pick(assignment.group_id)
             return await self._stack.rollouts.run(assignment, agent, config.gconfig)
 
         return GroupSource(
-            ((self._workload.tasks[i].task_id, self._workload.tasks[i].data) for i in order),
+            task,
             run,
             admission,
-            version=self._version,
-            num_given_up=num_given_up,
+            position=position,
+            finished=finished,
             failures=FailurePolicy.of(config.rollout.failures),
             on_rollout=self._progress.saw,
             on_left_out=lambda t, fate: self._ledger.left_out(t, fate, self._version),
@@ -245,9 +255,9 @@ class TrainLoop:
             self._config.eval_gconfig or _one_sample(self._config.gconfig),
             version=self._version,
             max_concurrent_rollouts=self._config.rollout.max_concurrent_rollouts,
-            on_start=self._undecided.append,
+            on_start=lambda rollout_id: self._undecided.append((rollout_id, 0)),
         )
-        self._ledger.evaluated(self._undecided, self._version)
+        self._ledger.evaluated([rollout_id for rollout_id, _ in self._undecided], self._version)
         self._undecided = []
         return {
             "reward/valid": result.mean_reward,
@@ -277,6 +287,16 @@ class TrainLoop:
             row["grader/num_failed"] = grader.num_failed
         return row
 
+    async def _acknowledge(self, decided: Sequence[str]) -> None:
+        """These rollouts are done with for good: the journal may let go of them."""
+        offset = self._stack.stream.settle(decided)
+        await self._stack.proxy.call(
+            "acknowledge",
+            {"offset": offset},
+            timeout_s=self._deadlines.control_s,
+            idempotent=True,
+        )
+
     async def _save(self, name: str) -> None:
         await self._in_thread(
             "writing a checkpoint",
@@ -289,15 +309,14 @@ class TrainLoop:
             keep=self._config.saver.keep,
         )
 
-    async def _save_recovery(self) -> None:
-        extra = {"version": self._version, "num_given_up": self._source.num_given_up}
+    async def _save_recovery(self, position: RunPosition) -> None:
         await self._in_thread(
             "writing a recovery point",
             self._deadlines.checkpoint_s,
             save_recovery,
             self._run.recover,
             self._learner,
-            extra,
+            position.to_map(),
         )
 
     async def _in_thread(

@@ -38,6 +38,7 @@ from areal_sub.trainer.run_dir import RunDir
 from areal_sub.trainer.terminal import Terminal
 from areal_sub.trainer.wiring import Stack
 from areal_sub.trajectory.accounting import Accounting, account, judge_run
+from areal_sub.trajectory.resume import RunPosition, finished_rollouts
 from areal_sub.trajectory.run_log import read_run
 
 Rows = Iterable[dict[str, Any]]
@@ -159,7 +160,17 @@ async def _run(
     progress: Progress,
     terminal: Terminal,
 ) -> None:
-    version = recovery.extra["version"] if recovery else 0
+    position = RunPosition()
+    if recovery is not None:
+        assert config.train_dataset is not None
+        batch_size = config.train_dataset.batch_size
+        position = RunPosition.from_map(recovery.extra, batch_size=batch_size)
+    version = position.version
+    finished, damage = finished_rollouts(read_run(run.journals), position)
+    for problem in damage:
+        terminal.say(f"note: {problem}")
+    if num := sum(map(len, finished.values())):
+        terminal.say(f"{num} rollouts of earlier attempts have ended and are yet to be trained")
     model_path = str(recovery.model_path if recovery else base)
     if recovery is not None:
         terminal.say(f"going on from step {version} ({recovery.folder})")
@@ -221,8 +232,8 @@ async def _run(
                 metrics,
                 progress,
                 ledger,
-                version=version,
-                num_given_up=recovery.extra["num_given_up"] if recovery else 0,
+                position=position,
+                finished=finished,
             )
             await stack.guard(loop.train())
         ended = "done"

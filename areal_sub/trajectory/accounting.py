@@ -10,7 +10,7 @@ Called at the end of each run (`trainer`), and by `areal-sub inspect`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from areal_sub.records import Fate, FateRecord, Outcome
@@ -36,7 +36,7 @@ class Judgement:
 
     @property
     def decision(self) -> FateRecord | None:
-        return self.rollout.decisions[-1] if self.rollout.decisions else None
+        return last_decision(self.rollout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +54,34 @@ class Accounting:
 
 def judge_run(attempts: Sequence[AttemptLog]) -> list[Judgement]:
     """Every rollout that was started, in order of opening."""
+    known = {attempt.number: attempt for attempt in attempts}
+    went_on_from = _went_on_from(attempts)
     judgements: list[Judgement] = []
-    went_on_from: int | None = None  # the smallest version that a later attempt began with
-    for attempt in reversed(attempts):
-        judged = [_judge(attempt, log, went_on_from) for log in attempt.rollouts.values()]
-        judgements[:0] = judged
-        if attempt.began is not None:
-            version = attempt.began.policy_version
-            went_on_from = version if went_on_from is None else min(went_on_from, version)
+    for attempt in attempts:
+        for log in attempt.rollouts.values():
+            # Where a later attempt has taken it over, that one has decided.
+            number = log.taken_over[-1][0] if log.taken_over else attempt.number
+            fate, reason = _fate(known[number], log, went_on_from[number])
+            judgements.append(Judgement(attempt=attempt, rollout=log, fate=fate, reason=reason))
     return judgements
+
+
+def last_decision(log: RolloutLog) -> FateRecord | None:
+    if log.taken_over:
+        return log.taken_over[-1][1]
+    return log.decisions[-1] if log.decisions else None
+
+
+def _went_on_from(attempts: Sequence[AttemptLog]) -> dict[int, int | None]:
+    """Of each attempt's number: the smallest version that a later one began with."""
+    smallest: dict[int, int | None] = {}
+    version: int | None = None
+    for attempt in reversed(attempts):
+        smallest[attempt.number] = version
+        if attempt.began is not None:
+            began = attempt.began.policy_version
+            version = began if version is None else min(version, began)
+    return smallest
 
 
 def account(attempts: Sequence[AttemptLog], judgements: Sequence[Judgement]) -> Accounting:
@@ -78,15 +97,11 @@ def account(attempts: Sequence[AttemptLog], judgements: Sequence[Judgement]) -> 
     )
 
 
-def _judge(attempt: AttemptLog, log: RolloutLog, went_on_from: int | None) -> Judgement:
-    fate, reason = _fate(attempt, log, went_on_from)
-    return Judgement(attempt=attempt, rollout=log, fate=fate, reason=reason)
-
-
 def _fate(attempt: AttemptLog, log: RolloutLog, went_on_from: int | None) -> tuple[Fate, str]:
+    """`attempt`: the last one that had to do with it."""
     end = log.end
     failed = end is not None and end.outcome is not Outcome.COMPLETED
-    decision = log.decisions[-1] if log.decisions else None
+    decision = last_decision(log)
     if decision is None or decision.fate is Fate.UNUSED:
         if end is not None and failed and (decision or end.outcome is Outcome.CANCELLED):
             return Fate.FAILED, end.error
@@ -101,7 +116,7 @@ def _fate(attempt: AttemptLog, log: RolloutLog, went_on_from: int | None) -> tup
         return Fate.UNUSED, decision.reason
     if decision.fate is Fate.FAILED and end is not None:
         return Fate.FAILED, end.error
-    if decision.fate is Fate.TRAINED and went_on_from is not None and decision.step > went_on_from:
+    if decision.fate is Fate.TRAINED and _is_undone(decision, went_on_from):
         return Fate.UNDONE, f"trained in step {decision.step}; the run went on from {went_on_from}"
     return decision.fate, decision.reason
 
@@ -112,9 +127,13 @@ def _problems(attempts: Sequence[AttemptLog], judgements: Sequence[Judgement]) -
     strays = [r for a in attempts for r in a.strays if r.fate is not Fate.UNUSED]
     if strays:
         yield f"decided on, but never opened: {_names(r.rollout_id for r in strays)}"
-    twice = [j for j in judgements if len(j.rollout.decisions) > 1]
+    twice = [j for j in judgements if _is_decided_twice(j.rollout)]
     if twice:
         yield f"decided on more than once: {_names(j.rollout.opened.rollout_id for j in twice)}"
+    went_on_from = _went_on_from(attempts)
+    trained = [j for j in judgements if j not in twice and _num_trained(j, went_on_from) > 1]
+    if trained:
+        yield f"trained more than once: {_names(j.rollout.opened.rollout_id for j in trained)}"
     lost = [j for j in judgements if j.fate is Fate.UNACCOUNTED]
     if lost:
         yield f"nobody decided on: {_names(j.rollout.opened.rollout_id for j in lost)}"
@@ -127,8 +146,29 @@ def _problems(attempts: Sequence[AttemptLog], judgements: Sequence[Judgement]) -
 _LEARNED = (Fate.TRAINED, Fate.UNDONE, Fate.NO_SIGNAL)
 
 
+def _is_undone(decision: FateRecord, went_on_from: int | None) -> bool:
+    return went_on_from is not None and decision.step > went_on_from
+
+
+def _is_decided_twice(log: RolloutLog) -> bool:
+    """By one attempt: a later one may take it over, if the step that it was in is undone."""
+    by = [number for number, _ in log.taken_over]
+    return len(log.decisions) > 1 or len(by) > len(set(by))
+
+
+def _num_trained(judgement: Judgement, went_on_from: Mapping[int, int | None]) -> int:
+    """In how many training steps that were not undone it is."""
+    log, number = judgement.rollout, judgement.attempt.number
+    decisions = [(number, decision) for decision in log.decisions] + log.taken_over
+    return sum(
+        decision.fate in _LEARNED and not _is_undone(decision, went_on_from[by])
+        for by, decision in decisions
+    )
+
+
 def _may_train(log: RolloutLog) -> bool:
-    rewarded = log.decisions[-1].failure_reward is not None if log.decisions else False
+    decision = last_decision(log)
+    rewarded = decision is not None and decision.failure_reward is not None
     completed = log.end is not None and (log.end.outcome is Outcome.COMPLETED or rewarded)
     return completed and log.opened.split == "train"
 

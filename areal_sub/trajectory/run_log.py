@@ -47,6 +47,8 @@ class RolloutLog:
     num_sampled_tokens: int = 0
     forks: Counter[Fork] = field(default_factory=Counter)
     decisions: list[FateRecord] = field(default_factory=list)
+    taken_over: list[tuple[int, FateRecord]] = field(default_factory=list)
+    """Decisions of later attempts (by number) that went on with it, in their order."""
     unanswered: dict[str, None] = field(default_factory=dict)
     """Ids of turns that an engine was asked for and that never came: no token of them is there."""
 
@@ -62,6 +64,7 @@ class AttemptLog:
     closed: ClosedRecord | None = None
     rollouts: dict[str, RolloutLog] = field(default_factory=dict)  # in order of opening
     strays: list[FateRecord] = field(default_factory=list)  # of rollouts that were never opened
+    of_others: list[FateRecord] = field(default_factory=list)  # of earlier attempts' rollouts
     retired: list[FateRecord] = field(default_factory=list)
     """Of rollouts whose records were removed from the journal (`journal.retain_bytes`)."""
     damage: list[str] = field(default_factory=list)  # what could not be read
@@ -70,7 +73,16 @@ class AttemptLog:
 def read_run(journals: Path) -> list[AttemptLog]:
     """The attempts of the run whose folder of journals this is, oldest first."""
     numbers = sorted({int(p.stem) for p in journals.glob("[0-9]*.*") if p.stem.isdecimal()})
-    return [_read_attempt(journals, number) for number in numbers]
+    attempts = {number: _read_attempt(journals, number) for number in numbers}
+    for attempt in attempts.values():
+        for entry in attempt.of_others:
+            source = attempts.get(entry.attempt)
+            log = source.rollouts.get(entry.rollout_id) if source is not None else None
+            if log is None:
+                attempt.strays.append(entry)
+            else:
+                log.taken_over.append((attempt.number, entry))
+    return list(attempts.values())
 
 
 def _read_attempt(journals: Path, number: int) -> AttemptLog:
@@ -93,6 +105,8 @@ def _read_attempt(journals: Path, number: int) -> AttemptLog:
             attempt.began = entry
         elif isinstance(entry, ClosedRecord):
             attempt.closed = entry
+        elif entry.attempt:
+            attempt.of_others.append(entry)
         elif entry.rollout_id in attempt.rollouts:
             attempt.rollouts[entry.rollout_id].decisions.append(entry)
         elif has_gaps and entry.fate is not Fate.UNUSED:

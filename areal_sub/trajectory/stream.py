@@ -8,6 +8,7 @@ awaits (an earlier reader's) are dropped and counted.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from areal_sub.errors import DeadlineExceeded, PeerGone
 from areal_sub.records import (
@@ -29,6 +30,7 @@ class TrajectoryStream:
         self._awaited: dict[str, asyncio.Future[Trajectory]] = {}
         self._opened: dict[str, OpenRecord] = {}
         self._turns: dict[str, list[TurnRecord]] = {}
+        self._began: dict[str, int] = {}  # rollout → an offset that its records begin behind
         self.offset = 0
         self.num_unexpected = 0
 
@@ -62,6 +64,7 @@ class TrajectoryStream:
         if record.rollout_id not in self._awaited:
             self.num_unexpected += 1
         elif isinstance(record, OpenRecord):
+            self._began[record.rollout_id] = self.offset
             self._opened[record.rollout_id] = record
             self._turns[record.rollout_id] = []
         elif isinstance(record, TurnRecord):
@@ -91,6 +94,12 @@ class TrajectoryStream:
             ) from None
         finally:
             self.forget(rollout_id)
+
+    def settle(self, rollout_ids: Iterable[str]) -> int:
+        """These are done with; the offset before which nothing is needed any more."""
+        for rollout_id in rollout_ids:
+            self._began.pop(rollout_id, None)
+        return min(self._began.values(), default=self.offset)
 
     def forget(self, rollout_id: str) -> None:
         self._awaited.pop(rollout_id, None)

@@ -29,7 +29,15 @@ class Trajectory:
     """Of an earlier attempt: the version that the run was resumed with after it."""
 
     @classmethod
-    def build(cls, opened: OpenRecord, turns: Iterable[TurnRecord], end: EndRecord) -> Trajectory:
+    def build(
+        cls,
+        opened: OpenRecord,
+        turns: Iterable[TurnRecord],
+        end: EndRecord,
+        *,
+        attempt: int = 0,
+        went_on_from: int | None = None,
+    ) -> Trajectory:
         """From one rollout's records, the turns in the order in which they were recorded.
 
         Raises `RecordError` where a record belongs to another rollout or a turn does not fit its
@@ -46,7 +54,14 @@ class Trajectory:
                 f"rollout {opened.rollout_id}: {len(by_id)} turns, but its end record says "
                 f"{end.num_turns} turns of rollout {end.rollout_id}"
             )
-        return cls(open=opened, turns=by_id, children=children, end=end)
+        return cls(
+            open=opened,
+            turns=by_id,
+            children=children,
+            end=end,
+            attempt=attempt,
+            went_on_from=went_on_from,
+        )
 
     @property
     def reward(self) -> float:

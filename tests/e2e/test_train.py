@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from e2e_run import REPO, WAIT_S, Run
 
+from areal_sub.trajectory.accounting import account, judge_run
+from areal_sub.trajectory.run_log import read_run
+
 StartRun = Callable[..., Run]
 COMPONENTS = {"areal_sub.engines.embedded", "areal_sub.proxy", "areal_sub.rollout.supervisor"}
 END_WITHIN_S = 30.0
@@ -186,3 +189,37 @@ print("RESULT", result.checkpoint.exists(), result.progress.rows[-1]["reward/val
         check=False,
     )
     assert "RESULT True 0.25" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_had_ended_when_the_trainer_was_killed_is_trained_once(start_run: StartRun) -> None:
+    """No recovery point but the last: all that the first attempt trained is undone."""
+    again = ["total_train_steps=3", "recover.mode=auto", "recover.freq_steps=100"]
+    run = start_run(*again, "workflow=agents_under_test.plain_function")
+    rows = run.root / "metrics.jsonl"
+    run.wait_until(
+        lambda: rows.exists() and '"step": 1' in rows.read_text(), "the first step's metrics"
+    )
+    run.process.kill()
+    run.process.wait(timeout=END_WITHIN_S)
+    run.wait_until(lambda: not run.survivors(), "end of all processes")
+    run.finish()
+
+    resumed = start_run(*again, "workflow=agents_under_test.plain_function")
+    output = resumed.finish()
+    assert resumed.process.returncode == 0, output
+    assert "of earlier attempts have ended and are yet to be trained" in output
+    assert "accounted for" in output and "are not accounted for" not in output
+    attempts = read_run(resumed.root / "journal")
+    assert [attempt.number for attempt in attempts] == [1, 2]
+    judged = judge_run(attempts)
+    assert account(attempts, judged).problems == ()
+    of_first = [j for j in judged if j.attempt.number == 1 and j.rollout.taken_over]
+    steps = {j.decision.step for j in of_first if j.decision is not None}
+    assert {1} <= steps, "the first step's rollouts are in the first step again"
+    groups = {j.rollout.opened.group_id for j in of_first}
+    reran = [
+        j.rollout.opened.rollout_id
+        for j in judged
+        if j.attempt.number == 2 and j.rollout.opened.group_id in groups
+    ]
+    assert not {j.rollout.opened.rollout_id for j in of_first} & set(reran)

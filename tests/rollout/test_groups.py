@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,6 +15,7 @@ from areal_sub.rollout.attempt import Assignment
 from areal_sub.rollout.failures import FailurePolicy
 from areal_sub.rollout.groups import Batch, GroupSource
 from areal_sub.rollout.staleness import Admission
+from areal_sub.trajectory.resume import Finished, RunPosition
 from areal_sub.trajectory.tree import Trajectory
 
 Ends = Callable[[Assignment], Outcome]
@@ -88,7 +89,8 @@ def source(
     agents: Agents,
     *,
     eta: int = 0,
-    version: int = 0,
+    position: RunPosition | None = None,
+    finished: Finished | None = None,
     num_samples: int = 3,
     keeps_stale: bool = False,
     failures: FailurePolicy | None = None,
@@ -100,12 +102,12 @@ def source(
         num_samples=num_samples,
         keeps_stale=keeps_stale,
     )
-    tasks = ((f"task{i}", {"i": i}) for i in itertools.count())
     return GroupSource(
-        tasks,
+        lambda number: (f"task{number}", {"i": number}),
         agents.run,
         admission,
-        version=version,
+        position=position,
+        finished=finished,
         failures=failures,
         on_rollout=lambda _: None,
         on_left_out=lambda t, fate: agents.left_out.append((t.open.rollout_id, fate)),
@@ -134,7 +136,7 @@ def test_synchronous_runs_one_batch_per_version() -> None:
         groups.set_version(1)
         await groups.next_batch()
         assert {a.policy_version for a in agents.started[6:]} == {1}
-        assert groups.position == 4
+        assert groups.num_done == 4
         await groups.close()
 
     drive(test)
@@ -210,7 +212,9 @@ def test_failed_rollouts_are_left_out_and_too_small_groups_are_replaced() -> Non
             ("g000000-0", Fate.FAILED),
         ]
         assert groups.held_rollouts() == []
-        assert groups.position == 3 and groups.num_given_up == 1
+        assert groups.num_done == 3 and groups.position == RunPosition(
+            num_given_up=1, num_started=3
+        )
         await groups.close()
 
     drive(test)
@@ -237,20 +241,64 @@ def test_the_end_of_a_process_of_ours_ends_the_wait() -> None:
         groups = source(agents)
         with pytest.raises(PeerGone, match="engine"):
             await groups.next_batch()
-        assert groups.held_rollouts()[:3] == ["g000000-0", "g000000-1", "g000000-2"]
+        assert groups.held_rollouts()[:2] == [("g000000-0", 0), ("g000000-1", 0)]
         assert agents.left_out == []
         await groups.close()
 
     drive(test)
 
 
-def test_a_resumed_run_goes_on_at_its_position() -> None:
+def test_a_resumed_run_begins_with_what_it_had_not_done_with_and_takes_over_what_is_left() -> None:
+    def left(rollout_id: str, task_id: str, outcome: Outcome = Outcome.COMPLETED) -> Trajectory:
+        assignment = Assignment(
+            rollout_id=rollout_id, group_id=rollout_id.partition("-")[0], task_id=task_id,
+            split="train", data={}, policy_version=4,
+        )  # fmt: skip
+        ended = trajectory(assignment, outcome, 4)
+        return dataclasses.replace(ended, attempt=1, went_on_from=5)
+
     async def test() -> None:
         agents = Agents()
-        groups = source(agents, version=5)
-        assert groups.position == 10
+        finished = {
+            "g000007": [left("g000007-0", "task7"), left("g000007-2~1", "task7")],
+            "g000012": [left(f"g000012-{i}", "task12") for i in range(3)],
+            "g000013": [left("g000013-0", "task of another dataset"), left("g000013-9", "task13")],
+        }
+        position = RunPosition(version=5, num_given_up=1, num_started=12, pending=(7,))
+        groups = source(agents, eta=1, position=position, finished=finished)
+        assert groups.num_done == 11 and groups.position == position
+        batch = await groups.next_batch()
+        assert ids(batch) == [
+            ["g000012-0", "g000012-1", "g000012-2"],
+            ["g000007-0", "g000007-1", "g000007-2~1"],
+        ]
+        assert [t.attempt for group in batch.groups for t in group] == [1, 1, 1, 1, 1, 0]
+        assert groups.num_taken_over == 5
+        groups.set_version(6)
         await groups.next_batch()
-        assert {a.group_id for a in agents.started} == {"g000010", "g000011"}
+        ran = [a.rollout_id for a in agents.started]
+        assert ran[0] == "g000007-1" and not any(each.startswith("g000012") for each in ran)
+        assert {"g000013-0", "g000013-1", "g000013-2"} <= set(ran)
+        await groups.close()
+
+    drive(test)
+
+
+def test_what_is_held_at_the_end_is_told_with_its_attempt() -> None:
+    async def test() -> None:
+        agents = Agents(held="task0")
+        assignment = Assignment(
+            rollout_id="g000000-1", group_id="g000000", task_id="task0", split="train", data={},
+            policy_version=0,
+        )  # fmt: skip
+        left = dataclasses.replace(trajectory(assignment, Outcome.COMPLETED, 0), attempt=3)
+        groups = source(agents, finished={"g000000": [left]})
+        groups.admit()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        held = [each for each in groups.held_rollouts() if each[0].startswith("g000000")]
+        assert held == [("g000000-0", 0), ("g000000-1", 3), ("g000000-2", 0)]
+        assert groups.position.pending == (0, 1)
         await groups.close()
 
     drive(test)

@@ -129,7 +129,7 @@ def test_the_file_begins_and_closes_and_counts_go_by_step(tmp_path: Path) -> Non
     ledger.left_out(trajectory, Fate.STALE, 6)
     ledger.evaluated(["v"], 6)
     assert ledger.take_counts() == {Fate.STALE: 1, Fate.EVALUATED: 1}
-    ledger.left(["late"], 6)
+    ledger.left([("late", 0)], 6)
     assert ledger.take_counts() == {Fate.UNUSED: 1}
     ledger.close("failed", "ComponentDied: engine")
     began, *fates, closed = read(path)

@@ -263,3 +263,33 @@ def test_rollouts_that_were_removed_from_the_journal_are_still_accounted_for(
     (attempt,) = read_run(tmp_path)
     assert 0 < len(attempt.rollouts) < 8 and not attempt.damage
     assert sums(tmp_path) == Accounting(num_started=8, fates={"trained": 8}, problems=())
+
+
+def took_over(rollout_id: str, fate: Fate, step: int, attempt: int = 1) -> FateRecord:
+    return dataclasses.replace(decided(rollout_id, fate, step), attempt=attempt)
+
+
+def test_what_a_later_attempt_took_over_is_decided_by_it(tmp_path: Path) -> None:
+    names = ("undone", "ready", "late", "stale")
+    ledger = [began(), decided("undone", Fate.TRAINED, 2), decided("stale", Fate.STALE)]
+    write(tmp_path, [each for name in names for each in rollout(name)], ledger)
+    ledger = [
+        began(1), took_over("undone", Fate.TRAINED, 2), took_over("ready", Fate.TRAINED, 2),
+        took_over("stale", Fate.NO_SIGNAL, 2), took_over("late", Fate.UNUSED, 0), DONE,
+    ]  # fmt: skip
+    write(tmp_path, [], ledger, number=2)
+    assert fates(tmp_path) == {
+        "1/undone": "trained",
+        "1/ready": "trained",
+        "1/stale": "no_signal",
+        "1/late": "unused",
+    }
+    assert sums(tmp_path).problems == () and sums(tmp_path).num_started == 4
+
+
+def test_a_rollout_in_two_steps_that_hold_is_named(tmp_path: Path) -> None:
+    write(tmp_path, rollout("r"), [began(), decided("r", Fate.TRAINED, 1)])
+    write(tmp_path, [], [began(1), took_over("r", Fate.TRAINED, 2), DONE], number=2)
+    assert "trained more than once: 1 rollouts (r)" in sums(tmp_path).problems
+    write(tmp_path, [], [began(1), took_over("gone", Fate.TRAINED, 2), DONE], number=3)
+    assert any("never opened: 1 rollouts (gone)" in each for each in sums(tmp_path).problems)
