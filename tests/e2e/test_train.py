@@ -191,6 +191,7 @@ print("RESULT", result.checkpoint.exists(), result.progress.rows[-1]["reward/val
     assert "RESULT True 0.25" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(400)  # two runs
 def test_what_had_ended_when_the_trainer_was_killed_is_trained_once(start_run: StartRun) -> None:
     """No recovery point but the last: all that the first attempt trained is undone."""
     again = ["total_train_steps=3", "recover.mode=auto", "recover.freq_steps=100"]
