@@ -62,7 +62,7 @@ def test_an_agent_that_fails_as_the_engine_did_is_lost(proxied: Any, stream: boo
         await call(rollout, stream=stream)
         assert (await ended(proxy, rollout)).outcome is Outcome.LOST
 
-    proxied(work)
+    proxied(work, request_timeout_s=3.0)
 
 
 def test_every_outcome_is_somebodys_fault() -> None:
