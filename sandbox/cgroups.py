@@ -190,11 +190,13 @@ class Group:
                 limits = {
                     f"{memory}/memory.limit_in_bytes": memory_bytes,
                     f"{memory}/memory.memsw.limit_in_bytes": memory_bytes,
+                    # The buffers of TCP connections, which v1 counts apart.
+                    f"{memory}/memory.kmem.tcp.limit_in_bytes": memory_bytes,
                     f"{pids}/pids.max": processes,
                 }
             for path, limit in limits.items():
-                # Absent where the kernel does not count what is swapped out.
-                optional = "swap" in path or "memsw" in path
+                # Absent where the kernel does not count what is swapped out, or no network.
+                optional = "swap" in path or "memsw" in path or "tcp" in path
                 with contextlib.suppress(*([FileNotFoundError] if optional else [])):
                     _write(path, str(limit))
         except OSError:

@@ -35,6 +35,8 @@ def main(channel_fd: int, lifeline_fd: int, *group_fds: int) -> NoReturn:
         kernel.reset_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         kernel.become_subreaper()
+        kernel.raise_open_files()
+        kernel.ensure_core_limit()
         with open(0, "rb") as file:
             settings = json.load(file)
         os.open(os.devnull, os.O_RDONLY)  # becomes descriptor 0

@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import kernel
 from . import plan as plans
 from .cgroups import REMOVE_TIMEOUT_S, Group, Groups, NoGroups, find, remove_all
 from .egress_handle import EgressHandle, Leash
@@ -113,6 +114,7 @@ class Zygote:
         """
         if start not in STARTS:
             raise SpecError(f"unknown start {start!r}; there are: {', '.join(STARTS)}")
+        kernel.raise_open_files()
         made = plans.plan(dataclasses.replace(spec, readable=(*spec.readable, *python_path)), probe)
         interpreter = await _shown_around(made, python)
         agent = {

@@ -5,10 +5,12 @@ Called by the layers, and by the processes around a child (guardian, keeper, zyg
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import platform
+import resource
 import signal
 import stat
 from typing import Any
@@ -75,6 +77,10 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 CAP_NET_ADMIN = 12
 CAP_SYS_ADMIN = 21
 _CAPABILITY_VERSION_3 = 0x20080522
+NO_CORE = 1
+"""The limit by which the kernel writes no core dump, and hands none to a program of the host's, as
+it does with 0 (core(5); fs/coredump.c takes 1 for the end of a program that dumps itself)."""
+
 _NUM_CAPABILITIES = 64
 
 
@@ -141,6 +147,21 @@ def set_name(name: str) -> None:
 def set_dumpable(value: bool) -> None:
     """Whether processes of the same user may look into this one (its /proc files, ptrace)."""
     _prctl(PR_SET_DUMPABLE, int(value))
+
+
+def raise_open_files() -> None:
+    """As many as this process may have. It is also what may be in flight of all of this user's, so
+    one with less than a child of the same user can be kept from passing any."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def ensure_core_limit() -> None:
+    """Where it is 0 for good, root can still make it `NO_CORE`, which no other user can."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    if hard == 0:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))
 
 
 def set_no_new_privs() -> None:

@@ -34,6 +34,8 @@ EGRESS_PORT = 3128
 MAX_INITS = 4096
 """Processes of its own that stand in the group of a zygote, besides those of its agent's import."""
 _DNS_PORT = 53
+MAX_SIGNALS = 1024
+"""Queued, of one child: signals with a value, and timers."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,9 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
     limits = spec.limits
     polled = {"memory_bytes": limits.total_memory_bytes, "cpu_s": limits.total_cpu_s}
     with_groups = has_groups(spec, probe)
-    rlimits = {**_rlimits(limits), "RLIMIT_NPROC": [limits.processes] * 2}
+    # Counted per user: here per child, each of which has a user namespace of its own.
+    per_user = {"RLIMIT_NPROC": limits.processes, "RLIMIT_SIGPENDING": MAX_SIGNALS}
+    rlimits = {**_rlimits(limits), **{name: [limit] * 2 for name, limit in per_user.items()}}
     landlock = {
         "readable": ["/"],
         "hidden": [],
@@ -198,8 +202,8 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("capabilities", {"keep": [kernel.CAP_SYS_ADMIN]}),
             Step("no_new_privs", {}),
             Step("landlock", landlock),
-            Step("seccomp", {"permit": ["setns"], "only_tcp": False}),
             Step("rlimits", _zygote_rlimits(limits)),
+            Step("seccomp", {"permit": ["setns"], "only_tcp": False}),
         ),
         cell=(
             Step("namespaces", {}),
@@ -253,8 +257,8 @@ def _egress(allow: Sequence[str]) -> tuple[Step, ...]:
         Step("capabilities", {"keep": []}),
         Step("no_new_privs", {}),
         Step("landlock", landlock),
+        Step("rlimits", {"RLIMIT_CORE": [kernel.NO_CORE] * 2}),
         Step("seccomp", {"permit": [], "only_tcp": False}),
-        Step("rlimits", {"RLIMIT_CORE": [0, 0]}),
     )
 
 
@@ -308,8 +312,8 @@ def _process(spec: SandboxSpec, probe: Probe) -> Plan:
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
             Step("landlock", common),
-            Step("seccomp", {"permit": [], "only_tcp": True}),
             Step("rlimits", _zygote_rlimits(spec.limits)),
+            Step("seccomp", {"permit": [], "only_tcp": True}),
         ),
         cell=(),
         child=(
@@ -342,8 +346,8 @@ def _gvisor(spec: SandboxSpec, probe: Probe) -> Plan:
                 },
             ),
             Step("no_new_privs", {}),
-            Step("seccomp", {"permit": ["unshare"], "only_tcp": False}),
             Step("rlimits", _zygote_rlimits(spec.limits)),
+            Step("seccomp", {"permit": ["unshare"], "only_tcp": False}),
         ),
         cell=(Step("some_namespaces", {}), Step("loopback", {"ports": _ports(spec)})),
         child=(
@@ -398,7 +402,7 @@ def _rlimits(limits: Limits) -> dict[str, list[int]]:
         "RLIMIT_AS": [limits.memory_bytes] * 2,
         "RLIMIT_NOFILE": [limits.open_files] * 2,
         "RLIMIT_FSIZE": [limits.file_bytes] * 2,
-        "RLIMIT_CORE": [limits.core_bytes] * 2,
+        "RLIMIT_CORE": [limits.core_bytes or kernel.NO_CORE] * 2,  # from then on, seccomp keeps it
     }
 
 

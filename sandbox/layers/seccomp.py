@@ -12,7 +12,7 @@ import functools
 import os
 import platform
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Optional
 
 from .. import kernel
@@ -49,6 +49,7 @@ _DENIED: Mapping[str, _Numbers] = {
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
     "pidfd_getfd": (438, 438),
     "kcmp": (312, 272),
     # Files by handle, past every path rule.
@@ -68,6 +69,9 @@ _DENIED: Mapping[str, _Numbers] = {
     "fanotify_mark": (301, 263),
     "lookup_dcookie": (212, 18),
     "memfd_secret": (447, 447),
+    "lsm_get_self_attr": (459, 459),
+    "lsm_set_self_attr": (460, 460),
+    "lsm_list_modules": (461, 461),
     # The machine itself.
     "kexec_load": (246, 104),
     "kexec_file_load": (320, 294),
@@ -78,6 +82,10 @@ _DENIED: Mapping[str, _Numbers] = {
     "swapon": (167, 224),
     "swapoff": (168, 225),
     "acct": (163, 89),
+    # All that the machine has yet to write, of everybody.
+    "sync": (162, 81),
+    "syncfs": (306, 267),
+    "file_setattr": (469, 469),
     "syslog": (103, 116),
     "quotactl": (179, 60),
     "quotactl_fd": (443, 443),
@@ -113,8 +121,16 @@ _DENIED: Mapping[str, _Numbers] = {
     "mq_open": (240, 180),
     "memfd_create": (319, 279),
 }
+# As on a kernel without them, which callers know how to live with.
+_ABSENT: Mapping[str, _Numbers] = {
+    # Its flags are behind a pointer, where no filter sees them; the C library then uses clone.
+    "clone3": (435, 435),
+    # A user has few (fs.inotify.max_user_instances), children and trainer together; and they tell
+    # what others do with files that can be read.
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+}
 _CLONE: _Numbers = (56, 220)
-_CLONE3: _Numbers = (435, 435)
 _SOCKET: _Numbers = (41, 198)
 _SOCKETPAIR: _Numbers = (53, 199)
 _SETSOCKOPT: _Numbers = (54, 208)
@@ -126,15 +142,42 @@ _PERSONALITY: _Numbers = (135, 92)
 _PRLIMIT: _Numbers = (302, 261)
 _SETPRIORITY: _Numbers = (141, 140)
 _IOPRIO_SET: _Numbers = (251, 30)
+_SETRLIMIT: _Numbers = (160, 164)
+_FCNTL: _Numbers = (72, 25)
+_PRCTL: _Numbers = (157, 167)
+_FADVISE: _Numbers = (221, 223)
+_LISTEN: _Numbers = (50, 201)
+# Each with the place of the mode among its arguments.
+_CHMODS: Mapping[str, tuple[_Numbers, int]] = {
+    "chmod": ((90, None), 1),
+    "fchmod": ((91, 52), 1),
+    "fchmodat": ((268, 53), 2),
+    "fchmodat2": ((452, 452), 2),
+}
 
-_TERMINAL_IOCTLS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into the terminal
+_DENIED_IOCTLS = (
+    # TIOCSTI, TIOCLINUX: type into the terminal; TIOCSETD: have the kernel load a line discipline.
+    *(0x5412, 0x541C, 0x5423),
+    # FS_IOC_SETFLAGS and its 32-bit twin, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY: change files
+    # that are open for reading only.
+    *(0x40086602, 0x40046602, 0x401C5820, 0x40806685),
+)
+# F_SETLEASE: whoever opens the file for writing has to wait; F_NOTIFY: an inotify of old.
+_DENIED_FCNTLS = (1024, 1026)
+# PR_SCHED_CORE: keeps others off the core's other thread; PR_FUTEX_HASH: memory that no limit of a
+# process counts.
+_DENIED_PRCTLS = (62, 78)
+_POSIX_FADV_DONTNEED = 4  # throws what others have read out of memory
+_SUID_SGID = 0o6000
 _CLONE_PARENT = 0x8000  # a child of the zygote's, whose CPU time would count for no child
 _NEW_NAMESPACES = kernel.ALL_NAMESPACES | 0x02000000 | 0x00000080  # and cgroup, time
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _SOCK_STREAM, _SOCK_DGRAM, _SOCK_TYPE_MASK = 1, 2, 0xF
 _IPPROTO_TCP, _IPPROTO_UDP = 6, 17
 _MSG_FASTOPEN = 0x20000000
-_TCP_FASTOPEN_CONNECT = 30
+_MSG_OOB = 0x1
+_TCP_FASTOPEN_CONNECT, _TCP_ULP = 30, 31
+_RLIMIT_CORE = 4
 
 # struct seccomp_data {int nr; u32 arch; u64 instruction_pointer; u64 args[6];}, little-endian
 _NR, _ARCH, _ARGS = 0, 4, 16
@@ -190,30 +233,35 @@ def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes
         number = _number(numbers)
         if number is not None and name not in permit:
             code += _on(number, [_errno(errno.EPERM)])
-    # Its flags are behind a pointer, where no filter sees them; the C library then uses clone.
-    code += _on(_number(_CLONE3), [_errno(errno.ENOSYS)])
+    for numbers in _ABSENT.values():
+        code += _on(_number(numbers), [_errno(errno.ENOSYS)])
     code += _on(_number(_CLONE), [*_refuse_bits(0, _NEW_NAMESPACES | _CLONE_PARENT), _ret(_ALLOW)])
     code += _on(_number(_SOCKET), _socket_rule(only_tcp))
     code += _on(_number(_SOCKETPAIR), _pair_rule(only_tcp))
     # Limits and priorities of oneself only (process 0): Landlock has no rule for those of others.
-    code += _on(_number(_PRLIMIT), [*_require(0, 0), _ret(_ALLOW)])
+    code += _on(_number(_PRLIMIT), [*_require(0, 0), *_keep_core_limit()])
+    code += _on(_number(_SETRLIMIT), [_arg(0), (_JEQ, 0, 1, _RLIMIT_CORE), _errno(0), _ret(_ALLOW)])
     code += _on(_number(_SETPRIORITY), [*_require(0, 0), *_require(1, 0), _ret(_ALLOW)])
     code += _on(_number(_IOPRIO_SET), [*_require(0, 1), *_require(1, 0), _ret(_ALLOW)])
-    # TCP fast open connects without connect(), so past Landlock's rule for ports.
-    fast_open = [*_refuse_bits(3, _MSG_FASTOPEN), _ret(_ALLOW)]
-    code += _on(_number(_SENDTO), fast_open)
-    code += _on(_number(_SENDMMSG), fast_open)
-    code += _on(_number(_SENDMSG), [*_refuse_bits(2, _MSG_FASTOPEN), _ret(_ALLOW)])
-    option = [
-        *(_arg(1), (_JEQ, 0, 3, _IPPROTO_TCP)),
-        *(_arg(2), (_JEQ, 0, 1, _TCP_FASTOPEN_CONNECT), _errno(errno.EPERM)),
-        _ret(_ALLOW),
-    ]
+    # TCP fast open connects without connect(), so past Landlock's rule for ports. Urgent data are a
+    # part of Unix sockets that nobody uses but exploits.
+    flags = _MSG_FASTOPEN | _MSG_OOB
+    code += _on(_number(_SENDTO), [*_refuse_bits(3, flags), _ret(_ALLOW)])
+    code += _on(_number(_SENDMMSG), [*_refuse_bits(3, flags), _ret(_ALLOW)])
+    code += _on(_number(_SENDMSG), [*_refuse_bits(2, flags), _ret(_ALLOW)])
+    refused = _refuse_values(2, (_TCP_FASTOPEN_CONNECT, _TCP_ULP))
+    option = [_arg(1), (_JEQ, 0, len(refused), _IPPROTO_TCP), *refused, _ret(_ALLOW)]
     code += _on(_number(_SETSOCKOPT), option)
-    terminal = [_arg(1)]
-    for request in _TERMINAL_IOCTLS:
-        terminal += [(_JEQ, 0, 1, request), _errno(errno.EPERM)]
-    code += _on(_number(_IOCTL), [*terminal, _ret(_ALLOW)])
+    code += _on(_number(_IOCTL), [*_refuse_values(1, _DENIED_IOCTLS), _ret(_ALLOW)])
+    code += _on(_number(_FCNTL), [*_refuse_values(1, _DENIED_FCNTLS), _ret(_ALLOW)])
+    code += _on(_number(_PRCTL), [*_refuse_values(0, _DENIED_PRCTLS), _ret(_ALLOW)])
+    code += _on(_number(_FADVISE), [*_refuse_values(3, (_POSIX_FADV_DONTNEED,)), _ret(_ALLOW)])
+    if only_tcp:
+        # Without bind, which Landlock refuses, the kernel picks a port, of all addresses.
+        code += _on(_number(_LISTEN), [_errno(errno.EPERM)])
+        # Landlock has no rule for modes: here this user's files outside are in reach.
+        for numbers, at in _CHMODS.values():
+            code += _on(_number(numbers), [*_refuse_bits(at, _SUID_SGID), _ret(_ALLOW)])
     ask, default = 0xFFFFFFFF, 0
     persona = [_arg(0), (_JEQ, 2, 0, ask), (_JEQ, 1, 0, default), _errno(errno.EPERM)]
     code += _on(_number(_PERSONALITY), [*persona, _ret(_ALLOW)])
@@ -274,6 +322,25 @@ def _on(number: int | None, block: list[_Instruction]) -> list[_Instruction]:
 
 def _refuse_bits(arg: int, bits: int) -> list[_Instruction]:
     return [_arg(arg), (_JSET, 0, 1, bits), _errno(errno.EPERM)]
+
+
+def _refuse_values(arg: int, values: Iterable[int]) -> list[_Instruction]:
+    code = [_arg(arg)]
+    for value in values:
+        code += [(_JEQ, 0, 1, value), _errno(errno.EPERM)]
+    return code
+
+
+def _keep_core_limit() -> list[_Instruction]:
+    """prlimit: as if it were done where the limit for core dumps is to be set: with a lower one, 0,
+    the kernel hands a dump to the host's own program for them, where it has one (core(5))."""
+    return [
+        *(_arg(1), (_JEQ, 0, 5, _RLIMIT_CORE)),
+        *(_arg(2), (_JEQ, 0, 2, 0)),
+        *((_LD_W_ABS, 0, 0, _ARGS + 8 * 2 + 4), (_JEQ, 1, 0, 0)),  # the pointer's high half
+        _errno(0),
+        _ret(_ALLOW),
+    ]
 
 
 def _require(arg: int, value: int) -> list[_Instruction]:

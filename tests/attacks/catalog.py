@@ -111,8 +111,14 @@ FILES = (
         stopped(_ABSENT, "ENOENT"),
         stopped("refused by Landlock", "EACCES"),
     ),
-    row("05", "mount, umount, fsopen, open_tree, pivot_root, chroot", _seccomp("EPERM")),
+    row("05", "mount, umount, fsopen, open_tree, listmount, chroot", _seccomp("EPERM")),
     row("06", "make a device", stopped("no capability", "EPERM")),
+    row(
+        "06b",
+        "open /dev/fuse, kvm, net/tun, vsock, a terminal, ...",
+        stopped(_ABSENT, "ENOENT"),
+        stopped("refused by Landlock", "EACCES ENOENT"),
+    ),
     row(
         "07",
         "hard link, or move, a file from outside into the work directory",
@@ -120,7 +126,7 @@ FILES = (
         stopped("refused by Landlock", "EXDEV EACCES EPERM"),
     ),
     row("08", "setuid programs; setresuid", stopped("no_new_privs: no gain", "EPERM")),
-    row("09", "a setuid program of one's own", stopped("no gain")),
+    row("09", "a setuid program of one's own", stopped("no gain"), _seccomp("EPERM")),
     row("10", "open_by_handle_at", _seccomp("EPERM")),
     row("11a", "fill the disk with one file", stopped("limit per file", "EFBIG")),
     row(
@@ -155,6 +161,14 @@ FILES = (
         "lock a readable file of the host",
         open_("Who may read a file may lock it (flock): others who lock it have to wait."),
     ),
+    row(
+        "16c",
+        "change the flags of a readable file, set its setuid bit",
+        stopped("refused by seccomp; mounted read-only", "EPERM EROFS"),
+        _seccomp("EPERM"),
+    ),
+    row("16d", "lease a readable file, so that its writers have to wait", _seccomp("EPERM")),
+    row("16e", "throw a readable file out of memory", _seccomp("EPERM")),
 )
 
 PROCESSES = (
@@ -196,7 +210,11 @@ PROCESSES = (
     ),
     row("24a", "the x32 entry point", stopped("killed by seccomp", "SIGNALED SIGSYS")),
     row("24b", "the i386 entry point", stopped("killed by seccomp", "SIGNALED SIGSYS SIGSEGV")),
-    row("25", "real-time scheduling, negative nice, affinity", _seccomp("EPERM EACCES")),
+    row(
+        "25",
+        "real-time scheduling, negative nice, affinity, a core of one's own",
+        _seccomp("EPERM EACCES"),
+    ),
     row(
         "26a",
         "raise one's own limits, lower oom_score_adj",
@@ -233,16 +251,19 @@ PROCESSES = (
 
 KERNEL = (
     row("33", "io_uring", _seccomp("EPERM")),
+    row("33b", "system calls newer than Linux 6.17", _seccomp("ENOSYS")),
     row("34", "bpf, perf_event_open", _seccomp("EPERM")),
     row("35", "userfaultfd", _seccomp("EPERM ENOENT EACCES")),
     row("36", "keyctl, add_key, request_key", _seccomp("EPERM")),
     row("37", "kexec, modules, reboot, swap", _seccomp("EPERM")),
     row("38", "personality, modify_ldt, iopl", _seccomp("EPERM")),
+    row("38b", "ask security modules, and set their attributes", _seccomp("EPERM")),
     row("39", "set the clock", _seccomp("EPERM")),
+    row("39b", "have the machine write out all that it holds back", _seccomp("EPERM")),
     row("40", "TIOCSTI, TIOCLINUX", _seccomp("EPERM ENOENT EACCES")),
     row("41", "System V and POSIX queues and shared memory", _seccomp("EPERM")),
-    row("42", "fanotify, inotify flood", stopped("refused, bounded by open files", "EPERM EMFILE")),
-    row("43", "a core dump", stopped("its limit is 0, for good", "EPERM")),
+    row("42", "fanotify, inotify flood", _seccomp("EPERM ENOSYS")),
+    row("43", "a core dump, by the kernel or by the host's program", stopped("no limit but 1")),
 )
 
 NETWORK = (
@@ -308,11 +329,18 @@ NETWORK = (
         stopped("bounded for each child; siblings get through"),
         _NO_EGRESS,
     ),
+    row("47g", "urgent data on Unix sockets", _seccomp("EPERM")),
     row("48a", "Multipath TCP, TCP fast open", _seccomp("EPERM")),
     row(
         "48b",
-        "a TCP socket turned into SMC",
-        stopped("the kernel has none, or seccomp", "ENOENT ENOTSUP EPERM"),
+        "a TCP socket turned into SMC, TLS, ESP",
+        _seccomp("EPERM"),
+    ),
+    row(
+        "48c",
+        "listen at a port that nobody picked, for those outside",
+        stopped("a network of its own"),
+        _seccomp("EPERM"),
     ),
     row(
         "49",
@@ -350,6 +378,19 @@ RESOURCES = (
             ),
         )
     ),
+    limited(
+        grouped(
+            row(
+                "51d",
+                "the same in the buffers of TCP connections",
+                open_("They count for no process; bounded by open files times processes."),
+                stopped("there is no listener to connect to"),
+            ),
+            _MEMORY,
+        ),
+        total_memory_bytes=_TOTAL,
+    ),
+    row("51e", "memory of the kernel's: a table of futexes", _seccomp("EPERM")),
     row(
         "52",
         "memfd, /dev/shm",
@@ -413,6 +454,25 @@ RESOURCES = (
         "58",
         "use up descriptors, also in flight",
         stopped("limits of the child", "EMFILE ETOOMANYREFS"),
+    ),
+    limited(
+        row(
+            "58b",
+            "descriptors in flight, until the user may have no more",
+            stopped("those who hand out descriptors may have more", "ETOOMANYREFS"),
+        ),
+        open_files=1024,
+    ),
+    row(
+        "58c",
+        "timers, until the user may have no more",
+        stopped("limits of the child", "EAGAIN"),
+        open_("Counted per user: who runs out of them is told so."),
+    ),
+    row(
+        "58d",
+        "pages in pipes, until the user may have no more",
+        open_("Counted per user: its new pipes have two pages, and work."),
     ),
 )
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import re
+import resource
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -310,6 +312,47 @@ async def _first(running: asyncio.Future[Any], event: Any) -> None:
         assert waiting.done(), running
     finally:
         waiting.cancel()
+
+
+@observes("48c")
+async def _from_outside(stage: Any, zygote: Any, attack: Attack) -> str:
+    """While it waits, every port of this machine that was not there before is connected to."""
+    before = _listening()
+    attacking = asyncio.ensure_future(stage.attack(zygote, attack.function))
+    while not attacking.done():
+        for port in _listening() - before:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+        await asyncio.wait({attacking}, timeout=0.05)
+    return _said(await attacking).replace("timed out", "nobody came")
+
+
+def _listening() -> set[int]:
+    listening = "0A"
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    fields = [line.split() for line in lines]
+    return {int(each[1].rpartition(":")[2], 16) for each in fields if each[3] == listening}
+
+
+@observes("58b")
+async def _in_flight(stage: Any, _: Any, attack: Attack) -> str:
+    """By a caller who may have as many as the child: while those are in flight, others start."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+    try:
+        zygote = await stage.start(**attack.limits)
+        try:
+            attacking = asyncio.ensure_future(stage.attack(zygote, attack.function))
+            while not attacking.done():
+                beside = await stage.attack(zygote, "undisturbed_alone")
+                if beside.value != "well":
+                    return f"SUCCEEDED: {beside}"
+            return _said(await attacking)
+        finally:
+            await zygote.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @observes("49")

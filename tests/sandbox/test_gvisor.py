@@ -457,7 +457,7 @@ def test_the_plan_asks_nothing_of_the_hosts_kernel() -> None:
     assert made.outer == (Step("gvisor", args),)
     assert made.root == ()
     assert [step.layer for step in made.zygote] == [
-        *("unprivileged", "no_new_privs", "seccomp", "rlimits")
+        *("unprivileged", "no_new_privs", "rlimits", "seccomp")
     ]
     assert made.cell == (Step("some_namespaces", {}), Step("loopback", {"ports": [8080]}))
     assert [step.layer for step in made.child] == [

@@ -98,7 +98,7 @@ RLIMITS = {
     "RLIMIT_AS": [1000, 1000],
     "RLIMIT_NOFILE": [20, 20],
     "RLIMIT_FSIZE": [30, 30],
-    "RLIMIT_CORE": [0, 0],
+    "RLIMIT_CORE": [1, 1],
 }
 IMPORT_RLIMITS = {name: RLIMITS[name] for name in ("RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_CORE")}
 ZYGOTE_GROUP = Step("cgroups", {"memory_bytes": 6000, "processes": 7 + 4096})
@@ -145,8 +145,8 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
                     "ports": None,
                 },
             ),
-            Step("seccomp", {"permit": ["setns"], "only_tcp": False}),
             Step("rlimits", IMPORT_RLIMITS),
+            Step("seccomp", {"permit": ["setns"], "only_tcp": False}),
         ),
         cell=(
             Step("namespaces", {}),
@@ -159,7 +159,10 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
             Step("descriptors", {}),
             Step("environ", {"env": {"A": "b"}}),
             Step("randomness", {}),
-            Step("rlimits", {**RLIMITS, "RLIMIT_NPROC": [7, 7]}),
+            Step(
+                "rlimits",
+                {**RLIMITS, "RLIMIT_NPROC": [7, 7], "RLIMIT_SIGPENDING": [1024, 1024]},
+            ),
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
             Step("seccomp", {"deny": ["setns"]}),
@@ -187,8 +190,8 @@ def test_the_plan_of_process_is_the_whole_ordered_list() -> None:
             Step("capabilities", {"keep": []}),
             Step("no_new_privs", {}),
             landlocked,
-            Step("seccomp", {"permit": [], "only_tcp": True}),
             Step("rlimits", IMPORT_RLIMITS),
+            Step("seccomp", {"permit": [], "only_tcp": True}),
         ),
         cell=(),
         child=(
@@ -221,7 +224,7 @@ def test_an_allowlist_adds_a_listener_a_sealed_proxy_and_where_it_is() -> None:
         *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     }
     assert env["HTTPS_PROXY"] == env["all_proxy"] == "http://127.0.0.1:3128"
-    layers = ["capabilities", "no_new_privs", "landlock", "seccomp", "rlimits"]
+    layers = ["capabilities", "no_new_privs", "landlock", "rlimits", "seccomp"]
     assert [step.layer for step in made.egress] == layers
     landlock = made.egress[2].args
     assert landlock["ports"] == [53, 80, 443, 8443]

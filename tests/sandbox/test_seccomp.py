@@ -22,11 +22,12 @@ if platform.machine() != "x86_64":
     HEADERS[0] = (0, Path("/usr/x86_64-linux-gnu/include/asm/unistd_64.h"), r"__NR_")
 NAMED = {
     **seccomp._DENIED,
+    **seccomp._ABSENT,
+    **{name: numbers for name, (numbers, _) in seccomp._CHMODS.items()},
     **{
         name.lower(): getattr(seccomp, f"_{name}")
         for name in (
             "CLONE",
-            "CLONE3",
             "SOCKET",
             "SOCKETPAIR",
             "SETSOCKOPT",
@@ -35,6 +36,10 @@ NAMED = {
             "SENDMMSG",
             "IOCTL",
             "PERSONALITY",
+            "SETRLIMIT",
+            "FCNTL",
+            "PRCTL",
+            "LISTEN",
         )
     },
 }
@@ -74,7 +79,11 @@ def test_every_denied_call_is_refused_in_a_child(lab: Any) -> None:
     calls["personality"] = [seccomp._PERSONALITY[column], 0x0040000]  # ADDR_NO_RANDOMIZE
     calls["terminal"] = [seccomp._IOCTL[column], 0, 0x5412, 0]  # TIOCSTI
     unknown = {
-        "clone3": [seccomp._CLONE3[column], 0, 0],
+        **{
+            name: [numbers[column], 0, 0]
+            for name, numbers in seccomp._ABSENT.items()
+            if numbers[column] is not None
+        },
         "newer": [seccomp._LAST + 1, -1, -1],
         "no such": [1000, 0],
     }

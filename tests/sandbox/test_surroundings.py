@@ -99,10 +99,10 @@ def test_limits_are_those_of_the_spec(lab: Any) -> None:
         "RLIMIT_AS": [2**31] * 2,
         "RLIMIT_NOFILE": [99] * 2,
         "RLIMIT_FSIZE": [12345] * 2,
-        "RLIMIT_CORE": [0] * 2,
+        "RLIMIT_CORE": [1] * 2,
     }
     if lab.tier == "namespaces":
-        expected["RLIMIT_NPROC"] = [55] * 2
+        expected |= {"RLIMIT_NPROC": [55] * 2, "RLIMIT_SIGPENDING": [1024] * 2}
 
     async def go() -> ChildReport:
         zygote = await lab.start(

@@ -121,6 +121,9 @@ def a05(data: dict[str, Any]) -> str:
         ("open_tree", AT_FDCWD, b"/", 1),
         ("move_mount", AT_FDCWD, b"/", AT_FDCWD, b".", 0),
         ("mount_setattr", AT_FDCWD, b"/", 0, (ctypes.c_uint64 * 4)(0, 1, 0, 0), 32),
+        ("open_tree_attr", AT_FDCWD, b"/", 1, (ctypes.c_uint64 * 4)(0, 1, 0, 0), 32),
+        ("statmount", (ctypes.c_uint64 * 4)(32, 1, 1), (ctypes.c_uint64 * 64)(), 512, 0),
+        ("listmount", (ctypes.c_uint64 * 4)(32, 2**64 - 1), (ctypes.c_uint64 * 8)(), 8, 0),
     )
 
 
@@ -138,6 +141,16 @@ def a06(data: dict[str, Any]) -> str:
         ("memory of the kernel", lambda: device(stat.S_IFCHR, 1, 1)),
         ("block device", lambda: device(stat.S_IFBLK, 254, 0)),
     )
+
+
+def a06b(data: dict[str, Any]) -> str:
+    """Devices that the host may have: each a large part of the kernel."""
+    names = ("fuse", "kvm", "net/tun", "vhost-net", "vhost-vsock", "vsock", "loop-control", "ptmx")
+    others = ("tty", "tty1", "snd/timer", "dri/card0", "nvidiactl", "uinput", "userfaultfd", "mem")
+    attempts: list[Attempt] = [
+        (name, partial(os.open, f"/dev/{name}", os.O_RDWR)) for name in (*names, *others)
+    ]
+    return attempt(*attempts, ("a terminal", os.openpty))
 
 
 def a07(data: dict[str, Any]) -> str:
@@ -434,3 +447,44 @@ def a16b(data: dict[str, Any]) -> str:
         return "locked"
 
     return attempt(("flock", lock))
+
+
+def a16c(data: dict[str, Any]) -> str:
+    """The flags of a file that is open for reading, and its setuid bit."""
+    get_flags, set_flags = 0x80086601, 0x40086602
+
+    def flags() -> str:
+        with open(data["readme"], "rb") as file:
+            kept = bytearray(8)
+            with contextlib.suppress(OSError):  # not every file system has them
+                fcntl.ioctl(file, get_flags, kept)
+            fcntl.ioctl(file, set_flags, bytes(kept))
+        return "set"
+
+    return attempt(
+        ("FS_IOC_SETFLAGS", flags),
+        ("file_setattr", lambda: call("file_setattr", -1, b"", None, 0, 0)),
+        ("setuid", lambda: os.chmod(data["readme"], 0o4644)),
+        ("setgid", lambda: os.chmod(data["project"], 0o2755)),
+    )
+
+
+def a16d(data: dict[str, Any]) -> str:
+    """A lease on a file of the host that can be read: whoever opens it for writing has to wait."""
+
+    def lease() -> str:
+        fd = os.open(data["readme"], os.O_RDONLY)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        return "leased"
+
+    return attempt(("F_SETLEASE", lease))
+
+
+def a16e(data: dict[str, Any]) -> str:
+    """Throw a file that others read out of memory."""
+
+    def drop() -> None:
+        fd = os.open(data["readme"], os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    return attempt(("POSIX_FADV_DONTNEED", drop))

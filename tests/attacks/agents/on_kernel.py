@@ -12,7 +12,7 @@ import socket
 from functools import partial
 from typing import Any
 
-from calls import Attempt, Refused, attempt, call, calls, forked
+from calls import Attempt, Refused, attempt, call, calls, forked, raw_call
 
 MAX_INOTIFY = 300
 TIMEOUT_S = 2.0
@@ -26,6 +26,12 @@ def a33(data: dict[str, Any]) -> str:
         ("io_uring_enter", 0, 0, 0, 0, None, 0),
         ("io_uring_register", 0, 0, None, 0),
     )
+
+
+def a33b(data: dict[str, Any]) -> str:
+    """Calls that are newer than this list."""
+    numbers = (*range(470, 500), 1000)
+    return attempt(*((f"{number}", partial(raw_call, number)) for number in numbers))
 
 
 def a34(data: dict[str, Any]) -> str:
@@ -82,6 +88,15 @@ def a38(data: dict[str, Any]) -> str:
     )
 
 
+def a38b(data: dict[str, Any]) -> str:
+    """What Linux 6.8 and later let a process ask, and set, of security modules."""
+    return calls(
+        ("lsm_list_modules", None, None, 0),
+        ("lsm_get_self_attr", 100, None, None, 0),
+        ("lsm_set_self_attr", 100, None, 0, 0),
+    )
+
+
 def a39(data: dict[str, Any]) -> str:
     """With times that no clock takes: a refusal has to come before they are looked at."""
     never = (ctypes.c_int64 * 2)(0, -1)
@@ -92,6 +107,12 @@ def a39(data: dict[str, Any]) -> str:
         ("adjtimex", timex),
         ("clock_adjtime", 0, timex),
     )
+
+
+def a39b(data: dict[str, Any]) -> str:
+    """Have the machine write all that anybody has written."""
+    root = os.open("/usr", os.O_RDONLY)
+    return calls(("sync",), ("syncfs", root))
 
 
 def a40(data: dict[str, Any]) -> str:
@@ -137,16 +158,19 @@ def a42(data: dict[str, Any]) -> str:
 
 
 def a43(data: dict[str, Any]) -> str:
-    """A core dump, where the limit can be raised or does not hold."""
+    """A core dump, or one that the host's own program for them is started with: that takes any
+    limit but 1 (core(5))."""
 
     def crash() -> None:
         signal.signal(signal.SIGSEGV, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGSEGV)
 
-    def raise_limit() -> str:
-        big = (ctypes.c_uint64 * 2)(2**20, 2**20)
-        call("prlimit64", 0, resource.RLIMIT_CORE, big, None)
-        return "RLIMIT_CORE"
+    def change_limit(to: int) -> str:
+        call("prlimit64", 0, resource.RLIMIT_CORE, (ctypes.c_uint64 * 2)(to, to), None)
+        resource.setrlimit(resource.RLIMIT_CORE, (to, to))
+        if (limit := resource.getrlimit(resource.RLIMIT_CORE)) == (1, 1):
+            raise Refused("it stays")
+        return f"RLIMIT_CORE is {limit}"
 
     def dump() -> str:
         _, status = os.waitpid(forked(crash), 0)
@@ -155,7 +179,11 @@ def a43(data: dict[str, Any]) -> str:
             return f"dumped {cores}"
         raise Refused("no core")
 
-    return attempt(("raise the limit", raise_limit), ("crash", dump))
+    return attempt(
+        ("raise the limit", lambda: change_limit(2**20)),
+        ("lower the limit", lambda: change_limit(0)),
+        ("crash", dump),
+    )
 
 
 def _connect(address: tuple[str, int], family: int = socket.AF_INET) -> str:
@@ -318,7 +346,30 @@ def a48b(data: dict[str, Any]) -> str:
             client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, protocol)
         return protocol.decode()
 
-    return attempt(*((name.decode(), lambda name=name: turn(name)) for name in (b"smc", b"mptcp")))
+    names = (b"smc", b"mptcp", b"tls", b"espintcp")
+    return attempt(*((name.decode(), lambda name=name: turn(name)) for name in names))
+
+
+def a48c(data: dict[str, Any]) -> str:
+    """A port that the kernel picks, where one may not be picked; then wait for somebody outside."""
+
+    def serve() -> str:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+            listener.listen()
+            listener.settimeout(TIMEOUT_S)
+            _, address = listener.accept()
+        return f"{address} came in"
+
+    return attempt(("listen", serve))
+
+
+def a47g(data: dict[str, Any]) -> str:
+    """Urgent data on Unix sockets."""
+    near, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return attempt(
+        ("send", lambda: near.send(b"x", socket.MSG_OOB)),
+        ("sendmsg", lambda: near.sendmsg([b"x"], [], socket.MSG_OOB)),
+    )
 
 
 def network_settings(data: dict[str, Any]) -> str:

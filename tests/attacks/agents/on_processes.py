@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import random
@@ -34,6 +35,15 @@ def a17(data: dict[str, Any]) -> str:
     def by_pidfd() -> None:
         call("pidfd_send_signal", call("pidfd_open", victim, 0), signal.SIGTERM, None, 0)
 
+    def by_event() -> None:
+        """A pipe that can be read sends a signal to its owner, whoever that is said to be."""
+        reader, writer = os.pipe()
+        fcntl.fcntl(reader, fcntl.F_SETOWN, victim)
+        fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGTERM)
+        fcntl.fcntl(reader, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+        os.write(writer, b"x")
+        raise Refused("was not sent")  # else the world is not intact
+
     def any_process() -> str:
         """kill(-1) returns 0 even where it was refused for each single process."""
         reasons = set()
@@ -56,6 +66,7 @@ def a17(data: dict[str, Any]) -> str:
         ("its group", lambda: os.killpg(data["guardian"], 0)),
         ("tgkill", lambda: call("tgkill", victim, victim, signal.SIGTERM)),
         ("pidfd", by_pidfd),
+        ("F_SETOWN", by_event),
     )
 
 
@@ -76,6 +87,7 @@ def a18(data: dict[str, Any]) -> str:
             ("readv", partial(call, "process_vm_readv", pid, local, 1, local, 1, 0)),
             ("writev", partial(call, "process_vm_writev", pid, local, 1, local, 1, 0)),
             ("getfd", partial(take_descriptor, pid)),
+            ("mrelease", partial(call, "process_mrelease", -1, 0)),
             ("kcmp", partial(call, "kcmp", os.getpid(), pid, 0, 1, 1)),
             ("/proc/mem", read_file(f"/proc/{pid}/mem")),
         ]
@@ -202,6 +214,7 @@ def a25(data: dict[str, Any]) -> str:
         ("deadline", lambda: call("sched_setattr", 0, deadline, 0)),
         ("nice", lambda: call("setpriority", 0, 0, -5)),
         ("affinity", lambda: call("sched_setaffinity", 0, 128, all_cpus)),
+        ("a core of one's own", lambda: call("prctl", 62, 1, 0, 0, 0)),  # PR_SCHED_CORE
         ("real-time I/O", lambda: call("ioprio_set", 1, 0, (1 << 13) | 0)),
     )
 
@@ -218,7 +231,7 @@ def a26a(data: dict[str, Any]) -> str:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("-1000")
 
-    names = ("NOFILE", "AS", "FSIZE", "CPU", "CORE")
+    names = ("NOFILE", "AS", "FSIZE", "CPU")  # CORE: see a43
     lifts = [(name, lambda n=name: lift(getattr(resource, f"RLIMIT_{n}"))) for name in names]
     return attempt(*lifts, ("oom_score_adj", oom))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import signal
@@ -96,6 +97,35 @@ def a51c(data: dict[str, Any]) -> str:
         return pairs if held >= 30 * MIB else None
 
     return _hold(6, take).format(180)
+
+
+def a51d(data: dict[str, Any]) -> str:
+    """The same in the buffers of TCP connections."""
+
+    def take() -> object:
+        kept, held = [], 0
+        try:
+            listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+            while held < 30 * MIB and len(kept) < 60:
+                near = socket.create_connection(listener.getsockname())
+                far, _ = listener.accept()
+                kept.append((near, far))
+                for end in (near, far):
+                    end.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            held += end.send(b"x" * 65536)
+        except OSError:
+            return None
+        return kept if held >= 30 * MIB else None
+
+    return _hold(6, take).format(180)
+
+
+def a51e(data: dict[str, Any]) -> str:
+    """The same in a table of futexes, which the kernel makes as large as it is asked to."""
+    set_slots = 1
+    return attempt(("PR_FUTEX_HASH", lambda: call("prctl", 78, set_slots, 2**16, 0, 0)))
 
 
 def a52(data: dict[str, Any]) -> str:
@@ -230,6 +260,49 @@ def a58(data: dict[str, Any]) -> str:
     finally:
         os.closerange(4, 4096)
     return opened if opened.startswith("SUCCEEDED") else f"{opened}, {_bounded(in_flight)}"
+
+
+def a58b(data: dict[str, Any]) -> str:
+    """As many descriptors in flight as there can be: they count for the user, whose other processes
+    may then pass none."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    try:
+        while True:
+            fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(100)]
+            try:
+                socket.send_fds(near, [b"x"], fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+    except OSError as error:
+        reason = errno.errorcode[error.errno or 0]
+    time.sleep(2 * HOLD_S)
+    far.close()
+    return f"stopped: {reason}"
+
+
+def a58c(data: dict[str, Any]) -> str:
+    """Timers, each of which counts as a queued signal of the user's."""
+
+    def flood() -> str:
+        for _ in range(4000):
+            call("timer_create", 1, None, (ctypes.c_int * 1)())
+        return "4000 timers"
+
+    return attempt(("timer_create", flood))
+
+
+def a58d(data: dict[str, Any]) -> str:
+    """The pages that a user's pipes may have together: others are given two from then on."""
+    set_size, get_size = 1031, 1032
+    pipes = []
+    for _ in range(120):
+        pipes.append(os.pipe())
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipes[-1][1], set_size, MIB)
+    size = fcntl.fcntl(os.pipe()[1], get_size)
+    return f"SUCCEEDED: {size}" if size < 65536 else f"stopped: a new pipe has {size} bytes"
 
 
 def _bounded(act: Any) -> str:
