@@ -34,7 +34,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from areal_sub.rpc import Client
 from benchmarks.load import QUESTION, SYSTEM
-from benchmarks.rollouts import ROOT, read_line, start, tree_cpu_s
+from benchmarks.rollouts import ROOT, read_line, start
+from benchmarks.tree import tree_cpu_s
 from benchmarks.upstream import TEXT
 
 OURS = "this proxy"

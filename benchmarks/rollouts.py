@@ -1,11 +1,11 @@
-"""What a rollout costs beside its model calls, for five ways of running the agent.
+"""What a rollout costs beside its model calls, by how its agent is run.
 
     python -m benchmarks.rollouts [--num 256] [--at-once 32] [--json FILE]
 
 Measures wall time and CPU (user + system, of all processes that the way uses) of `num` one-turn
-rollouts against an engine stub that answers at once. Getting ready is measured apart. CPU is read
-from /proc over the whole process tree, before and after: each process's own time and that of the
-children it has waited for, so short-lived grandchildren count too. The stub's time does not.
+rollouts against an engine stub that answers at once. Getting ready is measured apart, and so is
+filling the reserve, which in one way is a child for each rollout. CPU is that of the whole process
+tree (`tree`), before and after. The stub's time does not count.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
+from benchmarks.tree import tree_cpu_s
 from benchmarks.ways import WAYS
 
 ROOT = Path(__file__).parents[1]
@@ -34,17 +36,7 @@ class Cost:
     ready_s: float  # wall time until a first rollout has run
     wall_s: float  # of all rollouts
     cpu_s: float  # of all rollouts
-
-
-def tree_cpu_s(root: psutil.Process) -> float:
-    """User and system time of `root`, its descendants, and those of them that were waited for."""
-    total = 0.0
-    for process in [root, *root.children(recursive=True)]:
-        try:
-            total += sum(process.cpu_times()[:4])  # own user, system; waited-for user, system
-        except psutil.NoSuchProcess:
-            continue  # ended just now; its parent has its time
-    return total
+    note: str = ""
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
@@ -72,7 +64,7 @@ def measure(way: str, *, port: int, door: Path, num: int, at_once: int) -> Cost:
     options = (f"--port={port}", f"--door={door}", f"--num={num}", f"--at-once={at_once}")
     with start("benchmarks.ways", way, *options) as process:
         assert process.stdin is not None
-        read_line(process)
+        note = read_line(process).removeprefix("ready").strip()
         ready_s = time.monotonic() - started_at
         root = psutil.Process(process.pid)
         before_s = tree_cpu_s(root)
@@ -80,7 +72,7 @@ def measure(way: str, *, port: int, door: Path, num: int, at_once: int) -> Cost:
         wall_s = float(read_line(process))
         cpu_s = tree_cpu_s(root) - before_s
         process.stdin.close()
-    return Cost(way, ready_s, wall_s, cpu_s)
+    return Cost(way, ready_s, wall_s, cpu_s, note)
 
 
 def show(costs: list[Cost], num: int) -> None:
@@ -97,8 +89,46 @@ def show(costs: list[Cost], num: int) -> None:
             f"{cost.cpu_s / reference.cpu_s:.2f}",
         )
         print(("{:<28}" + "{:>12}" * 6).format(cost.way, *cells))
+        if cost.note:
+            print(f"{'':<28}({cost.note}: {cost.ready_s:.0f} s before the clock started)")
     print(f"Ratios are to {reference.way!r}. Its children are isolated and killed; those of others")
     print("are not. ProcessPoolExecutor reuses its 4 workers, environment and memory included.")
+    for line in goals({cost.way: cost for cost in costs}, num):
+        print(line)
+
+
+def goals(costs: Mapping[str, Cost], num: int) -> Iterator[str]:
+    """What was aimed at, what it came to, and whether that is met; last, what bounds it."""
+    shared, fresh = costs.get("inline, shared client"), costs.get("inline, fresh client each")
+    for way in ("this pool", "this pool, standing ready", "bare fork each"):
+        if way not in costs:
+            continue
+        wall_s = costs[way].wall_s
+        if way == "bare fork each":
+            way = "(no sandbox can do better that forks: bare fork each)"
+        if shared is not None:
+            yield _goal(
+                way, "x the wall time of inline shared", wall_s / shared.wall_s, at_most=1.5
+            )
+        if fresh is not None:
+            yield _goal(way, "x faster than inline fresh", fresh.wall_s / wall_s, at_least=4)
+        yield _goal(way, "rollouts/s", num / wall_s, at_least=100)
+
+
+def _goal(
+    way: str,
+    what: str,
+    value: float,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> str:
+    if at_least is not None:
+        bound, met = f">= {at_least:g}", value >= at_least
+    else:
+        assert at_most is not None
+        bound, met = f"<= {at_most:g}", value <= at_most
+    return f"goal {bound:>6} {what}: {value:.2f} {'met' if met else 'NOT met'}: {way}"
 
 
 def main() -> None:

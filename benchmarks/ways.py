@@ -1,8 +1,9 @@
-"""Five ways of running an agent, each in a process of its own: `python -m benchmarks.ways WAY`.
+"""Ways of running an agent, each in a process of its own: `python -m benchmarks.ways WAY`.
 
 Called by `rollouts.py`, which measures from outside. The process gets ready (imports, starts its
-workers, runs a first rollout), prints `ready`, waits for a line, runs `num` rollouts with at most
-`at_once` at a time, prints the wall time in seconds, and waits for the end of its input.
+workers, runs a first rollout, lets the reserve fill), prints `ready` and what is to note, waits for
+a line, runs `num` rollouts with at most `at_once` at a time, prints the wall time in seconds, and
+waits for the end of its input.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from areal_sub.config.schema import SandboxConfig
 from areal_sub.records import Outcome, RunRequest
@@ -29,6 +33,7 @@ from areal_sub.rollout.supervisor import supervisor_env
 from areal_sub.rpc import Client
 from areal_sub.schedulers.local import Component
 from benchmarks.one_turn import TASK, OneTurn
+from benchmarks.tree import tree_cpu_s
 
 ROOT = Path(__file__).parents[1]
 TARGET = "benchmarks.one_turn:OneTurn"
@@ -44,7 +49,7 @@ _numbers = itertools.count()
 
 def _request(port: int, **workflow_kwargs: Any) -> RunRequest:
     return RunRequest(
-        rollout_id=f"benchmark-{next(_numbers)}",
+        rollout_id=f"benchmark-{os.getpid()}-{next(_numbers)}",
         target=TARGET,
         pickled=b"",
         workflow_kwargs=workflow_kwargs,
@@ -82,13 +87,20 @@ def pool(args: argparse.Namespace) -> AbstractAsyncContextManager[Rollout]:
     return _pool(args, tier="auto")
 
 
+def pool_standing(args: argparse.Namespace) -> AbstractAsyncContextManager[Rollout]:
+    """The same, where a child for each rollout of the batch stands ready before it begins."""
+    return _pool(args, tier="auto", reserve=args.num)
+
+
 def pool_without_namespaces(args: argparse.Namespace) -> AbstractAsyncContextManager[Rollout]:
     """The same, in the tier for hosts that refuse namespaces."""
     return _pool(args, tier="process")
 
 
 @asynccontextmanager
-async def _pool(args: argparse.Namespace, *, tier: str) -> AsyncIterator[Rollout]:
+async def _pool(
+    args: argparse.Namespace, *, tier: str, reserve: int | None = None
+) -> AsyncIterator[Rollout]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = {
@@ -97,7 +109,9 @@ async def _pool(args: argparse.Namespace, *, tier: str) -> AsyncIterator[Rollout
             "python_path": [str(ROOT)],
             "env_passthrough": [],
             "max_children": args.at_once,
-            "sandbox": SandboxConfig.model_validate({"tier": tier}).model_dump(),
+            "sandbox": SandboxConfig.model_validate(
+                {"tier": tier} | ({} if reserve is None else {"reserve": reserve})
+            ).model_dump(),
         }
         supervisor = await Component.start(
             "supervisor",
@@ -117,9 +131,66 @@ async def _pool(args: argparse.Namespace, *, tier: str) -> AsyncIterator[Rollout
             assert report.outcome is Outcome.COMPLETED, report
             return report.result
 
+        if reserve is not None:
+            args.settled = partial(_standing, client, reserve)
         yield rollout
         await client.close()
         await supervisor.stop()
+
+
+async def _num_standing(client: Client) -> int:
+    num: int = (await client.call("stats", {}, timeout_s=TIMEOUT_S))["num_standing"]
+    return num
+
+
+async def _standing(client: Client, num: int) -> str:
+    """Returns when `num` children stand ready and nothing is done for them any more: what they
+    take of memory."""
+    busy_s, before_s = 0.0, -1.0
+    async with asyncio.timeout(TIMEOUT_S):
+        while busy_s - before_s > 0.01 or await _num_standing(client) < num:
+            await asyncio.sleep(0.3)  # nobody tells when a child has its pages
+            before_s, busy_s = busy_s, sum(map(tree_cpu_s, psutil.Process().children()))
+    own_bytes = 0
+    for process in psutil.Process().children(recursive=True):
+        if process.name() in ("sandbox-init", "sandbox-child"):
+            own_bytes += process.memory_full_info().uss
+    return f"{num} children stand ready, {own_bytes / num / 2**20:.1f} MiB of their own each"
+
+
+@asynccontextmanager
+async def bare_fork(args: argparse.Namespace) -> AsyncIterator[Rollout]:
+    """A bare `os.fork` of a process as warm as a zygote each: no limits, no isolation, no result
+    but an exit code, nothing killed. A server forks one at a time, so there is one per core."""
+    free: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
+    command = (sys.executable, "-m", "benchmarks.bare_fork", TARGET, str(args.port))
+    pipe = asyncio.subprocess.PIPE
+    servers = [
+        await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
+        for _ in range(os.cpu_count() or 1)
+    ]
+
+    async def line(server: asyncio.subprocess.Process) -> bytes:
+        assert server.stdout is not None
+        return await server.stdout.readline()
+
+    for server in servers:
+        await line(server)
+        free.put_nowait(server)
+
+    async def rollout() -> Any:
+        server = await free.get()
+        assert server.stdin is not None
+        server.stdin.write(b"\n")
+        code = int(await line(server))
+        free.put_nowait(server)
+        return 1.0 - code
+
+    yield rollout
+    for server in servers:
+        assert server.stdin is not None
+        server.stdin.close()
+        await server.wait()
 
 
 @asynccontextmanager
@@ -160,7 +231,9 @@ WAYS: dict[str, Way] = {
     "inline, shared client": inline_shared,
     "inline, fresh client each": inline_fresh,
     "this pool": pool,
+    "this pool, standing ready": pool_standing,
     "this pool, tier process": pool_without_namespaces,
+    "bare fork each": bare_fork,
     "python agent.py each": process,
     "ProcessPoolExecutor(4)": areal,
 }
@@ -175,7 +248,7 @@ async def measure(args: argparse.Namespace) -> None:
                 return await rollout()
 
         await one()
-        print("ready", flush=True)
+        print("ready", await args.settled() if "settled" in args else "", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         started_at = time.monotonic()
         rewards = await asyncio.gather(*(one() for _ in range(args.num)))
