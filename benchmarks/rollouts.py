@@ -49,9 +49,9 @@ def read_line(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+def start(*words: str, python: str = sys.executable) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", *words],
+        [python, "-m", *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -107,15 +107,13 @@ def goals(costs: Mapping[str, Cost], num: int) -> Iterator[str]:
         if way == "bare fork each":
             way = "(no sandbox can do better that forks: bare fork each)"
         if shared is not None:
-            yield _goal(
-                way, "x the wall time of inline shared", wall_s / shared.wall_s, at_most=1.5
-            )
+            yield goal(way, "x the wall time of inline shared", wall_s / shared.wall_s, at_most=1.5)
         if fresh is not None:
-            yield _goal(way, "x faster than inline fresh", fresh.wall_s / wall_s, at_least=4)
-        yield _goal(way, "rollouts/s", num / wall_s, at_least=100)
+            yield goal(way, "x faster than inline fresh", fresh.wall_s / wall_s, at_least=4)
+        yield goal(way, "rollouts/s", num / wall_s, at_least=100)
 
 
-def _goal(
+def goal(
     way: str,
     what: str,
     value: float,

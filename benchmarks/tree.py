@@ -1,11 +1,15 @@
-"""The CPU time of a process and of all below it. Called by the benchmarks that compare by it."""
+"""The CPU time of a process and of all below it, and when it uses none. Called by benchmarks."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import psutil
+
+STANDING_TIMEOUT_S = 300.0
 
 
 def tree_cpu_s(root: psutil.Process) -> float:
@@ -28,3 +32,13 @@ def _own_s(process: psutil.Process) -> float:
         total_ns = 0
     counted_s: float = sum(process.cpu_times()[:2])
     return max(total_ns / 1e9, counted_s)
+
+
+async def until_standing(pid: int, all_there: Callable[[], Awaitable[bool]]) -> None:
+    """Returns when `all_there` and nothing below process `pid` does anything: what stands ready has
+    its pages by then, of which nobody tells."""
+    root, busy_s, before_s = psutil.Process(pid), 0.0, -1.0
+    async with asyncio.timeout(STANDING_TIMEOUT_S):
+        while busy_s - before_s > 0.01 or not await all_there():
+            await asyncio.sleep(0.3)
+            before_s, busy_s = busy_s, tree_cpu_s(root)

@@ -33,7 +33,7 @@ from areal_sub.rollout.supervisor import supervisor_env
 from areal_sub.rpc import Client
 from areal_sub.schedulers.local import Component
 from benchmarks.one_turn import TASK, OneTurn
-from benchmarks.tree import tree_cpu_s
+from benchmarks.tree import until_standing
 
 ROOT = Path(__file__).parents[1]
 TARGET = "benchmarks.one_turn:OneTurn"
@@ -132,25 +132,20 @@ async def _pool(
             return report.result
 
         if reserve is not None:
-            args.settled = partial(_standing, client, reserve)
+            args.settled = partial(_standing, client, supervisor.pid, reserve)
         yield rollout
         await client.close()
         await supervisor.stop()
 
 
-async def _num_standing(client: Client) -> int:
-    num: int = (await client.call("stats", {}, timeout_s=TIMEOUT_S))["num_standing"]
-    return num
+async def _standing(client: Client, pid: int, num: int) -> str:
+    """Returns when `num` children stand ready below the supervisor: what they take of memory."""
 
+    async def all_there() -> bool:
+        stats = await client.call("stats", {}, timeout_s=TIMEOUT_S)
+        return int(stats["num_standing"]) >= num
 
-async def _standing(client: Client, num: int) -> str:
-    """Returns when `num` children stand ready and nothing is done for them any more: what they
-    take of memory."""
-    busy_s, before_s = 0.0, -1.0
-    async with asyncio.timeout(TIMEOUT_S):
-        while busy_s - before_s > 0.01 or await _num_standing(client) < num:
-            await asyncio.sleep(0.3)  # nobody tells when a child has its pages
-            before_s, busy_s = busy_s, sum(map(tree_cpu_s, psutil.Process().children()))
+    await until_standing(pid, all_there)
     own_bytes = 0
     for process in psutil.Process().children(recursive=True):
         if process.name() in ("sandbox-init", "sandbox-child"):
