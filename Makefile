@@ -16,7 +16,7 @@ ALL_EXTRAS := train vllm data gguf dev
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-smollm2 test test-families test-attacks test-agents test-vllm lint format bench bench-spawn \
-	bench-proxy bench-constrained bench-journal soak docs constraints clean
+	bench-proxy bench-constrained bench-engine bench-journal soak docs constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,11 @@ bench-journal:  ## What recording a rollout costs, by journal.fsync, and reading
 bench-constrained:  ## Tokens per second of the embedded engine with and without a grammar
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.constrained $(ARGS)
+
+bench-engine:  ## Tokens per second: embedded engine, vLLM on the CPU, transformers (ARGS="--model FOLDER")
+	$(INSTALL) $(ALL_EXTRAS)
+	python="$$(PYTHON="$(PYTHON)" .ci/install-vllm)" && \
+	AREAL_SUB_VLLM_PYTHON="$$python" $(BIN)/python -m benchmarks.engine $(ARGS)
 
 docs:  ## Write docs/configuration.md from the schema
 	$(INSTALL) train

@@ -19,7 +19,7 @@ from engine_lab import (
 )
 
 from areal_sub.engines.embedded.runner import Runner, _pad, check_runner
-from areal_sub.engines.embedded.weights import load_model, served_model_len
+from areal_sub.engines.embedded.weights import WeightUpdate, load_model, served_model_len
 from areal_sub.errors import ModelError
 
 
@@ -40,6 +40,28 @@ def test_greedy_tokens_are_those_of_transformers_generate(
     for request_id, length in enumerate(lengths):
         want = greedy_reference(model, prompt_of(length), 10 if request_id < 2 else 25)
         assert decoder.wait(request_id).token_ids == want
+
+
+def test_what_the_fused_pass_serves() -> None:
+    fused = {name for name in CONFIGS if Runner(make_model(name))._fused is not None}
+    assert fused == {"llama", "llama-gqa", "qwen2"}
+
+
+def test_a_fused_pass_that_computes_something_else_is_found_out() -> None:
+    runner = Runner(make_model("llama-gqa"))
+    assert runner._fused is not None
+    runner._fused._scale *= 1.01
+    with pytest.raises(ModelError, match="gives other logits"):
+        check_runner(runner)
+
+
+def test_an_update_reaches_the_fused_weights() -> None:
+    model, other = make_model("qwen2"), make_model("qwen2", seed=1)
+    runner = Runner(model)
+    WeightUpdate(other.state_dict()).apply(model)
+    check_runner(runner)  # against the model's own modules
+    ids = torch.tensor([prompt_of(5)])
+    assert torch.equal(model(ids).logits, other(ids).logits)
 
 
 def test_eager_attention_gives_the_same(decoders: Callable[..., LocalDecoder]) -> None:
@@ -88,7 +110,7 @@ def test_padding_is_in_front_and_writes_where_no_token_is() -> None:
 
 def test_a_model_that_goes_by_its_own_positions_is_refused() -> None:
     """The check is about logits, not only about errors that happen to be raised."""
-    model = make_model("llama")
+    model = make_model("qwen3")
     plain = model.forward
     model.forward = lambda **kwargs: plain(**{**kwargs, "position_ids": None})
     with pytest.raises(ModelError, match="gives other logits"):

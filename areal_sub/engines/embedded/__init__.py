@@ -15,4 +15,5 @@ and waits for the end of the step in progress, never for the requests.
     sampling  logits → tokens, logprobs (pure)    cache     keys and values, one row per request
     prefixes  keys and values kept for next turn  weights   loading, checking, updating
     grammars  what a request may sample           matching  the processes that match grammars
+    fused     Llama and Qwen2 in few operations
 """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from areal_sub.engines.embedded.cache import VIEW_STEP, SlotCache
+from areal_sub.engines.embedded.fused import FusedLlama
 from areal_sub.errors import ModelError
 
 
@@ -25,6 +26,7 @@ class Runner:
         self.vocab_size: int = config.vocab_size
         self.cache = SlotCache(config.num_hidden_layers)
         self._dtype: torch.dtype = model.dtype
+        self._fused = FusedLlama(model) if FusedLlama.fits(model) else None
 
     def forward(
         self, first_row: int, token_ids: Sequence[Sequence[int]], starts: Sequence[int]
@@ -49,10 +51,13 @@ class Runner:
         used = max(start + len(row) for row, start in zip(token_ids, starts, strict=True))
         view = min(-(-used // VIEW_STEP) * VIEW_STEP, self.cache.length)
         self.cache.select(first_row, writes, view)
+        mask = self._mask(positions, view)
+        if self._fused is not None:
+            return self._fused(ids, positions, mask, self.cache)
         logits: Tensor = self.model(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=self._mask(positions, view),
+            attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
