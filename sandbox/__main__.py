@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     125 where it was not run or a limit ended it."""
     args = _parser().parse_args(arguments)
     if args.action == "doctor":
-        print(describe(probe({**PROBE, **OUTER})))
+        print(describe(probe({**PROBE, **OUTER}), shutil.get_terminal_size((100, 24)).columns))
         return 0
     limits = Limits(
         wall_s=args.time,

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from . import plan as plans
 from .errors import PlanError
 from .probe import Probe
 from .spec import TIERS, SandboxSpec
 
+_INDENT = 15
 
-def describe(probed: Probe) -> str:
-    lines = [f"{layer:<15}{reason or 'available'}" for layer, reason in probed.layers.items()]
-    if not probed.layers.get("landlock", "?"):
-        at = next(i for i, line in enumerate(lines) if line.startswith("landlock"))
-        lines[at] += f" (ABI {probed.landlock_abi})"
-    if not probed.layers.get("cgroups", "?"):
-        at = next(i for i, line in enumerate(lines) if line.startswith("cgroups"))
-        lines[at] += f" (v{probed.cgroup_version})"
+
+def describe(probed: Probe, columns: int = 100) -> str:
+    """`columns`: how wide lines may be. What is missing is said once, at its layer."""
+    versions = {"landlock": f"ABI {probed.landlock_abi}", "cgroups": f"v{probed.cgroup_version}"}
+    lines = []
+    for layer, reason in probed.layers.items():
+        version = f" ({versions[layer]})" if layer in versions else ""
+        lines += _wrapped(f"{layer:<{_INDENT}}", reason or f"available{version}", columns)
     lines.append("")
     for tier in TIERS:
         if tier == "auto":
             continue
-        try:
-            made = plans.plan(SandboxSpec(tier=tier), probed)
-        except PlanError as error:
-            lines.append(f"tier {tier}: no. {error}")
+        if missing := plans.missing(tier, probed):
+            unprobed = [name for name in missing if name not in probed.layers]
+            what = f"no: it takes {' and '.join(missing)}, see above"
+            if unprobed:
+                what = f"no: {' and '.join(unprobed)} was not probed"
+            lines += _wrapped(f"tier {tier}: ", what, columns)
             continue
         lines.append(f"tier {tier}: yes")
-        lines += [f"  but {weakness}" for weakness in made.weaknesses]
+        made = plans.plan(SandboxSpec(tier=tier), probed)
+        for weakness in made.weaknesses:
+            lines += _wrapped("  but ", weakness, columns)
     try:
         lines.append(f"auto takes: {plans.strongest(probed)}")
-    except PlanError as error:
-        lines.append(f"auto takes: nothing. {error}")
+    except PlanError:
+        lines.append("auto takes: nothing, since there is neither of its two tiers, see above")
     return "\n".join(lines)
+
+
+def _wrapped(head: str, text: str, columns: int) -> list[str]:
+    """Words are never cut: a command that is to be copied stays one."""
+    return textwrap.wrap(
+        text,
+        max(columns, 2 * _INDENT),
+        initial_indent=head,
+        subsequent_indent=" " * min(len(head), _INDENT),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

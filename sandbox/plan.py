@@ -86,9 +86,8 @@ def plan(spec: SandboxSpec, probe: Probe) -> Plan:
     if lacking := _lacking(tier, spec):
         raise PlanError("; ".join(lacking))
     made = _MAKE[tier](spec, probe)
-    missing = [f"{layer}: {reason}" for layer, reason in _missing(made, probe).items()]
-    if missing:
-        raise PlanError(f"the tier {tier!r} is not to be had here: {'; '.join(missing)}")
+    if reasons := [f"{layer}: {reason}" for layer, reason in _missing(made, probe).items()]:
+        raise PlanError(f"the tier {tier!r} is not to be had here: {'; '.join(reasons)}")
     return made
 
 
@@ -126,12 +125,17 @@ _WHY_NO_MOUNTS = {
 def strongest(probe: Probe) -> str:
     """The strongest tier that this machine gives. Raises `PlanError` where it gives none."""
     reasons = []
-    for tier, make in (("namespaces", _namespaces), ("process", _process)):
-        missing = _missing(make(SandboxSpec(tier=tier), probe), probe)
-        if not missing:
+    for tier in ("namespaces", "process"):
+        lacking = missing(tier, probe)
+        if not lacking:
             return tier
-        reasons += [f"{tier}: {layer}: {reason}" for layer, reason in missing.items()]
+        reasons += [f"{tier}: {layer}: {reason}" for layer, reason in lacking.items()]
     raise PlanError(f"this machine gives no tier; {'; '.join(reasons)}")
+
+
+def missing(tier: str, probe: Probe) -> dict[str, str]:
+    """Layer → why not, of what the tier takes and this machine does not give."""
+    return _missing(_MAKE[tier](SandboxSpec(tier=tier), probe), probe)
 
 
 def has_groups(spec: SandboxSpec, probe: Probe) -> bool:

@@ -6,7 +6,9 @@ left to apply but the host name.
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +26,11 @@ def probe() -> str:
     try:
         pid = kernel.fork_into(kernel.ALL_NAMESPACES)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return (
+                f"there may be no more namespaces ({error}). Raise the sysctl "
+                "user.max_user_namespaces, and the other user.max_*_namespaces"
+            )
         return f"the kernel refuses new namespaces ({error}). {_hint()}"
     if pid == 0:
         try:
@@ -61,8 +68,10 @@ def _hint() -> str:
         with open(apparmor) as file:
             if file.read().strip() == "1":
                 return (
-                    "AppArmor restricts user namespaces: give this interpreter a profile with "
-                    "'userns,', or set kernel.apparmor_restrict_unprivileged_userns=0"
+                    "AppArmor restricts user namespaces: give this interpreter, "
+                    f"{os.path.realpath(sys.executable)}, a profile with 'userns,' "
+                    "(docs/security.md has one), or set "
+                    "kernel.apparmor_restrict_unprivileged_userns=0"
                 )
     except OSError:
         pass

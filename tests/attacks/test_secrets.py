@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import pytest
@@ -25,7 +24,6 @@ def test_a_child_finds_no_secret_of_the_trainer(stage: Any) -> None:
             request = {"folders": folders, "since": world.made_at - 60.0}
             return await zygote.run(request, env={"OWN_KEY": own}, wall_s=60.0)
 
-    started = time.monotonic()
     report = stage.run(go())
     assert report.ending is Ending.RETURNED, report
     num, found = report.value["num"], report.value["found"]
@@ -34,4 +32,3 @@ def test_a_child_finds_no_secret_of_the_trainer(stage: Any) -> None:
     assert {name for names in found.values() for name in names} == {own}
     assert num["descriptors"] >= 4
     assert num["names"] > 1000, "the interpreter's own files, at least"
-    assert time.monotonic() - started < 60

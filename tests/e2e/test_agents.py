@@ -12,6 +12,9 @@ from e2e_run import Run
 
 from areal_sub.records import OpenRecord, decode_record
 from areal_sub.trajectory.journal import read_journal
+from sandbox import PlanError, SandboxSpec
+from sandbox.plan import plan
+from sandbox.probe import probe
 
 StartRun = Callable[..., Run]
 COMMAND = (
@@ -40,16 +43,43 @@ fetch(process.env.OPENAI_BASE_URL + "/chat/completions", {
 """
 
 
+@pytest.fixture
+def in_namespaces() -> str:
+    """The override that asks for that tier, and nothing less."""
+    try:
+        plan(SandboxSpec(tier="namespaces"), probe())
+    except PlanError as error:
+        pytest.skip(str(error))
+    return "rollout.openai.sandbox.tier=namespaces"
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine")
-def test_a_node_program_trains(start_run: StartRun) -> None:
+def test_a_node_program_trains_in_namespaces(start_run: StartRun, in_namespaces: str) -> None:
     """Its `fetch` reserves more address space than the child may use memory."""
     command = {"argv": ["node", "agent.js", "{messages}"], "files": {"agent.js": NODE}}
     run = start_run(
-        "workflow=", f"rollout.openai.command={json.dumps(command)}", "total_train_steps=1"
+        "workflow=",
+        f"rollout.openai.command={json.dumps(command)}",
+        "total_train_steps=1",
+        in_namespaces,
     )
     output = run.finish()
     assert run.process.returncode == 0, output
     assert "training reward    0.750" in output
+
+
+def test_an_openai_agent_with_tools_trains_in_namespaces(
+    start_run: StartRun, in_namespaces: str
+) -> None:
+    """Written for OpenAI's SDK alone: it finds the proxy by the environment."""
+    run = start_run(
+        "workflow=areal_sub.workflow.openai.math_agent.MathToolAgent",
+        "total_train_steps=1",
+        in_namespaces,
+    )
+    output = run.finish()
+    assert run.process.returncode == 0, output
+    assert "100.00 % of" in output and "tokens sampled verbatim, 0 masked" in output
 
 
 def test_two_agents_in_one_run_each_in_its_environment(start_run: StartRun) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,10 +142,33 @@ def test_doctor_says_what_is_missing_and_what_to_do() -> None:
     assert all(layer in shown.stdout for layer in (*PROBE, *OUTER))
     refused = Probe({**dict.fromkeys(PROBE, ""), "namespaces": "refused; try this"}, landlock_abi=3)
     text = describe(refused)
-    assert "refused; try this" in text
-    assert "tier namespaces: no" in text
+    assert text.count("refused; try this") == 1
+    assert "tier namespaces: no: it takes namespaces, see above" in text
+    assert "tier bwrap: no: bwrap was not probed" in text
     assert "auto takes: process" in text
     assert "the network is not confined" in text
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare on this machine")
+def test_doctor_where_there_may_be_no_more_namespaces() -> None:
+    script = f"""
+        echo 0 > /proc/sys/user/max_user_namespaces &&
+        COLUMNS=60 exec {sys.executable} -m sandbox doctor"""
+    shown = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "/bin/sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    if "unshare" in shown.stderr or "max_user_namespaces" in shown.stderr:
+        pytest.skip(f"it takes a user namespace: {shown.stderr}")
+    said = " ".join(shown.stdout.split())
+    assert "there may be no more namespaces" in said, shown
+    assert "Raise the sysctl user.max_user_namespaces" in said
+    assert "auto takes: process" in said
+    words = max(map(len, said.split(" ")))
+    assert max(map(len, shown.stdout.splitlines())) <= max(60, 15 + words)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root's children are another user outside")
