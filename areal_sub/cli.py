@@ -1,4 +1,4 @@
-"""The command line: `areal-sub train | chat | inspect | check-agent | doctor`.
+"""The command line: `areal-sub train | chat | inspect | replay | check-agent | doctor`.
 
 Imports nothing heavy until a command needs it: a mistyped key is told within a second.
 Exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 128+N ended by signal N.
@@ -47,6 +47,14 @@ is enough) shows that one: its turns, what was said, and what was trained. A run
   areal-sub inspect calculator/default g000012-3 --tokens"""
 
 
+_REPLAY_HELP = """\
+Runs a run's agent again on the tasks of recorded rollouts; the model's answers are the recorded
+ones, so that a mistake of the agent's comes again. Says where the agent asks for something else.
+
+  areal-sub replay calculator/default g000012-3
+  areal-sub replay calculator/default g000012-3 --inline     # in this process: breakpoints work"""
+
+
 _CHECK_HELP = """\
 Runs an agent against a scripted model, sandboxed as in training, and says what it uses, whether it
 would be trained token for token, what it wants to reach besides the model, and what to change.
@@ -75,6 +83,8 @@ def run(argv: Sequence[str]) -> int:
             return _train(rest)
         if arguments.command == "check-agent":
             return _check_agent(arguments, rest, parser)
+        if arguments.command == "replay":
+            return _replay(arguments, rest, parser)
         # argparse does not take an optional positional that stands behind an option.
         is_name = len(rest) == 1 and not rest[0].startswith("-")
         if arguments.command == "inspect" and arguments.rollout is None and is_name:
@@ -125,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
     chat.add_argument("--max-new-tokens", type=int, default=256)
     _add_inspect(commands)
+    _add_replay(commands)
     _add_check(commands)
     commands.add_parser("doctor", help="show how well agents can be isolated on this machine")
     return parser
@@ -148,6 +159,33 @@ def _add_inspect(commands: Any) -> None:
     inspect.add_argument("--limit", type=int, metavar="N", help="at most N of them; 0: all")
     inspect.add_argument("--tokens", action="store_true", help="of ROLLOUT: token by token")
     inspect.add_argument("--json", action="store_true", help="one JSON object per line")
+
+
+def _add_replay(commands: Any) -> None:
+    replay = commands.add_parser(
+        "replay",
+        help="run an agent against the answers of a recorded rollout",
+        description=_REPLAY_HELP,
+        usage="areal-sub replay RUN [ROLLOUT] [--inline] [--limit N] [KEY=VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    replay.add_argument("run", metavar="RUN", help="a run's folder, or experiment/trial")
+    replay.add_argument("rollout", metavar="ROLLOUT", nargs="?", help="one; else all that ended")
+    replay.add_argument("--inline", action="store_true", help="in this process, without a sandbox")
+    replay.add_argument("--limit", type=int, default=0, metavar="N", help="the first N; 0: all")
+
+
+def _replay(arguments: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> int:
+    from areal_sub.replay.command import replay_run
+
+    rollout: str | None = arguments.rollout
+    if rollout is None and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        rollout, rest = rest[0], rest[1:]  # it stood behind an option
+    elif rollout is not None and "=" in rollout:
+        rest, rollout = [rollout, *rest], None
+    if unknown := [word for word in rest if "=" not in word or word.startswith("-")]:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    return replay_run(arguments.run, rollout, rest, inline=arguments.inline, limit=arguments.limit)
 
 
 def _add_check(commands: Any) -> None:

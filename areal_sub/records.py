@@ -279,6 +279,12 @@ class TurnRecord(_Record):
     """Where `fork` says that the conversation goes on, but not by its tokens: the turn after which
     it does, if one is known. Never the parent."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its arrays."""
+        arrays = (self.context_token_ids, self.token_ids, self.rollout_logprobs, self.versions)
+        return sum(array.nbytes for array in arrays)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndRecord(_Record):
@@ -387,6 +393,13 @@ def decode_record(raw: bytes) -> TrajectoryRecord:
 def decode_ledger_record(raw: bytes) -> LedgerRecord:
     """Raises `RecordError`, as `decode_record` does."""
     return _decode(raw, _LEDGER_KINDS)
+
+
+def renamed(record: TrajectoryRecord, *, rollout_id: str, group_id: str) -> TrajectoryRecord:
+    """The same record of another rollout."""
+    if isinstance(record, OpenRecord):
+        return dataclasses.replace(record, rollout_id=rollout_id, group_id=group_id)
+    return dataclasses.replace(record, rollout_id=rollout_id)
 
 
 def _decode(raw: bytes, kinds: Mapping[str, type[R]]) -> R:

@@ -349,6 +349,9 @@ class FailuresConfig(Section):
 
 class RolloutConfig(Section):
     max_concurrent_rollouts: Positive = 64
+    max_pending_bytes: Positive = 2 * 2**30
+    """Tokens, logprobs and versions, in the trainer's memory, of rollouts that run or wait to be
+    trained: above it no group is started, unless a batch waits for nothing else."""
     max_head_offpolicyness: NotNegative = 1
     """Largest staleness, in policy versions, that a trained trajectory may have. 0: synchronous."""
     over_stale: Literal["drop", "reweight"] = "drop"
@@ -362,6 +365,9 @@ class RolloutConfig(Section):
     setup_timeout_s: PositiveFloat = 120.0
     """Limit for engine, proxy and pool to come up."""
     failures: FailuresConfig = FailuresConfig()
+    replay_from: str | None = None
+    """Folder of a recorded run, whose rollouts are trained from instead of running agents (for
+    evaluation they are run). However old they are: see `actor.use_decoupled_loss`."""
     openai: OpenAIConfig = OpenAIConfig()
 
 

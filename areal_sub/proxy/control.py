@@ -12,15 +12,17 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from areal_sub.errors import RecordError
 from areal_sub.proxy.listeners import Listeners
 from areal_sub.proxy.refusals import Reason
 from areal_sub.proxy.sessions import Sampling, Session, Sessions
 from areal_sub.proxy.tampering import Sign
 from areal_sub.proxy.transcript import Transcript
 from areal_sub.proxy.turns import Turns
-from areal_sub.records import EndRecord, OpenRecord, Outcome
+from areal_sub.records import EndRecord, OpenRecord, Outcome, TurnRecord, decode_record
 from areal_sub.rpc import Handler, Params
 from areal_sub.trajectory.journal import Journal
+from areal_sub.trajectory.tree import Trajectory
 
 
 class Control:
@@ -51,6 +53,7 @@ class Control:
             "open_rollout": self.open_rollout,
             "stop_rollout": self.stop_rollout,
             "end_rollout": self.end_rollout,
+            "import_rollout": self.import_rollout,
             "subscribe": self.subscribe,
             "acknowledge": self.acknowledge,
             "stats": self.stats,
@@ -99,6 +102,19 @@ class Control:
         record = end_record(session, params)
         self._journal.append(record)
         return {"outcome": record.outcome, "num_turns": record.num_turns}
+
+    async def import_rollout(self, params: Params) -> dict[str, Any]:
+        """Record a whole rollout that was run elsewhere. Raises `RecordError` where it is none."""
+        records = [decode_record(raw) for raw in params["records"]]
+        opened, *turns, end = records
+        if not isinstance(opened, OpenRecord) or not isinstance(end, EndRecord):
+            raise RecordError("an imported rollout goes from its open record to its end record")
+        if self._sessions.is_open(opened.rollout_id):
+            raise RecordError(f"rollout {opened.rollout_id} is open here")
+        Trajectory.build(opened, [t for t in turns if isinstance(t, TurnRecord)], end)
+        for record in records:
+            self._journal.append(record)
+        return {}
 
     async def subscribe(self, params: Params) -> AsyncIterator[dict[str, Any]]:
         async for offset, records in self._journal.follow(params.get("offset", 0)):

@@ -124,6 +124,18 @@ class RolloutRunner:
             raise
         return await self._stream.collect(rollout_id, timeout_s=timeout_s)
 
+    async def run_recorded(self, rollout_id: str, records: Sequence[bytes]) -> Trajectory:
+        """A rollout that was recorded elsewhere, as if it had been run. Raises as `run` does."""
+        self._stream.expect(rollout_id)
+        try:
+            await self._proxy.call(
+                "import_rollout", {"records": list(records)}, timeout_s=self._control_s
+            )
+        except BaseException:
+            self._stream.forget(rollout_id)
+            raise
+        return await self._stream.collect(rollout_id, timeout_s=self._control_s)
+
     async def _unless_ended(self, rollout_id: str, work: Coroutine[Any, Any, T]) -> T:
         """`work`'s result. Raises `_EndedByProxy`, having cancelled it, where the rollout's end
         record comes first: a proxy went while it ran, and the next one has ended it."""

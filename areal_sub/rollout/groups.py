@@ -18,6 +18,9 @@ groups in a row are given up, the run stops with the most frequent reason instea
 Fence: each attempt at a rollout has an id of its own (`g000007-2`, then `g000007-2~1`), so that
 what comes late from one that was given up belongs to nobody, and can be in no batch.
 
+Back-pressure: what has come and is not yet trained is bounded in groups and rollouts (`Admission`)
+and in bytes (`rollout.max_pending_bytes`): a slow learner slows admission, and memory stays flat.
+
 A group's number says its task. A run that is resumed begins with the groups that it had not done
 with, takes over what is left of them, and runs only what they lack.
 """
@@ -104,12 +107,15 @@ class GroupSource:
         on_rollout: Callable[[Trajectory], None],
         on_left_out: Callable[[Trajectory, Fate], None],
         on_given_up: Callable[[str], None] = lambda rollout_id: None,
+        max_pending_bytes: int = 2**63,
+        running_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         """`tasks` gives (task id, task) of a group's number. Of a run that is resumed: `position`,
         and `finished`, what is left of groups that it has not done with.
 
         `on_left_out` gets each rollout that will not be in a batch, when that is known;
         `on_given_up` the id of one whose end did not come in time, and that is run again.
+        `running_bytes`: what has come of rollouts that have not ended.
         """
         self._failures = failures or FailurePolicy()
         self._min_survivors = self._failures.min_survivors(admission.num_samples, MIN_SURVIVORS)
@@ -130,6 +136,9 @@ class GroupSource:
         self._on_given_up = on_given_up
         # group → its rollouts that are not yet decided on, with the attempt that ran them
         self._held: dict[str, dict[str, int]] = {}
+        self._max_bytes = max_pending_bytes
+        self._running_bytes = running_bytes
+        self.num_bytes = 0  # of ended rollouts that are not yet decided on
         self.num_retried = 0
         self._running: set[asyncio.Task[None]] = set()
         self._num_running_rollouts = 0
@@ -174,6 +183,8 @@ class GroupSource:
                 num_running_rollouts=self._num_running_rollouts,
             )
         ):
+            if self._is_full():
+                return
             if self._pending:
                 number = self._pending.pop(0)
             else:
@@ -187,6 +198,13 @@ class GroupSource:
             self._running.add(running)
             self._num_running_rollouts += self._admission.num_samples - len(left)
 
+    def _is_full(self) -> bool:
+        """Whether what runs and waits takes as much memory as it may. What a batch lacks is run
+        all the same, or it would be waited for for ever."""
+        if self._running or len(self._finished) >= self._admission.batch_size:
+            return self.num_bytes + self._running_bytes() >= self._max_bytes
+        return False
+
     def _take_over(self, group_id: str, task_id: str) -> list[Trajectory]:
         """What an earlier attempt left of the group; nothing, if that had another task."""
         places = {f"{group_id}-{i}" for i in range(self._admission.num_samples)}
@@ -196,6 +214,7 @@ class GroupSource:
             if t.open.task_id == task_id and slot_of(t.open.rollout_id) in places
         ]
         self.num_taken_over += len(left)
+        self.num_bytes += sum(t.num_bytes for t in left)
         return left
 
     async def _run_group(
@@ -267,6 +286,7 @@ class GroupSource:
                 self._on_rollout(trajectory)
                 outcome = trajectory.end.outcome
                 if not self._failures.tries_again(outcome, retried):
+                    self.num_bytes += trajectory.num_bytes
                     return trajectory
                 retried[outcome] += 1
                 self._on_left_out(trajectory, Fate.RETRIED)
@@ -314,6 +334,7 @@ class GroupSource:
     def _decide(self, group: Group) -> None:
         """The group leaves: in a batch that is handed out now, or as it is of no use."""
         del self._held[group.group_id]
+        self.num_bytes -= sum(t.num_bytes for t in group.trajectories)
         for trajectory, fate in group.left_out(self._version, self._admission, self._min_survivors):
             self._on_left_out(trajectory, fate)
 

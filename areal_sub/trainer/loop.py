@@ -20,6 +20,7 @@ Policy version v is the policy after v steps; step v+1 trains version v into v+1
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ from areal_sub.trainer.evaluate import Evaluation, evaluate
 from areal_sub.trainer.exactness import Exactness, certify
 from areal_sub.trainer.ledger import Ledger, learned
 from areal_sub.trainer.metrics import MetricsLog
+from areal_sub.trainer.offline import RecordedGroups
 from areal_sub.trainer.progress import Grading, Progress
 from areal_sub.trainer.run_dir import RunDir
 from areal_sub.trainer.schedule import Every
@@ -87,6 +89,7 @@ class TrainLoop:
         *,
         position: RunPosition,
         finished: Finished,
+        recorded: RecordedGroups | None = None,
     ) -> None:
         self._config = config
         self._deadlines = config.deadlines
@@ -101,6 +104,7 @@ class TrainLoop:
         self._version = position.version
         # Rollouts of the batch or the evaluation that goes on, with the attempt that ran them.
         self._undecided: list[tuple[str, int]] = []
+        self._recorded = recorded
         self._source = self._make_source(position, finished)
         self._eval_due = Every(config.evaluator)
         self._save_due = Every(config.saver)
@@ -194,8 +198,11 @@ class TrainLoop:
             max_head_offpolicyness=config.rollout.max_head_offpolicyness,
             max_concurrent_rollouts=config.rollout.max_concurrent_rollouts,
             num_samples=config.gconfig.n_samples,
-            keeps_stale=config.rollout.over_stale == "reweight",
+            keeps_stale=config.rollout.over_stale == "reweight" or self._recorded is not None,
         )
+        failures = FailurePolicy.of(config.rollout.failures)
+        if self._recorded is not None:  # it would end in the same way again
+            failures = dataclasses.replace(failures, retries={}, incomplete_groups="survivors")
         order = TaskOrder(
             len(self._workload.tasks),
             seed=config.seed,
@@ -203,10 +210,16 @@ class TrainLoop:
         )
 
         def task(number: int) -> tuple[str, dict[str, Any]]:
+            if self._recorded is not None:
+                return self._recorded.task_id(number), {}
             chosen = self._workload.tasks[order[number]]
             return chosen.task_id, chosen.data
 
         async def run(assignment: Assignment) -> Trajectory:
+            if self._recorded is not None:
+                return await self._stack.rollouts.run_recorded(
+                    assignment.rollout_id, self._recorded.records(assignment)
+                )
             agent = self._workload.agents.pick(assignment.group_id)
             return await self._stack.rollouts.run(assignment, agent, config.gconfig)
 
@@ -216,7 +229,9 @@ class TrainLoop:
             admission,
             position=position,
             finished=finished,
-            failures=FailurePolicy.of(config.rollout.failures),
+            failures=failures,
+            max_pending_bytes=config.rollout.max_pending_bytes,
+            running_bytes=lambda: self._stack.stream.num_bytes,
             on_rollout=self._progress.saw,
             on_left_out=lambda t, fate: self._ledger.left_out(t, fate, self._version),
             on_given_up=lambda rollout_id: self._ledger.given_up(rollout_id, self._version),

@@ -33,6 +33,7 @@ from areal_sub.trainer.ledger import Ledger
 from areal_sub.trainer.loop import TrainLoop, Workload
 from areal_sub.trainer.metrics import MetricsLog
 from areal_sub.trainer.models import model_folder
+from areal_sub.trainer.offline import RecordedGroups
 from areal_sub.trainer.progress import Progress
 from areal_sub.trainer.run_dir import RunDir
 from areal_sub.trainer.terminal import Terminal
@@ -166,6 +167,12 @@ async def _run(
         batch_size = config.train_dataset.batch_size
         position = RunPosition.from_map(recovery.extra, batch_size=batch_size)
     version = position.version
+    recorded: RecordedGroups | None = None
+    if (source := config.rollout.replay_from) is not None:
+        recorded = RecordedGroups(Path(source), config.gconfig.n_samples)
+        terminal.say(f"training from the {len(recorded)} groups of {source}")
+        if recorded.num_left_out:
+            terminal.say(f"note: {recorded.num_left_out} more lack rollouts, and are left out")
     finished, damage = finished_rollouts(read_run(run.journals), position)
     for problem in damage:
         terminal.say(f"note: {problem}")
@@ -234,6 +241,7 @@ async def _run(
                 ledger,
                 position=position,
                 finished=finished,
+                recorded=recorded,
             )
             await stack.guard(loop.train())
         ended = "done"

@@ -43,7 +43,7 @@ from areal_sub.trajectory.segment import (
 log = logging.getLogger(__name__)
 
 # A batch for a reader: as many frames as start within this many bytes (one frame at least).
-BATCH_BYTES = 2**20
+BATCH_BYTES = 2**16
 _SUFFIX = ".segment"
 _ENDS = ("end", "closed")  # records that close something: what `fsync="end"` waits for
 

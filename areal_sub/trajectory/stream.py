@@ -31,6 +31,7 @@ class TrajectoryStream:
         self._opened: dict[str, OpenRecord] = {}
         self._turns: dict[str, list[TurnRecord]] = {}
         self._began: dict[str, int] = {}  # rollout → an offset that its records begin behind
+        self.num_bytes = 0  # of turns whose rollouts have not ended
         self.offset = 0
         self.num_unexpected = 0
 
@@ -69,9 +70,10 @@ class TrajectoryStream:
             self._turns[record.rollout_id] = []
         elif isinstance(record, TurnRecord):
             self._turns[record.rollout_id].append(record)
+            self.num_bytes += record.num_bytes
         else:
             opened = self._opened.pop(record.rollout_id)
-            turns = self._turns.pop(record.rollout_id)
+            turns = self._take_turns(record.rollout_id)
             future = self._awaited[record.rollout_id]
             if not future.done():
                 future.set_result(Trajectory.build(opened, turns, record))
@@ -104,4 +106,9 @@ class TrajectoryStream:
     def forget(self, rollout_id: str) -> None:
         self._awaited.pop(rollout_id, None)
         self._opened.pop(rollout_id, None)
-        self._turns.pop(rollout_id, None)
+        self._take_turns(rollout_id)
+
+    def _take_turns(self, rollout_id: str) -> list[TurnRecord]:
+        turns = self._turns.pop(rollout_id, [])
+        self.num_bytes -= sum(turn.num_bytes for turn in turns)
+        return turns

@@ -84,6 +84,11 @@ class Trajectory:
         return min(oldest, self.went_on_from, 2 * self.went_on_from - newest)
 
     @property
+    def num_bytes(self) -> int:
+        """Of its tokens with all that belongs to them: what it mostly takes in memory."""
+        return sum(turn.num_bytes for turn in self.turns.values())
+
+    @property
     def is_trainable(self) -> bool:
         """It completed, or its failure has a reward (`rollout.failures`)."""
         return self.end.outcome is Outcome.COMPLETED or self.end.reward is not None

@@ -28,6 +28,12 @@ async def plain_function(data: dict[str, Any]) -> float:
     return float(len(await ask(data)) % 2)
 
 
+async def another_prompt(data: dict[str, Any]) -> float:
+    """As `plain_function`, but that it asks something else."""
+    text = "And " + data["messages"][0]["content"]
+    return float(len(await ask({"messages": [{"role": "user", "content": text}]})) % 2)
+
+
 def sync_function(data: dict[str, Any]) -> bool:
     with OpenAI(max_retries=0) as client:
         client.chat.completions.create(model="policy", messages=data["messages"], max_tokens=4)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from areal_sub.errors import RpcError
-from areal_sub.records import decode_record
+from areal_sub.records import IntentRecord, decode_record, encode_record, renamed
 
 
 def test_subscribing_from_an_offset_misses_nothing_and_repeats_nothing(proxied: Any) -> None:
@@ -54,5 +54,40 @@ def test_misuse_is_an_error_that_names_the_rollout(proxied: Any) -> None:
         with pytest.raises(RpcError, match="another rollout's"):
             await proxy.open(rollout_id="r3", key=rollout.key)
         assert [record.KIND for record in proxy.records()] == ["open", "end"]
+
+    proxied(work)
+
+
+def test_a_rollout_that_was_recorded_elsewhere_is_recorded_whole_or_not_at_all(
+    proxied: Any,
+) -> None:
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open(rollout_id="r0")
+        async with rollout.client() as client:
+            await client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "?"}]
+            )
+        await rollout.end()
+        open_, turn, end = [
+            encode_record(renamed(record, rollout_id="copy", group_id="g9"))
+            for record in proxy.records()
+            if not isinstance(record, IntentRecord)
+        ]
+
+        async def imported(*records: bytes) -> None:
+            params = {"records": list(records)}
+            await proxy.control.call("import_rollout", params, timeout_s=10)
+
+        num = len(proxy.records())
+        for part in ((open_, turn), (turn, end), (open_, end), (open_, b"junk", end)):
+            with pytest.raises(RpcError):
+                await imported(*part)
+        assert len(proxy.records()) == num
+        await imported(open_, turn, end)
+        assert [(r.KIND, r.rollout_id) for r in proxy.records()[num:]] == [
+            ("open", "copy"),
+            ("turn", "copy"),
+            ("end", "copy"),
+        ]
 
     proxied(work)

@@ -94,6 +94,7 @@ def source(
     num_samples: int = 3,
     keeps_stale: bool = False,
     failures: FailurePolicy | None = None,
+    max_pending_bytes: int = 2**63,
 ) -> GroupSource:
     admission = Admission(
         batch_size=2,
@@ -112,6 +113,7 @@ def source(
         on_rollout=lambda _: None,
         on_left_out=lambda t, fate: agents.left_out.append((t.open.rollout_id, fate)),
         on_given_up=agents.given_up.append,
+        max_pending_bytes=max_pending_bytes,
     )
 
 
@@ -421,6 +423,46 @@ def test_a_group_is_filled_with_as_many_more_as_it_has_at_most() -> None:
         with pytest.raises(WorkflowError):
             await groups.next_batch()
         assert sum(a.group_id == "g000000" for a in agents.started) == 6
+        await groups.close()
+
+    drive(test)
+
+
+def test_a_learner_that_stands_still_stops_admission_by_bytes_and_nothing_is_lost() -> None:
+    """Each rollout has 16 bytes: groups of three have 48."""
+
+    async def test() -> None:
+        agents = Agents()
+        groups = source(agents, eta=50, max_pending_bytes=300)
+        groups.admit()
+        while groups.num_running_rollouts:
+            await asyncio.sleep(0)
+        # All that runs ends, with nobody to take it: up to 99 groups may start, by staleness.
+        held = groups.num_bytes
+        assert 300 <= held < 300 + 34 * 48 and held == 16 * len(agents.started)
+        num_started = len(agents.started)
+        groups.admit()
+        assert len(agents.started) == num_started
+
+        seen: set[str] = set()
+        for version in range(1, 60):
+            batch = await groups.next_batch()
+            seen |= {rollout_id for group in ids(batch) for rollout_id in group}
+            groups.set_version(version)
+        while groups.num_running_rollouts:
+            await asyncio.sleep(0)
+        assert len(seen) == 59 * 6 and groups.num_bytes < 300 + 34 * 48
+        await groups.close()
+
+    drive(test)
+
+
+def test_one_group_larger_than_the_bound_still_makes_a_batch() -> None:
+    async def test() -> None:
+        groups = source(Agents(), eta=3, max_pending_bytes=1)
+        for version in range(1, 4):
+            assert len((await groups.next_batch()).groups) == 2
+            groups.set_version(version)
         await groups.close()
 
     drive(test)

@@ -1,0 +1,1 @@
+"""`areal-sub replay`: an agent against the answers that a recorded rollout was given."""
