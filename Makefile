@@ -16,7 +16,7 @@ ALL_EXTRAS := train vllm data gguf dev
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-smollm2 test test-families test-attacks test-agents test-vllm lint format bench bench-spawn \
-	bench-proxy bench-constrained bench-engine bench-journal soak docs constraints clean
+	bench-proxy bench-constrained bench-engine bench-weights bench-journal soak docs constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,11 @@ bench-engine:  ## Tokens per second: embedded engine, vLLM on the CPU, transform
 	$(INSTALL) $(ALL_EXTRAS)
 	python="$$(PYTHON="$(PYTHON)" .ci/install-vllm)" && \
 	AREAL_SUB_VLLM_PYTHON="$$python" $(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-weights:  ## Seconds that new weights take, embedded and vLLM, against a copy (ARGS="--model FOLDER")
+	$(INSTALL) $(ALL_EXTRAS)
+	python="$$(PYTHON="$(PYTHON)" .ci/install-vllm)" && \
+	AREAL_SUB_VLLM_PYTHON="$$python" $(BIN)/python -m benchmarks.weights $(ARGS)
 
 docs:  ## Write docs/configuration.md from the schema
 	$(INSTALL) train

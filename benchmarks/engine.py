@@ -121,24 +121,28 @@ class OverContract:
 
     def __init__(self, process: subprocess.Popen[bytes], socket_path: Path) -> None:
         self.process = process
-        self._loop = asyncio.new_event_loop()
-        self._client = self._loop.run_until_complete(
+        self.loop = asyncio.new_event_loop()
+        self.client = self.loop.run_until_complete(
             EngineClient.connect(socket_path, timeout_s=START_S)
         )
+
+    def close(self) -> None:
+        self.loop.run_until_complete(self.client.close())
+        self.loop.close()
 
     def sample(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> None:
         async def one(prompt: Sequence[int]) -> None:
             request = GenerateRequest(
                 prompt_token_ids=int32(prompt), max_new_tokens=num_tokens, temperature=1.0
             )
-            given = [len(chunk.token_ids) async for chunk in self._client.generate(request)]
+            given = [len(chunk.token_ids) async for chunk in self.client.generate(request)]
             assert sum(given) == num_tokens, given
 
         async def all_of_them() -> None:
             async with asyncio.timeout(CALL_S):
                 await asyncio.gather(*map(one, prompts))
 
-        self._loop.run_until_complete(all_of_them())
+        self.loop.run_until_complete(all_of_them())
 
 
 class OverPipe:
@@ -186,7 +190,11 @@ def start(name: str, model: Path, folder: Path, args: Any) -> Iterator[Sampler]:
         if name == "hf":
             yield OverPipe(process)
         else:
-            yield OverContract(process, folder / f"{name}.sock")
+            engine = OverContract(process, folder / f"{name}.sock")
+            try:
+                yield engine
+            finally:
+                engine.close()
     except BaseException:
         print((folder / f"{name}.log").read_text()[-3000:], file=sys.stderr)
         raise
