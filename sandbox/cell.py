@@ -37,6 +37,7 @@ from .wire import (
     Exit,
     Status,
     decode_exit,
+    encode_exit,
     encode_status,
     one_line,
 )
@@ -101,6 +102,7 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None
     for listener in context.listeners:
         os.close(listener)
     kernel.set_name("sandbox-init")
+    _try_the_end()
 
     stopped_by, order = _until_over(control, exited, context.polled)
     num_killed, error = _clear()
@@ -129,6 +131,14 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None
         control.send(encode_status(status))  # first: whatever becomes of the outputs
         _send_outputs(control, order)
         control.shutdown(socket.SHUT_RDWR)
+
+
+def _try_the_end() -> None:
+    """What is done at the end, for nothing: its pages are touched while nobody waits for it."""
+    _num_others()
+    resource.getrusage(resource.RUSAGE_CHILDREN)
+    encode_status(Status(written_bytes=_written_bytes()))
+    decode_exit(encode_exit(Exit()))
 
 
 def _send_outputs(control: socket.socket, order: bytes) -> None:
@@ -189,7 +199,7 @@ def _clear() -> tuple[int, str]:
     """Kill all other processes of this pid namespace. Returns how many there were, and an error."""
     for _ in reaper.reap():
         pass
-    left = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+    num_left = _num_others()
     try:
         os.kill(-1, signal.SIGKILL)  # in one go: nothing can fork past it
     except ProcessLookupError:
@@ -200,10 +210,14 @@ def _clear() -> tuple[int, str]:
         for _ in reaper.reap():
             pass
         if time.monotonic() > deadline:
-            return len(left), f"processes are not gone after {KILL_TIMEOUT_S} s"
+            return num_left, f"processes are not gone after {KILL_TIMEOUT_S} s"
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.01)
-    return len(left), ""
+    return num_left, ""
+
+
+def _num_others() -> int:
+    return sum(name.isdigit() and name != "1" for name in os.listdir("/proc"))
 
 
 def _read_exit(exited: int, timeout_s: float) -> Exit | None:

@@ -84,7 +84,8 @@ class Run:
         self._stdout = Pipe(stdout, limits.output_bytes, self._on_output)
         self._stderr = Pipe(stderr, limits.output_bytes, self._on_output)
         self._result = Pipe(result, limits.result_bytes, self._on_result, keep_all=True)
-        self._loop.add_reader(self._control, self._on_control)
+        # By number: asyncio formats what is not yet registered into an error, each time.
+        self._loop.add_reader(self._control.fileno(), self._on_control)
         self._timer = self._loop.call_later(READY_TIMEOUT_S, self.stop, Ending.LOST)
         self._looking: asyncio.TimerHandle | None = None
 
@@ -219,7 +220,7 @@ class Run:
         self._timer.cancel()
         self._stop_looking()
         self.close_far_ends()
-        self._loop.remove_reader(self._control)
+        self._unwatch()
         self._control.close()
         self._request.close()
         for listener in self.listeners:
@@ -227,6 +228,10 @@ class Run:
         self.listeners = []
         for pipe in (self._stdout, self._stderr, self._result):
             pipe.close()
+
+    def _unwatch(self) -> None:
+        if (number := self._control.fileno()) >= 0:
+            self._loop.remove_reader(number)
 
     def _look(self) -> None:
         """Memory the kernel bounds, though not all of the child's processes need notice; CPU time
@@ -295,7 +300,7 @@ class Run:
         self._timer = self._loop.call_later(2 * KILL_TIMEOUT_S, self._end)
 
     def _end(self) -> None:
-        self._loop.remove_reader(self._control)
+        self._unwatch()
         self._timer.cancel()
         self._stop_looking()
         settle(self._ended)

@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import resource
@@ -476,6 +477,8 @@ async def main(settings: dict[str, Any]) -> None:
         },
     )
     await server.start()
+    gc.collect()
+    gc.freeze()  # no collection looks at it again: what comes from here on is small
     try:
         await asyncio.Event().wait()
     finally:
