@@ -1,4 +1,4 @@
-"""The command line: `areal-sub train | chat | inspect | replay | check-agent | doctor`.
+"""The command line: `areal-sub train | chat | inspect | status | replay | check-agent | doctor`.
 
 Imports nothing heavy until a command needs it: a mistyped key is told within a second.
 Exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 128+N ended by signal N.
@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the run failed, 2 the input cannot be used, 128+N ended by
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import signal
 import subprocess
@@ -97,6 +98,10 @@ def run(argv: Sequence[str]) -> int:
             return subprocess.run(command, check=False).returncode
         if arguments.command == "inspect":
             return _inspect(arguments, parser)
+        if arguments.command == "status":
+            from areal_sub.inspection.status import show_status
+
+            return show_status(arguments.run, as_lines=arguments.json)
         return _chat(arguments)
     except BrokenPipeError:  # whoever read our output (`head`, a pager) has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -136,6 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-new-tokens", type=int, default=256)
     _add_inspect(commands)
     _add_replay(commands)
+    status = commands.add_parser(
+        "status",
+        help="show who waits for whom in a run that is going on",
+        description="Asks each process of a run what it is doing, and what it waits for.",
+    )
+    status.add_argument("run", metavar="RUN", help="a run's folder, or experiment/trial")
+    status.add_argument("--json", action="store_true", help="one JSON object per process")
     _add_check(commands)
     commands.add_parser("doctor", help="show how well agents can be isolated on this machine")
     return parser
@@ -259,6 +271,7 @@ def _train(argv: Sequence[str]) -> int:
     from areal_sub.config import load_config
 
     config = load_config(argv)
+    faulthandler.register(signal.SIGUSR1)  # where each thread stands, to stderr
     from areal_sub.trainer import Trainer
     from areal_sub.trainer.trainer import Interrupted
 

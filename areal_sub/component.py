@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ def run_component(name: str, main: Callable[[dict[str, Any]], Coroutine[Any, Any
         format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    faulthandler.register(signal.SIGUSR1)  # where each thread stands, into the log
     settings = json.loads(Path(sys.argv[1]).read_text())
     try:
         import uvloop

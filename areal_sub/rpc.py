@@ -12,7 +12,8 @@ A handler is `async def h(params) -> payload`, or an async generator whose items
 caller. Invariants: a call ends with exactly one DONE or ERROR; when either side goes away, all of
 its calls end (the callee's handlers are cancelled, the caller's waits raise `PeerGone`); a message
 larger than `MAX_MESSAGE_BYTES` ends the connection; writers wait for the socket to drain, so a slow
-reader slows its writer instead of growing its memory. Every server answers `ping`.
+reader slows its writer instead of growing its memory. Every server answers `ping`, and `status`
+with what its process waits for.
 
 A client that `redials` outlives its peer: calls that were under way raise `PeerGone`, later ones
 wait, within their deadlines, for the next process that listens at the path. A new process takes the
@@ -35,7 +36,7 @@ from typing import Any
 import msgpack
 
 from areal_sub.errors import ArealSubError, DeadlineExceeded, PeerGone, RpcError
-from areal_sub.waits import waiting
+from areal_sub.waits import waiting, waits
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +76,22 @@ async def _ping(params: Params) -> None:
 class Server:
     """Serves `handlers` on a Unix socket (mode 0600) until closed."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        handlers: Mapping[str, Handler],
+        *,
+        describe: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        """`describe`: what its process says of itself beside that, to `areal-sub status`."""
+        self._describe = describe
         self.path = path
-        self._handlers = {"ping": _ping, **handlers}
+        self._handlers = {"ping": _ping, "status": self._status, **handlers}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+
+    async def _status(self, params: Params) -> dict[str, Any]:
+        return {**self._describe(), "waits": [wait.to_map() for wait in waits()]}
 
     async def start(self) -> None:
         old_umask = os.umask(0o177)
@@ -220,13 +232,14 @@ class Client:
         *,
         timeout_s: float,
         idempotent: bool = False,
+        about: str = "",
     ) -> Any:
-        """Call `method` and wait for its one payload.
+        """Call `method` and wait for its one payload. `about`: whose work it is, see `waits`.
 
         `idempotent`: where the peer goes meanwhile, the next one is asked, within the same limit.
         Raises `RpcError` (the far side's error), `PeerGone`, `DeadlineExceeded`.
         """
-        with waiting(f"{self.peer}: {method}", timeout_s):
+        with waiting(f"{self.peer}: {method}", timeout_s, about):
             try:
                 async with asyncio.timeout(timeout_s):
                     while True:

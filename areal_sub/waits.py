@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from areal_sub.errors import DeadlineExceeded
 
@@ -23,12 +23,17 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Wait:
     what: str  # whom for, and what it should do
+    about: str  # "" or whose work it is: a rollout's id
     limit_s: float
     since: float  # time.monotonic()
 
-    @property
-    def age_s(self) -> float:
-        return time.monotonic() - self.since
+    def to_map(self) -> dict[str, Any]:
+        return {
+            "what": self.what,
+            "about": self.about,
+            "age_s": time.monotonic() - self.since,
+            "limit_s": self.limit_s,
+        }
 
 
 _ids = itertools.count()
@@ -41,12 +46,12 @@ def waits() -> list[Wait]:
 
 
 @contextmanager
-def waiting(what: str, limit_s: float) -> Iterator[Wait]:
+def waiting(what: str, limit_s: float, about: str = "") -> Iterator[None]:
     """In the table for as long as the block runs; keeping the limit is the block's own."""
     number = next(_ids)
-    wait = _waits[number] = Wait(what, limit_s, time.monotonic())
+    _waits[number] = Wait(what, about, limit_s, time.monotonic())
     try:
-        yield wait
+        yield
     finally:
         del _waits[number]
 

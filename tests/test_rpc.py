@@ -77,7 +77,7 @@ def test_errors_of_ours_keep_their_message_and_unknown_methods_are_named(tmp_pat
     async def use(client: Client, server: Server) -> None:
         with pytest.raises(RpcError, match="far side: ConfigError: no such thing"):
             await client.call("refuse", timeout_s=TIMEOUT_S)
-        with pytest.raises(RpcError, match="no method 'nope'; there are: ping, refuse"):
+        with pytest.raises(RpcError, match="no method 'nope'; there are: .*refuse"):
             await client.call("nope", timeout_s=TIMEOUT_S)
 
     serve(tmp_path, {"refuse": refuse}, use)
@@ -142,7 +142,7 @@ def test_a_client_that_redials_outlives_its_peer(tmp_path: Path) -> None:
         with pytest.raises(PeerGone, match="far side"):
             await lost
         async with asyncio.timeout(TIMEOUT_S):
-            while client.is_connected:  # its answer came before its end did
+            while client.is_connected:  # noqa: ASYNC110 (its answer came before its end)
                 await asyncio.sleep(0)
         waiting = asyncio.ensure_future(client.call("double", {"x": 2}, timeout_s=TIMEOUT_S))
         with pytest.raises(DeadlineExceeded, match="far side did not answer 'double' within"):

@@ -43,6 +43,7 @@ from areal_sub.records import (
     int32,
 )
 from areal_sub.trajectory.journal import Journal
+from areal_sub.waits import waiting
 
 log = logging.getLogger(__name__)
 
@@ -333,23 +334,24 @@ class Turns:
         """
         num_left = MAX_ENGINES
         try:
-            async with asyncio.timeout(self._timeout_s):
-                while num_left:
-                    num_left -= 1
-                    prepared.session.engine_went |= not self._engine.is_connected
-                    request = rest_of(prepared.request, sampled.token_ids)
-                    try:
-                        async with aclosing(self._engine.generate(request)) as chunks:
-                            async for chunk in chunks:
-                                yield sampled.take(chunk)
-                                if sampled.finish_reason is not None:
-                                    return
-                        break
-                    except PeerGone:
-                        prepared.session.engine_went = True
-                        # A grammar's state went with the engine; it cannot go on in the middle.
-                        if not num_left or (request.grammar and sampled.token_ids):
-                            raise
+            with waiting("the engine: a turn", self._timeout_s, prepared.session.rollout_id):
+                async with asyncio.timeout(self._timeout_s):
+                    while num_left:
+                        num_left -= 1
+                        prepared.session.engine_went |= not self._engine.is_connected
+                        request = rest_of(prepared.request, sampled.token_ids)
+                        try:
+                            async with aclosing(self._engine.generate(request)) as chunks:
+                                async for chunk in chunks:
+                                    yield sampled.take(chunk)
+                                    if sampled.finish_reason is not None:
+                                        return
+                            break
+                        except PeerGone:
+                            prepared.session.engine_went = True
+                            # A grammar's state went with the engine; it cannot go on in the middle.
+                            if not num_left or (request.grammar and sampled.token_ids):
+                                raise
         except TimeoutError:
             raise Refusal(
                 Reason.DEADLINE, f"the engine did not finish within {self._timeout_s} s"

@@ -169,7 +169,11 @@ class RolloutRunner:
         }
         try:
             opening = self._proxy.call(
-                "open_rollout", params, timeout_s=self._control_s, idempotent=True
+                "open_rollout",
+                params,
+                timeout_s=self._control_s,
+                idempotent=True,
+                about=assignment.rollout_id,
             )
             await _whole(opening)  # by a proxy that went, maybe: the next one knows
         except asyncio.CancelledError:
@@ -259,7 +263,9 @@ class RolloutRunner:
             "written_bytes": report.written_bytes,
             "peak_memory_bytes": report.peak_memory_bytes,
         }
-        await self._proxy.call("end_rollout", params, timeout_s=self._control_s)
+        await self._proxy.call(
+            "end_rollout", params, timeout_s=self._control_s, about=report.rollout_id
+        )
 
 
 async def _whole(call: Coroutine[Any, Any, Any]) -> None:

@@ -157,6 +157,14 @@ class GroupSource:
         """Groups that were trained or given up since the run began."""
         return self._num_consumed + self._num_given_up
 
+    def queues(self) -> dict[str, int]:
+        """What waits where; may be called from another thread."""
+        return {
+            "rollouts running": self._num_running_rollouts,
+            "groups running": len(self._running),
+            "groups finished": len(self._finished),
+        }
+
     @property
     def position(self) -> RunPosition:
         """From which a run could be resumed with the present policy."""

@@ -96,7 +96,9 @@ class SubprocPool:
         assert slots is not None
         async with slots:
             limit_s = self._start_timeout_s + request.timeout_s + KILL_GRACE_S
-            report = await self._client.call("run", request.to_map(), timeout_s=limit_s)
+            report = await self._client.call(
+                "run", request.to_map(), timeout_s=limit_s, about=request.rollout_id
+            )
         return RunReport.from_map(report)
 
     async def stats(self) -> dict[str, float]:

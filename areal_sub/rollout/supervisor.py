@@ -28,6 +28,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import math
 import os
 import resource
 import socket
@@ -45,6 +46,7 @@ from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rollout.carried import carry
 from areal_sub.rollout.command import program_end
 from areal_sub.rpc import Server
+from areal_sub.waits import waiting
 from areal_sub.workflow import GRADER_TARGET, GRADER_VARIABLE
 from sandbox import (
     ChildReport,
@@ -263,12 +265,14 @@ class Supervisor:
         slots = self._grader_slots if request.grader else self._slots
         self._num_waiting += 1
         try:
-            await slots.acquire()
+            with waiting("a slot for a child", math.inf, request.rollout_id):
+                await slots.acquire()
         finally:
             self._num_waiting -= 1
         self._num_running += 1
         try:
-            child = await self._run_child(request, _recipe(params))
+            with waiting("its agent, in a child", request.timeout_s, request.rollout_id):
+                child = await self._run_child(request, _recipe(params))
         finally:
             self._num_running -= 1
             self._num_finished += 1

@@ -106,6 +106,7 @@ class TrainLoop:
         self._undecided: list[tuple[str, int]] = []
         self._recorded = recorded
         self._source = self._make_source(position, finished)
+        progress.queues = self._source.queues
         self._eval_due = Every(config.evaluator)
         self._save_due = Every(config.saver)
         self._recover_due = Every(config.recover)

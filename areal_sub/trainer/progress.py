@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,11 +44,24 @@ class Progress:
     incidents: list[Incident] = field(default_factory=list)  # processes of ours that ended
     accounting: Accounting | None = None  # of the whole run, once it has ended
     doing: str = "starting"
+    doing_since: float = field(default_factory=time.monotonic)
+    queues: Callable[[], dict[str, int]] = dict  # what waits where, by its name
     listener: Callable[[Progress], None] = lambda _: None
 
     def now(self, doing: str) -> None:
-        self.doing = doing
+        self.doing, self.doing_since = doing, time.monotonic()
         self.listener(self)
+
+    def to_status(self) -> dict[str, Any]:
+        """For `areal-sub status`; called from another thread."""
+        return {
+            "step": self.step,
+            "num_steps": self.num_steps,
+            "doing": self.doing,
+            "doing_for_s": time.monotonic() - self.doing_since,
+            "queues": self.queues(),
+            "incidents": [str(incident) for incident in list(self.incidents)],
+        }
 
     def saw(self, trajectory: Trajectory) -> None:
         end = trajectory.end

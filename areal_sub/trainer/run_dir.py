@@ -6,6 +6,7 @@
         journal/         records, one file per attempt (`0001.journal`, ...), and what the trainer
                          did with each rollout (`0001.ledger`)
         logs/            engine, proxy, supervisor
+        sockets          while it runs: the folder of its processes' sockets, for `areal-sub status`
         incidents.jsonl  one line per process of ours that ended while it was needed
         recover/         recovery points          checkpoints/   HF folders: step_N, final
         metrics.jsonl    one line per step        tensorboard/   the same for TensorBoard
@@ -78,6 +79,10 @@ class RunDir:
     @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def sockets(self) -> Path:
+        return self.root / "sockets"
 
     @property
     def incidents(self) -> Path:

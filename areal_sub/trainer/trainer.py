@@ -36,6 +36,7 @@ from areal_sub.trainer.models import model_folder
 from areal_sub.trainer.offline import RecordedGroups
 from areal_sub.trainer.progress import Progress
 from areal_sub.trainer.run_dir import RunDir
+from areal_sub.trainer.status import Status
 from areal_sub.trainer.terminal import Terminal
 from areal_sub.trainer.wiring import Stack
 from areal_sub.trajectory.accounting import Accounting, account, judge_run
@@ -219,6 +220,7 @@ async def _run(
             journal=run.journal,
             logs=run.logs,
             on_incident=on_incident,
+            status=Status(describe=progress.to_status, noted=run.sockets),
         ) as stack:
             learner = await stack.guard(_awaited(loading))
             if stack.sandbox:

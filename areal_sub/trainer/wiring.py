@@ -39,6 +39,7 @@ from areal_sub.rpc import Client
 from areal_sub.schedulers.local import Component
 from areal_sub.schedulers.service import Incident, Limits, Service, Steps
 from areal_sub.trainer.scratch import scratch_folder
+from areal_sub.trainer.status import Status, status_served
 from areal_sub.trajectory.stream import TrajectoryStream
 
 T = TypeVar("T")
@@ -121,6 +122,7 @@ class Stack:
         logs: Path,
         engine: tuple[str, Mapping[str, Any]] | None = None,
         on_incident: Callable[[Incident], None] = lambda _: None,
+        status: Status | None = None,
     ) -> AsyncIterator[Stack]:
         """Raises `ComponentDied`, `DeadlineExceeded` where a process does not come up.
 
@@ -132,6 +134,10 @@ class Stack:
             folder = cleanup.enter_context(scratch_folder(temporary))
             memory = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else temporary
             weights_folder = cleanup.enter_context(scratch_folder(memory))
+            if status is not None:
+                cleanup.enter_context(status_served(folder, status.describe))
+                status.noted.write_text(str(folder))
+                cleanup.callback(status.noted.unlink, missing_ok=True)
             parts = _Parts(config, folder, logs, cleanup, on_incident)
             weights = WeightsInForce(version=policy_version)
             proxy, told = parts.proxy(tokenizer_path, journal)

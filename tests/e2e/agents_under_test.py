@@ -40,6 +40,25 @@ def sync_function(data: dict[str, Any]) -> bool:
     return True
 
 
+async def _gate(path: str) -> None:
+    """The rollout's deadline ends the wait."""
+    while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 (another process opens it)
+        await asyncio.sleep(0.02)
+
+
+class BehindAGate(AgentWorkflow):
+    def __init__(self, gate: str) -> None:
+        self.gate = gate
+
+    async def run(self, data: dict[str, Any], **extra_kwargs: Any) -> float:
+        async with AsyncOpenAI(max_retries=0, **extra_kwargs) as client:
+            completion = await client.chat.completions.create(
+                model="policy", messages=data["messages"], max_tokens=4
+            )
+        await _gate(self.gate)
+        return float(len(completion.choices[0].message.content or "") % 2)
+
+
 class Subclass(AgentWorkflow):
     """Rewards by completion id; `bonus` comes through `workflow_kwargs`."""
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -80,3 +83,47 @@ def test_a_process_that_hangs_is_named_killed_and_replaced(start_run: Callable[.
     assert run.process.returncode == 0, output
     hung = [each["what"] for each in incidents(run) if each["component"] == "supervisor"]
     assert hung and hung[0].startswith("hangs: supervisor did not answer 'ping' within 5"), hung
+
+
+def status(run: Run) -> dict[str, dict[str, Any]]:
+    """What `areal-sub status --json` says, by process."""
+    command = [sys.executable, "-m", "areal_sub", "status", str(run.root), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    return {answer.get("name", "run"): answer for answer in answers}
+
+
+def test_status_says_who_waits_for_whom_also_where_the_trainer_stands_still(
+    start_run: Callable[..., Run], short_tmp: Path
+) -> None:
+    gate = short_tmp / "gate"
+    run = start_run(
+        "total_train_steps=1",
+        "valid_dataset=null",
+        "rollout.openai.mode=inline",
+        "workflow=agents_under_test.BehindAGate",
+        f"workflow_kwargs.gate={gate}",
+        "rollout.timeout_s=300",
+    )
+    said: dict[str, dict[str, Any]] = {}
+
+    def told() -> bool:
+        said.update(status(run))
+        return said["trainer"].get("status", {}).get("doing") == "waiting for rollouts"
+
+    run.wait_until(lambda: (run.root / "sockets").exists(), "sockets")
+    run.wait_until(told, "wait for rollouts")
+    assert said["trainer"]["status"]["queues"]["groups running"] > 0
+    assert said["engine"]["pid"] == process_of(run, "engine").pid
+    assert not said["proxy"]["problem"] and said["proxy"]["counts"]["num_open"] > 0
+
+    run.process.send_signal(signal.SIGSTOP)
+    said = status(run)
+    assert "STOPPED" in said["trainer"]["state"] and said["trainer"]["problem"]
+    assert said["trainer"]["pid"] == run.process.pid
+    assert not said["engine"]["problem"] and not said["proxy"]["problem"]
+    run.process.send_signal(signal.SIGCONT)
+    gate.touch()
+    output = run.finish()
+    assert run.process.returncode == 0, output
+    assert status(run) == {"run": {"going_on": False}}
