@@ -45,7 +45,9 @@ def act(data: dict[str, Any]) -> dict[str, Any]:
         look("/proc", os.fsencode(entry.path))
         look("/proc", _read(entry.path))
     starts = ["/", *data["folders"], *sys.path, "/usr", "/etc", "/dev", "/run", "/var", "/tmp"]
-    for entry in _files([*starts, os.environ["HOME"], "/home", "/root", "/opt", "/srv"], {"proc"}):
+    starts = [path for path in starts if path.strip("/").partition("/")[0] not in data["skipped"]]
+    starts += [os.environ["HOME"], "/home", "/root", "/opt", "/srv"]
+    for entry in _files(starts, {"proc", *data["skipped"]}):
         num["names"] = num.get("names", 0) + 1
         try:
             changed_at = entry.stat(follow_symlinks=False).st_ctime
