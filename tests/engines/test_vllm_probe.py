@@ -105,7 +105,7 @@ NO_IDS = {"choices": [{"token_ids": [5], "logprobs": {"content": [{"logprob": -1
     ("change", "message"),
     [
         (_answer("/version", 200, {"version": "0.21.3"}), r"pip install 'vllm>=0\.29'"),
-        (_answer("/version", 404, {}), "is no vLLM server .* is the port right"),
+        (_answer("/version", 404, {}), "serves models, but is no vLLM .* does not train with it"),
         (_answer("/is_paused", 404, {}), "VLLM_SERVER_DEV_MODE=1"),
         (_answer("/inference/v1/generate", 403, {}), "--enable-scale-out"),
         (
@@ -124,6 +124,11 @@ def test_each_problem_is_told_with_what_mends_it(
     change(answers)
     with pytest.raises(ConfigError, match=message):
         probe_stub(answers)
+
+
+def test_what_is_no_engine_at_all() -> None:
+    with pytest.raises(ConfigError, match=r"is no vLLM server .* is the port right"):
+        probe_stub({"/": (200, "hello")})
 
 
 def test_a_port_where_nobody_listens() -> None:

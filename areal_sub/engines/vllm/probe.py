@@ -86,6 +86,13 @@ async def _version(api: Api) -> str:
     except Refused as error:
         answer = error
     if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):
+        if await _is_other_engine(api):
+            raise ConfigError(
+                f"what listens at {api.name} serves models, but is no vLLM (SGLang, perhaps): "
+                "areal-sub knows no way to put new weights into it under running requests and to "
+                "learn which of them a token was sampled with, so it does not train with it: serve "
+                f"the model with vLLM ({TESTED_VERSION} is tested)"
+            )
         raise ConfigError(
             f"what listens at {api.name} is no vLLM server (it has no /version): is the port right?"
         )
@@ -101,6 +108,14 @@ async def _version(api: Api) -> str:
             "environment, and restart it"
         )
     return version
+
+
+async def _is_other_engine(api: Api) -> bool:
+    try:
+        answer = await api.get("/v1/models", timeout_s=ANSWER_TIMEOUT_S)
+    except (Refused, ServerGone, DeadlineExceeded):
+        return False
+    return isinstance(answer, dict) and isinstance(answer.get("data"), list)
 
 
 async def _check_dev_mode(api: Api) -> None:
