@@ -77,7 +77,7 @@ def test_errors_of_ours_keep_their_message_and_unknown_methods_are_named(tmp_pat
     async def use(client: Client, server: Server) -> None:
         with pytest.raises(RpcError, match="far side: ConfigError: no such thing"):
             await client.call("refuse", timeout_s=TIMEOUT_S)
-        with pytest.raises(RpcError, match="no method 'nope'; there are: .*refuse"):
+        with pytest.raises(RpcError, match=r"no method 'nope'; there are: .*refuse"):
             await client.call("nope", timeout_s=TIMEOUT_S)
 
     serve(tmp_path, {"refuse": refuse}, use)

@@ -215,6 +215,7 @@ async def _run(
         async with Stack.start(
             config,
             model_path=model_path,
+            lasting_model_path=str(base),
             tokenizer_path=workload.tokenizer_path,
             policy_version=version,
             journal=run.journal,

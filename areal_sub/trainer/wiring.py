@@ -121,11 +121,14 @@ class Stack:
         journal: Path,
         logs: Path,
         engine: tuple[str, Mapping[str, Any]] | None = None,
+        lasting_model_path: str | None = None,
         on_incident: Callable[[Incident], None] = lambda _: None,
         status: Status | None = None,
     ) -> AsyncIterator[Stack]:
         """Raises `ComponentDied`, `DeadlineExceeded` where a process does not come up.
 
+        `lasting_model_path`: the same model, of whatever weights, at a place where it stays;
+        default: `model_path`, which may be a recovery point's, and gone once there is a later one.
         `engine`: another engine than the configured one, as its module and what is added to its
         settings.
         """
@@ -139,7 +142,9 @@ class Stack:
                 status.noted.write_text(str(folder))
                 cleanup.callback(status.noted.unlink, missing_ok=True)
             parts = _Parts(config, folder, logs, cleanup, on_incident)
-            weights = WeightsInForce(version=policy_version)
+            weights = WeightsInForce(
+                version=policy_version, model_path=lasting_model_path or model_path
+            )
             proxy, told = parts.proxy(tokenizer_path, journal)
             parts.client("records", "proxy")  # records must not stand in the way of control calls
             services = [parts.engine(model_path, tokenizer_path, weights, engine), proxy]
@@ -171,7 +176,8 @@ class WeightsInForce:
     """What an engine that comes up has to sample with."""
 
     version: int
-    path: Path | None = None  # None: the model's own
+    model_path: str  # for what else there is to know of the model
+    path: Path | None = None  # None: the first ones
 
 
 @dataclass(slots=True)
@@ -212,8 +218,9 @@ class _Parts:
         module, added = other or (f"areal_sub.engines.{config.engine.type}", {})
 
         async def launch(number: int) -> Component:
+            path = model_path if weights.path is None else weights.model_path
             settings = _engine_settings(
-                config, self._own("engine", number), model_path, tokenizer_path, first_version
+                config, self._own("engine", number), path, tokenizer_path, first_version
             )
             settings["seed"] += number  # what the last one drew is not drawn again
             return await self._launch("engine", module, {**settings, **added})
