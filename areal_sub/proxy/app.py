@@ -86,6 +86,7 @@ def _guarded(
                 path=request.path_params,
                 query=request.query_params,
                 kept=session.kept,
+                seen=session.seen,
             )
             return await endpoint(request, session, asked)
         except KeyMisuse as misuse:

@@ -13,7 +13,7 @@ Pure but for its own tables; `turns.py` calls it, on the event loop only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -30,6 +30,10 @@ MIN_QUOTED_CHARS = 24
 MAX_QUOTED = 32
 # More new text is no summary, and would hold up other rollouts' calls while it is searched.
 MAX_QUOTING_CHARS = 262_144
+# Calls whose messages are kept, to hash only what later ones add: conversations take turns.
+NUM_LATELY = 3
+
+Sort = Callable[[Message], int | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -102,22 +106,43 @@ class Keys:
     exact: tuple[bytes, ...]  # as `chain`, ids of tool calls included
     bare: tuple[bytes, ...]  # as `chain`, reasoning left out
     system: bytes  # names the leading system messages
+    sorts: tuple[int | None, ...]  # see `recent.py`; empty where nobody sorts
 
     @classmethod
-    def of(cls, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Keys:
-        hashes = [message_hash(message) for message in messages]
-        chain: list[bytes] = []
-        exact: list[bytes] = []
-        bare: list[bytes] = []
-        for message, digest in zip(messages, hashes, strict=True):
+    def of(
+        cls,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        sort: Sort | None = None,
+        earlier: Keys | None = None,
+        num_same: int = 0,
+    ) -> Keys:
+        """`earlier`: of messages of which the first `num_same` are these, with the same `sort`."""
+        hashes = list(earlier.messages[:num_same]) if earlier else []
+        chain = list(earlier.chain[:num_same]) if earlier else []
+        exact = list(earlier.exact[:num_same]) if earlier else []
+        bare = list(earlier.bare[:num_same]) if earlier else []
+        sorts = list(earlier.sorts[:num_same]) if earlier else []
+        for message in messages[num_same:]:
+            digest = message_hash(message)
+            hashes.append(digest)
             chain.append(link(chain[-1] if chain else b"", digest))
             exact.append(link(exact[-1] if exact else b"", digest, ids_of(message)))
             bare_digest = bare_hash(message) if message.reasoning else digest
             bare.append(link(bare[-1] if bare else b"", bare_digest))
-        digest = _digest(orjson.dumps(list(tools), option=orjson.OPT_SORT_KEYS))
+            if sort is not None:
+                sorts.append(sort(message))
+        tools_digest = _digest(orjson.dumps(list(tools), option=orjson.OPT_SORT_KEYS))
         num_system = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-        system = chain[num_system - 1] if num_system else b""
-        return cls(digest, tuple(hashes), tuple(chain), tuple(exact), tuple(bare), system)
+        return cls(
+            tools=tools_digest,
+            messages=tuple(hashes),
+            chain=tuple(chain),
+            exact=tuple(exact),
+            bare=tuple(bare),
+            system=chain[num_system - 1] if num_system else b"",
+            sorts=tuple(sorts),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +169,22 @@ class History:
     _seen_exact: set[bytes] = field(default_factory=set)  # the same, by `exact`
     _messages: set[bytes] = field(default_factory=set)  # hashes of all that was asked
     _first: set[bytes] = field(default_factory=set)  # hashes of first messages after the system's
+    _lately: list[tuple[Sequence[Message], Keys]] = field(default_factory=list)  # the last last
+
+    def keys(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], sort: Sort | None = None
+    ) -> Keys:
+        """`Keys.of`, computed for what is new since the last calls. Always with the same `sort`."""
+        found, num_same = None, 0
+        for earlier, keys in self._lately:
+            num = _num_same(earlier, messages)
+            if num > num_same:
+                found, num_same = (earlier, keys), num
+        new = Keys.of(messages, tools, sort, found[1] if found else None, num_same)
+        if found is not None and num_same == len(found[0]):
+            self._lately.remove(found)  # it went on
+        self._lately = [*self._lately[1 - NUM_LATELY :], (messages, new)]
+        return new
 
     def match(self, messages: Sequence[Message], keys: Keys) -> Match:
         parent, num_history = self._find_parent(messages, keys)
@@ -176,9 +217,13 @@ class History:
         known = self._prompts.setdefault(_prompt_key(keys, matched.parent), prompt)
         if known is prompt:
             self._asked.setdefault(keys.chain[-1], None)
-            self._messages.update(keys.messages)
-            self._seen.update(keys.chain)
-            self._seen_exact.update(keys.exact)
+            # What the parent was asked is there already.
+            parent = matched.parent
+            start = matched.num_history - 1 if parent is not None else 0
+            self._messages.update(keys.messages[start:])
+            self._seen.update(keys.chain[start:])
+            is_exact = parent is not None and parent.exact == keys.exact[start]
+            self._seen_exact.update(keys.exact[start if is_exact else 0 :])
             for message, digest in zip(messages, keys.messages, strict=True):
                 if message.role != "system":
                     self._first.add(digest)
@@ -299,7 +344,7 @@ class History:
         """Why the messages after the first `num_history` are not simply new ones."""
         if not self._prompts:
             return Fork.ROOT
-        num_seen = _num_leading(keys.chain, self._seen)
+        num_seen = _num_leading(keys.chain, self._seen, num_history)
         if num_history:
             # Ids included: what went on from a sibling with the same text is no edit of this.
             if _num_leading(keys.exact, self._seen_exact) <= num_history:
@@ -374,13 +419,22 @@ def _digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
 
+def _num_same(some: Sequence[Message], others: Sequence[Message]) -> int:
+    """How many leading messages are the same, to the letter."""
+    num = 0
+    for one, other in zip(some, others, strict=False):
+        if one is not other and one != other:
+            break
+        num += 1
+    return num
+
+
 def _prompt_key(keys: Keys, parent: Turn | None) -> tuple[bytes, bytes, str]:
     return keys.tools, keys.chain[-1], parent.turn_id if parent else ""
 
 
-def _num_leading(chain: Sequence[bytes], seen: set[bytes]) -> int:
-    """How many leading messages an earlier conversation began with too."""
-    num = 0
+def _num_leading(chain: Sequence[bytes], seen: set[bytes], num: int = 0) -> int:
+    """How many leading messages an earlier conversation began with too; at least `num`."""
     while num < len(chain) and chain[num] in seen:
         num += 1
     return num

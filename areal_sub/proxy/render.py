@@ -28,6 +28,7 @@ from areal_sub.proxy.families import AUTO, END_OF_TURN, FORMATS, AnswerFormat, c
 from areal_sub.proxy.history import message_hash
 from areal_sub.proxy.neutral import Choice, Message, ToolCall
 from areal_sub.proxy.parsers import ParsedCall
+from areal_sub.proxy.recent import Recent
 from areal_sub.proxy.template import ChatTemplate, RenderError, load_chat_template
 from areal_sub.proxy.vocabulary import Vocabulary, any_of
 
@@ -52,6 +53,7 @@ class Renderer:
         self.vocabulary = vocabulary
         self.template = template
         self.format = answer_format
+        self.recent = Recent(template.literals)
         echoed = set(answer_format.echoed)
         hidden = (vocabulary.special_texts - echoed).union(vocabulary.stop_texts)
         self.not_text = any_of(vocabulary.control_ids)
@@ -85,14 +87,40 @@ class Renderer:
         return self.vocabulary.encode(text, shield.reveal)
 
     def continuation(
-        self, messages: Sequence[Message], tools: Tools, num_history: int, last_id: int | None
+        self,
+        messages: Sequence[Message],
+        tools: Tools,
+        num_history: int,
+        last_id: int | None,
+        sorts: Sequence[int | None] | None = None,
     ) -> list[int] | None:
         """Ids that follow a turn's sampled tokens. `last_id`: the last of those (None: no tokens).
 
         `messages[num_history - 1]` is the turn's answer, those before it were its prompt. None
         where the template does not render the longer conversation as an extension of the shorter.
-        Raises `RenderError`.
+        `sorts`, of each message what `recent.sort` says, lets it take less time than the length of
+        the conversation asks for. Raises `RenderError`.
         """
+        stand_in = None
+        if sorts is not None:
+            stand_in = self.recent.stand_in(messages, sorts, num_history, bool(tools))
+        if stand_in is None or (known := self.recent.is_shown(stand_in.kind)) is False:
+            return self._continuation(messages, tools, num_history, last_id)
+        kept = [messages[index] for index in stand_in.indices]
+        num_kept = num_history - (len(messages) - len(kept))
+        try:
+            ids = self._continuation(kept, tools, num_kept, last_id)
+        except RenderError:
+            ids = None  # a template may insist on an order that the stand-in does not keep
+        if known and ids is not None:
+            return ids
+        whole = self._continuation(messages, tools, num_history, last_id)
+        self.recent.note(stand_in.kind, ids is not None and ids == whole)
+        return whole
+
+    def _continuation(
+        self, messages: Sequence[Message], tools: Tools, num_history: int, last_id: int | None
+    ) -> list[int] | None:
         shield = _Shield(self)
         shown, shown_tools = shield.messages(messages), shield.tools(tools)
         whole = shield.render(shown, shown_tools, True)

@@ -20,6 +20,7 @@ from areal_sub.errors import ArealSubError, RolloutLost, RpcError
 from areal_sub.proxy.history import History
 from areal_sub.proxy.kept import KeptAnswers
 from areal_sub.proxy.refusals import Reason, Refusal
+from areal_sub.proxy.seen import Seen
 from areal_sub.proxy.tampering import Sign, Tampering
 from areal_sub.proxy.transcript import Transcript
 
@@ -45,6 +46,7 @@ class Session:
     sampling: Sampling
     history: History = field(default_factory=History)
     kept: KeptAnswers = field(default_factory=KeptAnswers)
+    seen: Seen = field(default_factory=Seen)
     choices: dict[str, list[str]] = field(default_factory=dict)  # answer id → its turns' ids
     turn_ids: set[str] = field(default_factory=set)  # recorded
     num_admitted: int = 0  # turns that were asked for

@@ -79,6 +79,14 @@ class ChatTemplate:
             raise ModelError(f"chat template, line {error.lineno}: {error.message}") from None
         self._special_tokens = dict(special_tokens)
         self.source = "\n".join(sources.values())
+        texts = {
+            node.value.strip()
+            for text in sources.values()
+            for node in env.parse(text).find_all(nodes.Const)
+            if isinstance(node.value, str)
+        }
+        # Those that are words are roles and names of fields.
+        self.literals = tuple(sorted(text for text in texts if not text.isidentifier()))[1:]
 
     def render(
         self,

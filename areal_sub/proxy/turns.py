@@ -149,7 +149,7 @@ class Turns:
     async def count(self, session: Session, call: Call) -> int:
         """How many tokens the call's prompt would have. Nothing is recorded. Raises `Refusal`."""
         session.check_open()
-        keys = Keys.of(call.messages, call.tools)
+        keys = session.history.keys(call.messages, call.tools, self._renderer.recent.sort)
         matched = session.history.match(call.messages, keys)
         return (await self._find(call, keys, matched)).num_tokens
 
@@ -207,7 +207,7 @@ class Turns:
     async def _prompt(self, session: Session, call: Call) -> Prompt:
         if call.raw_prompt is not None:
             return session.history.raw_prompt(int32(await self._raw_ids(call)))
-        keys = Keys.of(call.messages, call.tools)
+        keys = session.history.keys(call.messages, call.tools, self._renderer.recent.sort)
         matched = session.history.match(call.messages, keys)
         prompt = await self._find(call, keys, matched)
         self._check_length(prompt.num_tokens + 1)
@@ -259,7 +259,7 @@ class Turns:
             if context is None and parent is not None:
                 last_id = int(parent.token_ids[-1]) if len(parent.token_ids) else None
                 context = self._renderer.continuation(
-                    call.messages, call.tools, matched.num_history, last_id
+                    call.messages, call.tools, matched.num_history, last_id, keys.sorts
                 )
                 if context is None:
                     parent, fork, continues = None, Fork.TEMPLATE_REWROTE, continues or parent

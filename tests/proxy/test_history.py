@@ -24,7 +24,8 @@ class Rollout:
         self.num_turns = 0
 
     def match(self, messages: list[Message], tools: list[dict[str, Any]]) -> tuple[Match, Keys]:
-        keys = Keys.of(messages, tools)
+        keys = self.history.keys(messages, tools)
+        assert keys == Keys.of(messages, tools)
         return self.history.match(messages, keys), keys
 
     def ask(

@@ -14,6 +14,7 @@ from typing import Protocol
 from areal_sub.proxy.kept import KeptAnswers
 from areal_sub.proxy.neutral import Call, Choice, Delta, Usage
 from areal_sub.proxy.refusals import Refusal
+from areal_sub.proxy.seen import Seen
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -27,6 +28,7 @@ class Asked:
     path: Mapping[str, str] = field(default_factory=dict)  # what the route's path names
     query: Mapping[str, str] = field(default_factory=dict)
     kept: KeptAnswers = field(default_factory=KeptAnswers)  # this rollout's
+    seen: Seen = field(default_factory=Seen)  # this rollout's
 
 
 class Stream(Protocol):

@@ -58,7 +58,7 @@ def parse(asked: Asked) -> Call:
     return Call(
         dialect=NAME,
         model=fields.text(body, "model", max_chars=fields.MAX_NAME_CHARS, default="policy"),
-        messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
+        messages=tuple(asked.seen.parsed(messages, _message)),
         tools=tuple(tool for tool, _ in tools),
         strict_tools=frozenset(tool["function"]["name"] for tool, strict in tools if strict),
         tool_choice=_tool_choice(body),
@@ -118,9 +118,9 @@ def _output_format(body: fields.Body) -> OutputFormat:
     return OutputFormat("json_schema", schema, fields.name(given, "name", where=where), strict)
 
 
-def _message(value: Any, where: str) -> Message:
-    body = fields.as_mapping(value, where)
-    where += "."
+def _message(value: Any, index: int) -> Message:
+    body = fields.as_mapping(value, f"messages[{index}]")
+    where = f"messages[{index}]."
     role = _ROLES.get(fields.text(body, "role", where=where, max_chars=32))
     if role is None:
         raise invalid(
