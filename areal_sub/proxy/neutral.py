@@ -21,17 +21,17 @@ MAX_DEPTH = 64
 
 def is_deeper_than(value: Any, limit: int) -> bool:
     """Whether JSON `value` nests arrays and objects more than `limit` deep. Takes no stack."""
-    level = [value]
-    for _ in range(limit + 1):
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(limit):
+        if not level:
+            return False
         level = [
             child
             for parent in level
-            if isinstance(parent, dict | list)
             for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
         ]
-        if not level:
-            return False
-    return True
+    return bool(level)
 
 
 @dataclass(frozen=True, slots=True)
