@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
 
 from areal_sub.proxy.answering import request_headers
 from areal_sub.proxy.dialects import JSON, Asked, Dialect
@@ -47,9 +48,12 @@ def make_app(sessions: Sessions, turns: Turns) -> FastAPI:
     routes = make_routes(turns)
     for route in routes:
         endpoint = _guarded(sessions, route.dialect, route.endpoint)
-        app.add_route(route.path, endpoint, methods=[route.method])
+        served = StarletteRoute(route.path, endpoint, methods=[route.method])
+        assert served.methods is not None
+        served.methods.discard("HEAD")  # which GET brings along
+        app.router.routes.append(served)
     probed = [base or "/" for base in (*BASES, *BETA_BASES)]
-    for path in [*probed, *(route.path for route in routes if route.method == "POST")]:
+    for path in dict.fromkeys([*probed, *(route.path for route in routes)]):
         app.add_route(path, alive, methods=["HEAD"])
 
     async def on_http_error(request: Request, error: Exception) -> Response:
