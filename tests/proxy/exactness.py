@@ -47,6 +47,8 @@ TEXTS = st.one_of(
 class DirectEngine:
     """The stub as an `EngineClient`, without the socket between (another test's concern)."""
 
+    is_connected = True
+
     def __init__(self, stub: Any) -> None:
         self._stub = stub
 

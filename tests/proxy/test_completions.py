@@ -39,7 +39,7 @@ def test_one_turn(proxied: Any) -> None:
         assert answer.usage.prompt_tokens == len(request.prompt_token_ids)
         assert answer.usage.completion_tokens == len(sampled)
         assert await rollout.end(reward=0.5) == {"outcome": "completed", "num_turns": 1}
-        opened, turn, end = proxy.records()
+        opened, _, turn, end = proxy.records()
         assert isinstance(opened, OpenRecord)
         assert isinstance(end, EndRecord)
         assert (end.written_bytes, end.peak_memory_bytes) == (4096, 8192)
@@ -330,7 +330,8 @@ def test_sampling_is_the_runs_or_the_agents(proxied: Any) -> None:
         got = [(r.temperature, r.top_p, r.top_k) for r in proxy.engine.requests]
         ours = (1.0, 0.9, 0)
         assert got == [ours, ours, (0.2, 0.3, 7), ours]
-        assert proxy.records()[1].temperature == 1.0
+        assert isinstance(turn := proxy.records()[2], TurnRecord)
+        assert turn.temperature == 1.0
 
     proxied(work)
 

@@ -71,7 +71,8 @@ def chunked(rand: Rand, body: bytes) -> bytes:
     )
 
 
-def request(rand: Rand) -> bytes:
+def request(rand: Rand) -> tuple[bytes, bool]:
+    """And whether it is whole: the proxy closes the connection behind it."""
     path, body = rand.choice(PATHS), body_of(rand)
     auth = rand.choice(
         [
@@ -85,6 +86,8 @@ def request(rand: Rand) -> bytes:
     length = f"Content-Length: {len(body)}\r\n".encode()
     te = b"Transfer-Encoding: chunked\r\n"
     line = f"POST {path} HTTP/1.1\r\nHost: h\r\n".encode() + auth
+    if rand.random() < 0.15:
+        return line + b"Connection: close\r\n" + length + b"\r\n" + body, True
     forms: list[Callable[[], bytes]] = [
         lambda: line + length + b"\r\n" + body,
         lambda: line + te + b"\r\n" + chunked(rand, body),
@@ -117,16 +120,17 @@ def request(rand: Rand) -> bytes:
         lambda: rand.randbytes(rand.randrange(1, 3000)),
         lambda: (line + length + b"\r\n" + body) * 5,  # all at once
     ]
-    return rand.choice(forms)()
+    return rand.choice(forms)(), False
 
 
-async def send(port: int, data: bytes) -> bytes:
-    """All that comes back for `data`, after which nothing more is sent."""
+async def send(port: int, data: bytes, *, is_whole: bool) -> bytes:
+    """All that comes back for `data`. Unless it is whole, the end of what is sent says so."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(data)
         await writer.drain()
-        writer.write_eof()
+        if not is_whole:
+            writer.write_eof()
         return await reader.read()
     except OSError:  # it was hung up on while it sent
         return b""
@@ -136,9 +140,9 @@ async def send(port: int, data: bytes) -> bytes:
 
 async def a_round(port: int, rand: Rand, statuses: Counter[bytes]) -> None:
     for _ in range(NUM_PER_ROUND):
-        data = request(rand)
+        data, is_whole = request(rand)
         async with asyncio.timeout(WAIT_S):
-            answer = await send(port, data)
+            answer = await send(port, data, is_whole=is_whole)
         if answer:
             assert answer.startswith(b"HTTP/1.1 "), (data[:500], answer[:100])
             statuses[answer[9:12]] += 1
@@ -170,9 +174,12 @@ def test_whatever_bytes_come(engine_alone: Any, tmp_path: Path) -> None:
             assert not any(status.startswith(b"5") for status in statuses), statuses
             body = b'{"messages": [{"role": "user", "content": "hi"}]}'
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {KEY}"
-            asked = f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            asked = (
+                f"{head}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
             async with asyncio.timeout(WAIT_S):
-                assert (await send(port, asked)).startswith(b"HTTP/1.1 200")
+                assert (await send(port, asked, is_whole=True)).startswith(b"HTTP/1.1 200")
             await control.close()
             process.stdin.close()
             assert await asyncio.wait_for(process.wait(), WAIT_S) == 0
