@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 
-from areal_sub.records import EndRecord, Fork, OpenRecord
+from areal_sub.records import EndRecord, Fork, OpenRecord, TurnRecord
 
 CALC = {"type": "function", "function": {"name": "calc", "parameters": {"type": "object"}}}
 CALL = '<tool_call>\n{"name": "calc", "arguments": {"a": 7, "b": 8}}\n</tool_call>'
