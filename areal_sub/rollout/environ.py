@@ -27,11 +27,13 @@ SILENCE: Mapping[str, str] = {
     "OPENAI_AGENTS_DISABLE_TRACING": "1",
     "OTEL_SDK_DISABLED": "true",
     # What would stop to ask, or to warn.
+    "GEMINI_CLI_TRUST_WORKSPACE": "true",
     "IS_SANDBOX": "1",
     "MSWEA_CONFIGURED": "true",
     "MSWEA_COST_TRACKING": "ignore_errors",
     "MSWEA_SILENT_STARTUP": "1",
     "OPENHANDS_SUPPRESS_BANNER": "1",
+    "PYDANTIC_AI_NO_BANNER": "1",
 }
 """Keeps SDKs and programs from telemetry, updates and questions: `rollout.openai.silence`."""
 
@@ -61,6 +63,7 @@ def redirection(*, port: int, key: str) -> dict[str, str]:
         "GOOGLE_GEMINI_BASE_URL": host,
         "GEMINI_API_BASE": host,
         "GEMINI_API_KEY": key,
+        "GEMINI_MODEL": MODEL,
         # CAMEL's names for the same.
         "OPENAI_API_BASE_URL": openai,
         "OPENAI_COMPATIBILITY_API_BASE_URL": openai,

@@ -26,9 +26,9 @@ class Agent:
     overrides: tuple[str, ...] = ()
     pythons: tuple[str, ...] = ()  # any of these; none: our own
     inline: bool = False  # in the trainer's own process, too
-    # Of an example: its configuration, and what a policy that cannot do the task may say in its
-    # first, second, ... turn (`scripted_engine`).
-    config: str = ""
+    config: str = ""  # of an example
+    # What a policy that cannot do the task may say in its first, second, ... turn
+    # (`scripted_engine`).
     script: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -134,6 +134,11 @@ AGENTS = (
         dialects=("chat",),
         workflow=f"{READY}.openhands.math_agent.MathToolAgent",
         has_tools=True,
+        # Its tools have a parameter that the calculator's policy does not know.
+        script=(
+            (tool_call("calc", expression="2 + 3"), tool_call("calc", expression="2 * 3")),
+            ("3", "4", "5", "6"),
+        ),
     ),
     Agent(
         name="CAMEL-AI, `MathAgent`",
@@ -197,6 +202,25 @@ AGENTS = (
         agent_env="requirements/gemini.txt",
         dialects=("gemini",),
         workflow="gemini_agent.agent",
+        has_tools=True,
+        overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
+    ),
+    Agent(
+        name="Pydantic AI, with a tool",
+        package="pydantic-ai-slim",
+        agent_env="requirements/pydantic_ai.txt",
+        dialects=("responses",),
+        workflow="pydantic_ai_agent.agent",
+        has_tools=True,
+        overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
+    ),
+    Agent(
+        name="LiteLLM, with a tool",
+        package="litellm",
+        agent_env=str(CODING / "mini_swe_agent.txt"),
+        dialects=("messages",),
+        workflow="litellm_agent.agent",
+        streamed=True,
         has_tools=True,
         overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
     ),

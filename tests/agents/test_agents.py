@@ -92,7 +92,7 @@ def checked(agent: Agent, run: Run) -> dict[str, str]:
     assert sum(end.num_rejected_calls for end in ends) == 0
     assert {turn.dialect for turn in turns} == set(agent.dialects)
     assert {turn.streamed for turn in turns} == {agent.streamed}
-    if agent.script:
+    if agent.config:
         assert {ends_of[each].reward for each in trained} == {0.0, 1.0}, "all were graded alike"
     if agent.has_tools:
         assert max(num_turns.values()) > 1, "no rollout used the tool"
@@ -120,7 +120,7 @@ def start(agent: Agent, python: str | None, policies: Callable[[str], Path]) -> 
         *([f"rollout.openai.agent_python={python}"] if python else []),
         *agent.overrides,
     ]
-    if agent.script:
+    if agent.config:
         return [
             policies("prose"),
             "experiment_name=e2e",
@@ -132,7 +132,7 @@ def start(agent: Agent, python: str | None, policies: Callable[[str], Path]) -> 
             *overrides,
         ]
     return [
-        policies("calculator"),
+        policies("prose" if agent.script else "calculator"),
         f"workflow={agent.workflow}",
         f"rollout.openai.agent_env={HERE / agent.agent_env}",
         "rollout.timeout_s=60",
@@ -143,16 +143,14 @@ def start(agent: Agent, python: str | None, policies: Callable[[str], Path]) -> 
 
 
 def scripted(agent: Agent) -> dict[str, Any]:
-    """How the run of an example with a scripted policy is started."""
-    if not agent.script:
-        return {}
-    variables = {"AREAL_SUB_SCRIPT": json.dumps(agent.script), "PYTHONPATH": f"{HERE}:{REPO}"}
-    return {
-        "config": CODING / agent.config,
-        "cwd": REPO,
-        "program": (str(HERE / "scripted_train.py"),),
-        "variables": variables,
-    }
+    """How the run of an example, or with a scripted policy, is started."""
+    how: dict[str, Any] = {}
+    if agent.config:
+        how |= {"config": CODING / agent.config, "cwd": REPO}
+    if agent.script:
+        variables = {"AREAL_SUB_SCRIPT": json.dumps(agent.script), "PYTHONPATH": f"{HERE}:{REPO}"}
+        how |= {"program": (str(HERE / "scripted_train.py"),), "variables": variables}
+    return how
 
 
 def interpreter_for(agent: Agent) -> str | None:
