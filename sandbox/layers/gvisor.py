@@ -176,7 +176,11 @@ def probe() -> str:
 
 def _try(run: Sequence[str]) -> str:
     tried = subprocess.Popen(
-        run, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        # As root, runsc gives what it gets here to nobody: never a file of the host's.
+        run,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     try:
         said, _ = tried.communicate(timeout=PROBE_TIMEOUT_S)

@@ -128,8 +128,8 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
     read_only = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID
     for path, fd in trees:
         _attach(fd, path, read_only | kernel.MOUNT_ATTR_NODEV)
-    for path, fd in devices:
-        _attach(fd, path, kernel.MOUNT_ATTR_NOSUID)
+    for path, fd in devices:  # read-only is the inode, its mode and owner; the device is written to
+        _attach(fd, path, read_only)
     for path in _covered(args["hidden"], args["mounts"]):
         if os.path.isdir(_in_root(path)):
             cover = flags | kernel.MS_RDONLY

@@ -169,6 +169,12 @@ FILES = (
     ),
     row("16d", "lease a readable file, so that its writers have to wait", _seccomp("EPERM")),
     row("16e", "throw a readable file out of memory", _seccomp("EPERM")),
+    row(
+        "16f",
+        "change mode and times of /dev/null",
+        stopped("mounted read-only", "EROFS"),
+        open_("As 16a."),
+    ),
 )
 
 PROCESSES = (

@@ -552,3 +552,16 @@ def test_a_relay_that_breaks_the_rules_ends_everything_and_is_named(
     assert report.ending is Ending.LOST
     assert "the relay did not keep to the rules: " in tail
     assert complaint in tail
+
+
+def test_nothing_of_the_hosts_changes_hands(place: Place) -> None:
+    """As root, runsc gives its standard streams to nobody: /dev/null must not be among them."""
+
+    def owners() -> dict[str, tuple[int, int, int]]:
+        found = {path: Path(path).stat() for path in ("/dev/null", "/dev/zero", str(place.folder))}
+        return {path: (each.st_uid, each.st_gid, each.st_mode) for path, each in found.items()}
+
+    before = owners()
+    probe(checks("gvisor"))
+    assert place.do("number").value == 0.25
+    assert owners() == before

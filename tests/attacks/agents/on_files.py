@@ -488,3 +488,11 @@ def a16e(data: dict[str, Any]) -> str:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     return attempt(("POSIX_FADV_DONTNEED", drop))
+
+
+def a16f(data: dict[str, Any]) -> str:
+    """The mode and times of the host's devices that children have."""
+    return attempt(
+        ("chmod", lambda: os.chmod("/dev/null", 0o666)),
+        ("utime", lambda: os.utime("/dev/zero")),
+    )
