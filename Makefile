@@ -16,7 +16,8 @@ ALL_EXTRAS := train vllm data gguf dev
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-smollm2 test test-families test-attacks test-agents test-vllm lint format bench bench-spawn \
-	bench-proxy bench-constrained bench-engine bench-weights bench-journal soak docs constraints clean
+	bench-proxy bench-constrained bench-engine bench-weights bench-journal soak soak-rollouts docs \
+	constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +72,10 @@ bench-proxy:  ## The proxy beside others: CPU and latency per model call (ARGS="
 bench-spawn:  ## Compare ways of starting a child: time to its end, and to its first model call
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.spawn $(ARGS)
+
+soak-rollouts:  ## 20,000 rollouts from admission to the ledger: does anything grow or stay?
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.soak_rollouts $(ARGS)
 
 soak:  ## 10,000 children in sequence, 500 at once, a killed caller: does anything grow or stay?
 	$(INSTALL) $(ALL_EXTRAS)

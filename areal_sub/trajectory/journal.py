@@ -245,15 +245,20 @@ class Journal:
             too_many = (
                 policy.retain_bytes is not None and self.end - self.begin > policy.retain_bytes
             )
-            too_old = (
-                policy.retain_age_s is not None
-                and time.time() - path.stat().st_mtime > policy.retain_age_s
-            )
-            if not (too_many or too_old):
+            if not (too_many or self._is_too_old(path)):
                 return
-            path.unlink()
+            path.unlink(missing_ok=True)
             del self._bases[0]
             log.info("journal %s: removed %s, which is done with", self.path, path.name)
+
+    def _is_too_old(self, path: Path) -> bool:
+        age_s = self._policy.retain_age_s
+        if age_s is None:
+            return False
+        try:
+            return time.time() - path.stat().st_mtime > age_s
+        except FileNotFoundError:  # somebody was faster
+            return True
 
 
 def read_journal(
