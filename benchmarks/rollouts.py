@@ -105,7 +105,7 @@ def goals(costs: Mapping[str, Cost], num: int) -> Iterator[str]:
             continue
         wall_s = costs[way].wall_s
         if way == "bare fork each":
-            way = "(no sandbox can do better that forks: bare fork each)"
+            way = "bare fork each (no sandbox that forks for each can do better)"
         if shared is not None:
             yield goal(way, "x the wall time of inline shared", wall_s / shared.wall_s, at_most=1.5)
         if fresh is not None:

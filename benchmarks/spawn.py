@@ -328,7 +328,7 @@ async def run(args: argparse.Namespace, port: int, door: Path, stub_pid: int) ->
     for subject in subjects:
         rows = {}
         for name, way in ways(subject, port, door, args.num).items():
-            num = max(5, args.num // 10) if name in SLOW else args.num
+            num = max(4, args.num // 10) if name in SLOW else args.num
             rows[name] = await measure(way, num, stub_pid)
         show(subject.title, rows)
         tables[subject.title] = {name: row for name, row in rows.items() if isinstance(row, dict)}
