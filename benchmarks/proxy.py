@@ -159,7 +159,8 @@ def end_rollouts(folder: Path, keys: list[str]) -> None:
             "turn_rewards": {},
             "egress_refused": {},
             **dict.fromkeys(("traceback", "stdout_tail", "stderr_tail"), ""),
-            **dict.fromkeys(("wall_s", "cpu_s", "max_rss_bytes", "written_bytes"), 0),
+            **dict.fromkeys(("wall_s", "cpu_s", "max_rss_bytes", "peak_memory_bytes"), 0),
+            "written_bytes": 0,
         }
         for key in keys
     ]
