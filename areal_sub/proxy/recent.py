@@ -107,6 +107,17 @@ class Recent:
         """Whether the stand-in says the same; None where nobody has looked."""
         return self._shown.get(kind)
 
+    def is_known(
+        self,
+        messages: Sequence[Message],
+        sorts: Sequence[int | None],
+        num_history: int,
+        has_tools: bool,
+    ) -> bool:
+        """Whether a stand-in is enough."""
+        stand_in = self.stand_in(messages, sorts, num_history, has_tools)
+        return stand_in is not None and self.is_shown(stand_in.kind) is True
+
     def note(self, kind: Kind, same: bool) -> None:
         if len(self._shown) >= MAX_KINDS:
             self._shown.pop(next(iter(self._shown)), None)

@@ -195,7 +195,8 @@ class Turns:
             begun = self._end_of(prompt).rstrip().endswith(opened)
             reasoning = Reasoning(opened, closed, begun)
         given = (call, answer_format, self._renderer.vocabulary.control_ids, reasoning)
-        if call.num_bytes > LARGE_BYTES:
+        is_held = call.output_format.kind != "text" or call.tool_choice.mode == "required"
+        if is_held and call.num_bytes > LARGE_BYTES:
             return await asyncio.to_thread(grammar_of, *given)
         return grammar_of(*given)
 
@@ -218,9 +219,20 @@ class Turns:
         self._check_length(num_chars // self._renderer.vocabulary.max_token_chars)
         if matched.twin is not None:
             return matched.twin
-        if call.num_bytes > LARGE_BYTES:
+        if call.num_bytes > LARGE_BYTES and not self._is_soon_built(call, keys, matched):
             return await asyncio.to_thread(self._build, call, keys, matched)
         return self._build(call, keys, matched)
+
+    def _is_soon_built(self, call: Call, keys: Keys, matched: Match) -> bool:
+        """Whether only what is new has to be rendered, and that is little."""
+        if matched.parent is None or matched.bare is not None:
+            return False
+        new = call.messages[matched.num_history - 1 :]
+        return sum(len(message.content) for message in new) <= LARGE_BYTES and (
+            self._renderer.recent.is_known(
+                call.messages, keys.sorts, matched.num_history, bool(call.tools)
+            )
+        )
 
     async def _raw_ids(self, call: Call) -> Sequence[int]:
         vocabulary, raw = self._renderer.vocabulary, call.raw_prompt
