@@ -17,7 +17,7 @@ ALL_EXTRAS := train vllm data gguf dev
 .DEFAULT_GOAL := help
 .PHONY: help train train-smollm2 test test-families test-attacks test-agents test-vllm lint format bench bench-spawn \
 	bench-proxy bench-constrained bench-engine bench-weights bench-journal soak soak-rollouts docs \
-	constraints clean
+	bench-async gpu constraints clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,10 @@ soak-rollouts:  ## 20,000 rollouts from admission to the ledger: does anything g
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.soak_rollouts $(ARGS)
 
+gpu:  ## Losses, learner, engine and a whole run on one GPU (ARGS="--device cpu --num-steps 1" without)
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
 soak:  ## 10,000 children in sequence, 500 at once, a killed caller: does anything grow or stay?
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.soak $(ARGS)
@@ -88,6 +92,10 @@ bench:  ## Compare ways of running agents: wall time and CPU of 256 rollouts
 bench-journal:  ## What recording a rollout costs, by journal.fsync, and reading it back
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.journal $(ARGS)
+
+bench-async:  ## Asynchronous against synchronous training where rollouts have long tails
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.asynchrony $(ARGS)
 
 bench-constrained:  ## Tokens per second of the embedded engine with and without a grammar
 	$(INSTALL) $(ALL_EXTRAS)

@@ -67,5 +67,9 @@ class DeadlineExceeded(ArealSubError):
     """A wait reached its deadline. The message names who was waited for, and how long."""
 
 
+class LearnerRankError(ArealSubError):
+    """A process of the learner failed, hangs, or did not come; the message names its rank."""
+
+
 class ComponentDied(ArealSubError):
     """The engine, proxy or supervisor process ended while the run still needed it."""

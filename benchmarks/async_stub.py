@@ -2,9 +2,11 @@
 
 Real: `GroupSource` with its admission rule and staleness, and the policy that is learned: one
 softmax over `NUM_ANSWERS` answers for all tasks, sampled at the version that a rollout was begun
-with, and moved by group-relative advantages. Modelled, as waits in real time: how long a rollout
-samples and how long the learner steps. So the figures do not depend on how busy the CPU is, and say
-nothing of how fast our engine is; they show what the controller does with long tails.
+with, and moved by group-relative advantages. Modelled, as waits: how long a rollout samples and
+how long the learner steps. The waits are those of a virtual clock, which jumps to the next event
+as soon as nothing is ready: a run is the same on any machine, however busy, and takes seconds. So
+the figures say nothing of how fast our engine or the controller's own code is; they show what the
+controller's decisions do with long tails.
 
 The engine decodes all running sequences together, token by token; with n of them a token takes
 `(1 + n / 128)` times what it takes alone: memory-bound at first, then sharing the compute.
@@ -19,8 +21,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
+import selectors
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +36,15 @@ from areal_sub.rollout.groups import GroupSource
 from areal_sub.rollout.staleness import Admission
 from areal_sub.trajectory.tree import Trajectory
 
+T = TypeVar("T")
+
 MEDIAN_TOKENS = 500
 SIGMA = math.log(10) / 2.326  # the 99th percentile is ten medians
 MAX_TOKENS = 16_000
 BATCH_SIZE = 16
 NUM_SAMPLES = 8
-TICK_S = 0.01
+TOKENS_PER_S = 60.0  # of a sequence alone
+TICK_S = 0.5
 NUM_ANSWERS = 16
 RIGHT_ANSWER = 3
 LEARNING_RATE = 0.25
@@ -55,11 +62,48 @@ class Outcomes:
     mean_age: float  # staleness of what was trained
 
 
-class StubEngine:
-    """Decodes everything that runs, at `tokens_per_s` for a sequence alone."""
+class VirtualClock(selectors.BaseSelector):
+    """Waits by moving the clock. `run_virtually` makes an event loop of it."""
 
-    def __init__(self, tokens_per_s: float) -> None:
-        self._tokens_per_s = tokens_per_s
+    def __init__(self) -> None:
+        self._real = selectors.DefaultSelector()
+        self.now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = self._real.select(0)
+        if not ready:
+            if timeout is None:
+                raise RuntimeError("everything waits, and nothing would end it")
+            self.now_s += timeout
+        return ready
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._real.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._real.unregister(fileobj)
+
+    def get_map(self) -> Any:
+        return self._real.get_map()
+
+    def close(self) -> None:
+        self._real.close()
+
+
+def run_virtually(work: Coroutine[Any, Any, T]) -> T:
+    clock = VirtualClock()
+    loop = asyncio.SelectorEventLoop(clock)
+    loop.time = lambda: clock.now_s  # type: ignore[method-assign]
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
+
+
+class StubEngine:
+    """Decodes everything that runs."""
+
+    def __init__(self) -> None:
         self._running: dict[asyncio.Future[None], float] = {}
 
     async def decode(self, num_tokens: float) -> None:
@@ -71,12 +115,9 @@ class StubEngine:
             self._running.pop(done, None)
 
     async def run(self) -> None:
-        last = time.monotonic()
         while True:
             await asyncio.sleep(TICK_S)
-            now = time.monotonic()
-            step = (now - last) * self._tokens_per_s / (1 + len(self._running) / 128)
-            last = now
+            step = TICK_S * TOKENS_PER_S / (1 + len(self._running) / 128)
             for done, left in list(self._running.items()):
                 self._running[done] = left - step
                 if left <= step and not done.done():
@@ -110,24 +151,22 @@ class Bandit:
         self.history.append(logits + LEARNING_RATE * gradient / sum(map(len, groups)))
 
 
-def synchronous_batch_tokens(rng: np.random.Generator) -> float:
-    """Mean of the longest of a batch, which is what a synchronous step waits for."""
-    lengths = _lengths(rng, (200, BATCH_SIZE * NUM_SAMPLES))
-    return float(lengths.max(axis=1).mean())
-
-
 def _lengths(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
     lengths = MEDIAN_TOKENS * np.exp(SIGMA * rng.standard_normal(shape))
     return lengths.clip(max=MAX_TOKENS)
 
 
 async def run(
-    *, offpolicyness: int, num_updates: int, sampling_s: float, seed: int, keeps_stale: bool = False
+    *,
+    offpolicyness: int,
+    num_updates: int,
+    learning_s: float,
+    seed: int,
+    keeps_stale: bool = False,
 ) -> Outcomes:
-    """`sampling_s`: about what a synchronous batch takes to sample."""
-    lengths_rng = np.random.default_rng(0)
-    engine = StubEngine(synchronous_batch_tokens(lengths_rng) / sampling_s * 1.5)
-    learning_s = sampling_s / 3
+    """One run to `num_updates` updates, each of which takes the learner `learning_s`."""
+    clock = asyncio.get_running_loop()
+    engine = StubEngine()
     bandit = Bandit()
     num_dropped = 0
 
@@ -161,7 +200,7 @@ async def run(
     rewards: list[float] = []
     reached_s = None
     ages: list[int] = []
-    started_at = time.monotonic()
+    started_at = clock.time()
     for version in range(num_updates):
         batch = await source.next_batch()
         ages += [version - t.oldest_version for group in batch.groups for t in group]
@@ -173,9 +212,9 @@ async def run(
         bandit.learn(answered)
         rewards.append(float(np.mean([reward for group in answered for _, reward in group])))
         if reached_s is None and len(rewards) >= 5 and np.mean(rewards[-5:]) >= REACHED:
-            reached_s = time.monotonic() - started_at
+            reached_s = clock.time() - started_at
         source.set_version(version + 1)
-    wall_s = time.monotonic() - started_at
+    wall_s = clock.time() - started_at
     await source.close()
     decoding.cancel()
     await asyncio.gather(decoding, return_exceptions=True)

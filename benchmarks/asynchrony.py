@@ -11,7 +11,6 @@ whose agent waits before its turns as for a slow tool (`slow_tools.py`).
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import subprocess
 import sys
@@ -32,30 +31,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", choices=("stub", "real"))
     parser.add_argument("--num-updates", type=int, default=100, help="of the stub")
-    parser.add_argument("--sampling-s", type=float, default=0.6, help="of a synchronous stub batch")
     parser.add_argument("--num-real-updates", type=int, default=10)
-    parser.add_argument("--median-s", type=float, default=0.6, help="wait of the real case's agent")
+    parser.add_argument("--policy", type=Path, help="a model folder to start the real case from")
+    parser.add_argument("--median-s", type=float, default=3.0, help="wait of the real case's agent")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     tables: dict[str, dict[str, Outcomes]] = {}
     if args.only != "real":
+        # What a synchronous batch takes to sample, with a learner that takes no time.
+        sampling_s = stub_run(args, eta=0, learning_s=0.0).wall_s / args.num_updates
         tables["stub"] = {
-            name: asyncio.run(
-                async_stub.run(
-                    offpolicyness=eta,
-                    num_updates=args.num_updates,
-                    sampling_s=args.sampling_s,
-                    seed=args.seed,
-                    keeps_stale=keeps_stale,
-                )
-            )
+            name: stub_run(args, eta=eta, learning_s=sampling_s / 3, keeps_stale=keeps_stale)
             for name, eta, keeps_stale in (
                 *((_name(eta), eta, False) for eta in OFFPOLICYNESS),
                 ("4, over-stale kept", 4, True),
             )
         }
-        show("stub", tables["stub"])
+        show("stub (seconds of a virtual clock)", tables["stub"])
     if args.only != "stub":
         with tempfile.TemporaryDirectory(prefix="asy-") as folder:
             tables["real"] = {
@@ -65,6 +58,20 @@ def main() -> None:
     if args.json:
         rows = {case: {k: asdict(v) for k, v in table.items()} for case, table in tables.items()}
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def stub_run(
+    args: argparse.Namespace, *, eta: int, learning_s: float, keeps_stale: bool = False
+) -> Outcomes:
+    return async_stub.run_virtually(
+        async_stub.run(
+            offpolicyness=eta,
+            num_updates=args.num_updates,
+            learning_s=learning_s,
+            seed=args.seed,
+            keeps_stale=keeps_stale,
+        )
+    )
 
 
 def _name(eta: int) -> str:
@@ -82,23 +89,27 @@ def real_run(folder: Path, eta: int, args: argparse.Namespace) -> Outcomes:
     command += [f"rollout.max_concurrent_rollouts={64 * (eta + 1)}", "train_dataset.batch_size=8"]
     command += ["rollout.timeout_s=120", f"total_train_steps={args.num_real_updates}"]
     command += ["valid_dataset=null", "saver.freq_steps=null"]
+    if args.policy:
+        command += [f"actor.path={args.policy.resolve()}"]
     started_at = time.monotonic()
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=RUN_TIMEOUT_S
     )
     if done.returncode:
         raise SystemExit(f"the run with offpolicyness {eta} failed:\n{done.stdout}{done.stderr}")
-    print(f"a run of {time.monotonic() - started_at:.0f} s", file=sys.stderr)
     path = folder / "runs" / "calculator" / f"eta-{eta}" / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     last = rows[-3:]
-    return Outcomes(
+    outcomes = Outcomes(
         wall_s=sum(row["time/step_s"] for row in rows),
         reward=sum(row["reward/train"] for row in last) / len(last),
         reached_s=None,
         num_dropped=round(sum(row["batch/num_stale_dropped"] for row in rows)),
         mean_age=sum(row["staleness/mean"] for row in rows) / len(rows),
     )
+    # These take long: what is known is said.
+    print(f"{eta}: {outcomes}, {time.monotonic() - started_at:.0f} s whole", file=sys.stderr)
+    return outcomes
 
 
 def show(case: str, table: dict[str, Outcomes]) -> None:

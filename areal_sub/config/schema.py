@@ -442,6 +442,11 @@ class ActorConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     device: str = "auto"
     """"auto": CUDA where there is one, else the CPU."""
+    num_processes: Positive = 1
+    """Processes of the learner on this machine, each with a share of the batch and a shard of
+    weights and optimizer (FSDP2). On GPUs each has one of its own."""
+    rank_timeout_s: PositiveFloat = 600.0
+    """Limit of any wait of one such process for another."""
     num_threads: Positive | None = None
     """torch threads of the learner; default: torch's own."""
     gradient_checkpointing: bool = False

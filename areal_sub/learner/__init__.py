@@ -6,6 +6,8 @@ batch      samples → packed micro-batches within a token budget    pure
 ratios     how far policies are apart, and importance weights      pure, tensors
 loss       logprobs → the policy loss and its statistics           pure, tensors
 model      a Hugging Face causal LM that scores trained tokens
-learner    the optimizer step, and the weights' way out
+updates    a training step: minibatches, gradients, the optimizer
+ranks      several processes as one learner (torch.distributed, FSDP2)
+learner    the face of it all, and the weights' way out; __main__: its other processes
 checkpoint recovery points; durable: files that are there whole or not at all
 """

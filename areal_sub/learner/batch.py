@@ -22,21 +22,65 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from areal_sub.learner.inputs import Sample
-from areal_sub.records import Float32Array
+from areal_sub.learner.inputs import TokenSample
+from areal_sub.records import Float32Array, Int32Array
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """A sample and what its tokens are worth."""
 
-    sample: Sample
+    sample: TokenSample
     advantages: Float32Array  # [L], as the sample's arrays; read where `loss_mask` is set
 
     @property
     def num_inputs(self) -> int:
         """Tokens that the model must read: up to the one before the last trained token."""
         return int(np.flatnonzero(self.sample.loss_mask)[-1])
+
+
+_ARRAYS = {
+    "token_ids": np.int32,
+    "loss_mask": np.bool_,
+    "rollout_logprobs": np.float32,
+    "versions": np.int32,
+}
+
+
+def pack_scored(items: Sequence[Scored]) -> list[list[bytes]]:
+    """Plain values for another process; `unpack_scored` is the way back."""
+    return [
+        [
+            *(
+                np.asarray(getattr(i.sample, n)).astype(t, copy=False).tobytes()
+                for n, t in _ARRAYS.items()
+            ),
+            i.advantages.astype(np.float32, copy=False).tobytes(),
+        ]
+        for i in items
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainSample:
+    """A sample from another process, with what a training step reads."""
+
+    token_ids: Int32Array
+    loss_mask: NDArray[np.bool_]
+    rollout_logprobs: Float32Array
+    versions: Int32Array
+
+
+def unpack_scored(packed: Sequence[Sequence[bytes]]) -> list[Scored]:
+    return [
+        Scored(
+            PlainSample(
+                *(np.frombuffer(raw, t) for raw, t in zip(arrays, _ARRAYS.values(), strict=True))
+            ),
+            np.frombuffer(advantages, np.float32),
+        )
+        for *arrays, advantages in packed
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from areal_sub.learner.durable import whole_folder
 from areal_sub.learner.learner import Learner
 
 FORMAT = 1
+_LEARNER = "learner.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,11 @@ class Recovery:
     learner_state: dict[str, Any]  # for `Learner.load_state_dict`
     extra: dict[str, Any]  # as given to `save_recovery`
     rng: dict[str, Any]
+
+    @property
+    def learner_path(self) -> Path:
+        """The file that `learner_state` was read from."""
+        return self.folder / _LEARNER
 
     def restore_rng(self) -> None:
         """Set Python's and numpy's global generators (torch's is in `learner_state`)."""
@@ -64,7 +70,7 @@ def save_recovery(folder: Path, learner: Learner, extra: dict[str, Any], *, keep
         shutil.rmtree(leftover)
     with whole_folder(target) as partial:
         learner.save_master(partial / "model")
-        torch.save(learner.state_dict(), partial / "learner.pt")
+        torch.save(learner.state_dict(), partial / _LEARNER)
         state = {
             "format": FORMAT,
             "extra": extra,
@@ -109,7 +115,7 @@ def load_recovery(folder: Path) -> Recovery | None:
             raise _damaged(path, str(error)) from error
         if found != fingerprint:
             raise _damaged(path, f"it is {found}, saved was {fingerprint}")
-    learner_path = point / "learner.pt"
+    learner_path = point / _LEARNER
     try:
         learner_state = torch.load(learner_path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

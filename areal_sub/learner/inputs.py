@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from areal_sub.records import Float32Array, Int32Array
 
 
-class Sample(Protocol):
+class TokenSample(Protocol):
     """One flat token sequence. All arrays have the same length [L]."""
 
     @property
@@ -35,6 +35,10 @@ class Sample(Protocol):
     def versions(self) -> Int32Array:
         """The policy version that sampled each trained token."""
         ...
+
+
+class Sample(TokenSample, Protocol):
+    """The same, and what each trained token's turn was worth."""
 
     @property
     def returns(self) -> Float32Array:

@@ -1,8 +1,8 @@
 """The learner: groups of finished rollouts in, new weights out.
 
-Owns the policy, the optimizer and the reference model (only with `actor.kl_ctl` > 0). One training
-step is `ppo_n_minibatches` optimizer steps, each of which accumulates the gradient of its share of
-the samples over micro-batches.
+Owns the policy and the reference model (only with `actor.kl_ctl` > 0). One training step is
+`ppo_n_minibatches` optimizer steps, each of which accumulates the gradient of its share of the
+samples over micro-batches (`updates`).
 
 Invariants: what happens depends on weights, samples, step number and seed alone (the order of
 minibatches is drawn from seed and step number, nothing else is random), so a restored learner goes
@@ -10,17 +10,22 @@ on bit by bit where the device's kernels are deterministic, as the CPU's are; an
 a gradient that is not finite is left out and counted; the learner's logprobs are of the
 distribution that was sampled from, softmax(logits / temperature).
 
+With `ranks`, this is one of several processes (`ranks.py`): each accumulates its share of the
+micro-batches over its shard of the weights. Rank 0 is the trainer's, and tells the others what
+to do (`follow`). The gradient is that of one process to rounding; what is saved is whole, and good
+for any number of ranks.
+
 Called by the trainer, from one thread at a time.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -30,14 +35,13 @@ from torch import Tensor
 from areal_sub.config.schema import ActorConfig
 from areal_sub.errors import CheckpointError, ConfigError
 from areal_sub.learner.advantage import group_baselines
-from areal_sub.learner.batch import MicroBatch, Scored, micro_batches
+from areal_sub.learner.batch import Scored, pack_scored, unpack_scored
 from areal_sub.learner.durable import whole_file, whole_folder
 from areal_sub.learner.inputs import Group
-from areal_sub.learner.loss import TokenStats, mean_stats, policy_loss, token_weights, total
+from areal_sub.learner.loss import mean_stats
 from areal_sub.learner.model import DTYPES, PolicyModel, copy_tokenizer
-from areal_sub.learner.ratios import interpolated_proximal
-from areal_sub.learner.schedule import learning_rate
-from areal_sub.records import WEIGHT_PROBE
+from areal_sub.learner.ranks import RankPlace, Ranks
+from areal_sub.learner.updates import Updates
 
 # Below this, starting threads for an operation costs more than they save.
 NUM_SINGLE_THREAD_PARAMETERS = 5_000_000
@@ -78,15 +82,6 @@ class StepStats:
     wall_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A micro-batch on the device, with what was scored before the first update."""
-
-    batch: MicroBatch
-    proximal_logprobs: Tensor | None
-    ref_logprobs: Tensor | None
-
-
 class Learner:
     """Use `Learner.load`. `num_steps` training steps have been taken."""
 
@@ -94,46 +89,41 @@ class Learner:
         self,
         actor: ActorConfig,
         policy: PolicyModel,
-        reference: PolicyModel | None,
-        *,
-        temperature: float,
-        total_steps: int,
-        seed: int,
+        updates: Updates,
+        ranks: Ranks | None,
     ) -> None:
         self._actor = actor
         self._policy = policy
-        self._reference = reference
-        self._temperature = temperature
-        self._total_steps = total_steps
-        self._seed = seed
+        self._updates = updates
+        self._ranks = ranks
         self._num_threads = actor.num_threads or (
             1 if policy.num_parameters < NUM_SINGLE_THREAD_PARAMETERS else None
         )
-        self.num_steps = 0
-        # Norms' weights and biases are vectors, what should decay are matrices.
-        parameters = list(policy.hf.parameters())
-        self._parameters = parameters
-        self.optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in parameters if p.ndim >= 2],
-                    "weight_decay": actor.optimizer.weight_decay,
-                },
-                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=actor.optimizer.lr,
-            betas=(actor.optimizer.beta1, actor.optimizer.beta2),
-            eps=actor.optimizer.eps,
-        )
+
+    @property
+    def num_steps(self) -> int:
+        return self._updates.num_steps
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._updates.optimizer
 
     @classmethod
     def load(
-        cls, actor: ActorConfig, *, path: str, temperature: float, total_steps: int, seed: int
+        cls,
+        actor: ActorConfig,
+        *,
+        path: str,
+        temperature: float,
+        total_steps: int,
+        seed: int,
+        place: RankPlace | None = None,
     ) -> Learner:
         """Load the policy from `path`, and the reference from `actor.path` where one is needed.
 
         `temperature`: what training tokens are sampled at. `total_steps`: training steps of the
-        run, for the learning rate schedule. Raises `ModelError`, `ConfigError`.
+        run, for the learning rate schedule. `place`: with several processes, each of which loads;
+        waits for all of them. Raises `ModelError`, `ConfigError`, `LearnerRankError`.
         """
         if temperature <= 0:
             raise ConfigError(
@@ -145,7 +135,7 @@ class Learner:
                 "actor.dtype=float16: gradients underflow in it; use bfloat16 or float32 "
                 "(engine.dtype may be float16)"
             )
-        device = _resolve_device(actor.device)
+        device = _resolve_device(actor.device, place.rank if place else 0)
         policy = PolicyModel.load(
             path,
             dtype=actor.dtype,
@@ -156,14 +146,21 @@ class Learner:
         if actor.kl_ctl > 0:
             reference = PolicyModel.load(actor.path, dtype=actor.dtype, device=device)
             reference.freeze()
-        return cls(
+        ranks = None
+        if place is not None:
+            ranks = Ranks.join(place, device)
+            for model in filter(None, (policy, reference)):
+                model.shard(ranks.mesh)
+        updates = Updates(
             actor,
             policy,
             reference,
             temperature=temperature,
             total_steps=total_steps,
             seed=seed,
+            ranks=ranks,
         )
+        return cls(actor, policy, updates, ranks)
 
     def step(self, groups: Sequence[Group]) -> StepStats:
         """Learn from `groups` of sibling rollouts. One training step.
@@ -177,30 +174,15 @@ class Learner:
         scored, num_degenerate = self._score_groups(groups)
         if not scored:
             raise ValueError("none of the rollouts has a token to train")
-        lr = learning_rate(
-            self.num_steps, total_steps=self._total_steps, optimizer=self._actor.optimizer
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        minibatches = [self._prepare(items) for items in self._minibatches(scored)]
-
-        stats: list[TokenStats] = []
-        grad_norms: list[float] = []
-        num_skipped = 0
-        for parts in minibatches:
-            stats.append(self._accumulate(parts))
-            grad_norms.append(self._update())
-            num_skipped += not np.isfinite(grad_norms[-1])
-        mismatch = mean_stats(stats[0])
-        self.num_steps += 1
-
-        mean = mean_stats(total(stats))
-        batches = [part.batch for parts in minibatches for part in parts]
+        with self._leading("step", samples=pack_scored(scored) if self._ranks else None):
+            trained = self._updates.train(scored)
+        mean, mismatch = mean_stats(trained.stats), mean_stats(trained.first_stats)
+        batches = trained.batches
         advantages = torch.cat([b.advantages for b in batches])
         return StepStats(
             loss=mean.loss,
-            grad_norm=float(np.mean(grad_norms)),
-            learning_rate=lr,
+            grad_norm=float(np.mean(trained.grad_norms)),
+            learning_rate=trained.learning_rate,
             ratio=mean.ratio,
             ratio_max=mean.max_ratio,
             clip_fraction=mean.clip_fraction,
@@ -222,10 +204,46 @@ class Learner:
             num_input_tokens=sum(b.num_inputs for b in batches),
             num_padded_tokens=sum(b.input_ids.numel() for b in batches),
             num_micro_batches=len(batches),
-            num_optimizer_steps=len(minibatches),
-            num_skipped_steps=num_skipped,
+            num_optimizer_steps=len(trained.grad_norms),
+            num_skipped_steps=sum(not np.isfinite(norm) for norm in trained.grad_norms),
             wall_s=time.monotonic() - started_at,
         )
+
+    def follow(self, recovery: Path | None = None) -> NoReturn:
+        """A rank that is not 0: do what rank 0 says, until it is gone, which is an error here.
+
+        `recovery`: the `learner.pt` that rank 0 goes on from.
+        """
+        assert self._ranks is not None
+        if recovery is not None:
+            self.load_state_dict(torch.load(recovery, map_location="cpu", weights_only=True))
+        while True:
+            command = self._ranks.receive()
+            with self._ranks.blaming():
+                match command["do"]:
+                    case "step":
+                        self._updates.train(unpack_scored(command["samples"]))
+                    case "weights":
+                        self._policy.gather()
+                    case "state":
+                        self._updates.whole_optimizer()
+
+    def close(self) -> None:
+        """Leave the other ranks, which end by themselves. Nothing may be called after it."""
+        if self._ranks is not None:
+            self._ranks.leave()
+            self._ranks = None
+
+    @contextmanager
+    def _leading(self, what: str, **data: Any) -> Iterator[None]:
+        """Have the other ranks do their part of `what` in the meantime."""
+        if self._ranks is None:
+            yield
+            return
+        with self._ranks.blaming():
+            self._ranks.send({"do": what, **data})
+            yield
+            self._ranks.note(f"after {what!r} in step {self.num_steps}")
 
     def _score_groups(self, groups: Sequence[Group]) -> tuple[list[Scored], int]:
         """All samples with their advantages, and the number of degenerate groups."""
@@ -244,120 +262,62 @@ class Learner:
             ]
         return scored, num_degenerate
 
-    def _minibatches(self, scored: Sequence[Scored]) -> list[list[Scored]]:
-        order = np.random.default_rng([self._seed, self.num_steps]).permutation(len(scored))
-        shares = np.array_split(order, min(self._actor.ppo_n_minibatches, len(scored)))
-        return [[scored[i] for i in share] for share in shares]
-
-    @torch.no_grad()
-    def _prepare(self, items: Sequence[Scored]) -> list[_Part]:
-        actor, parts = self._actor, []
-        max_tokens = actor.mb_spec.max_tokens_per_mb
-        recompute = actor.use_decoupled_loss and actor.prox_logp_method == "recompute"
-        for batch in micro_batches(items, max_tokens, pack=self._policy.packs):
-            batch = batch.to(self._policy.device)
-            proximal = ref = None
-            if recompute:
-                proximal = self._policy.score(batch, temperature=self._temperature).logprobs
-            if self._reference is not None:
-                ref = self._reference.score(batch, temperature=self._temperature).logprobs
-            parts.append(_Part(batch, proximal, ref))
-        return parts
-
-    def _accumulate(self, parts: Sequence[_Part]) -> TokenStats:
-        """Add the gradient of one optimizer batch."""
-        actor = self._actor
-        num_tokens = sum(part.batch.num_trained_tokens for part in parts)
-        num_sequences = sum(part.batch.num_sequences for part in parts)
-        out = []
-        for part in parts:
-            batch = part.batch
-            scores = self._policy.score(batch, temperature=self._temperature)
-            proximal = part.proximal_logprobs
-            if actor.use_decoupled_loss and actor.prox_logp_method == "loglinear":
-                proximal = interpolated_proximal(
-                    scores.logprobs, batch.rollout_logprobs, batch.versions, self.num_steps
-                )
-            loss, stats = policy_loss(
-                actor,
-                trainer_logprobs=scores.logprobs,
-                rollout_logprobs=batch.rollout_logprobs,
-                advantages=batch.advantages,
-                entropies=scores.entropies,
-                sequences=batch.sequences,
-                num_sequences=batch.num_sequences,
-                weights=token_weights(
-                    actor,
-                    batch.sequences,
-                    batch.num_sequences,
-                    num_batch_tokens=num_tokens,
-                    num_batch_sequences=num_sequences,
-                ),
-                proximal_logprobs=proximal,
-                ref_logprobs=part.ref_logprobs,
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            out.append(stats)
-        return total(out)
-
-    def _update(self) -> float:
-        """Clip and apply the gradient, unless it is not finite. Returns its norm before."""
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(
-                self._parameters, self._actor.optimizer.gradient_clipping
-            )
-        )
-        if np.isfinite(norm):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
+    def _weights(self, dtype: str) -> dict[str, Tensor]:
+        with self._leading("weights"):
+            return self._policy.weights(DTYPES[dtype])
 
     def export_weights(self, path: Path, dtype: str) -> None:
         """Write one safetensors file for the engine: Hugging Face names, tied weights once,
-        floats in `dtype` ("float32", "bfloat16", "float16"). Atomic.
-
-        Its metadata hold a sequence with its logprobs under these weights, so that an engine can
-        be asked whether it computes the same."""
-        token_ids, logprobs = self._policy.probe()
-        probe = json.dumps({"token_ids": token_ids, "logprobs": logprobs})
+        floats in `dtype` ("float32", "bfloat16", "float16"). Atomic."""
+        weights = self._weights(dtype)
         with whole_file(path) as partial:
-            save_file(self._policy.weights(DTYPES[dtype]), partial, {WEIGHT_PROBE: probe})
+            save_file(weights, partial)
 
     def save_pretrained(self, folder: Path, tokenizer_path: str) -> None:
         """Write a Hugging Face model folder in `actor.dtype` with the tokenizer's files. Atomic."""
+        dtype = self._actor.dtype
+        weights = self._weights(dtype)
         with whole_folder(folder) as partial:
-            self._policy.save(partial, dtype=self._actor.dtype)
+            self._policy.save(partial, weights, dtype=dtype)
             copy_tokenizer(tokenizer_path, partial)
 
     def save_master(self, folder: Path) -> None:
         """Fill `folder` with the float32 weights, for `Learner.load` to go on from."""
-        self._policy.save(folder, dtype="float32")
+        self._policy.save(folder, self._weights("float32"), dtype="float32")
 
     def state_dict(self) -> dict[str, Any]:
-        """All of the learner that is not weights: tensors and plain values."""
+        """All of the learner that is not weights: tensors, whole, and plain values."""
+        with self._leading("state"):
+            optimizer = self._updates.whole_optimizer()
         return {
             "num_steps": self.num_steps,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "torch_rng": torch.get_rng_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises `CheckpointError` where `state` is of another model or optimizer."""
+        """`state`: of `state_dict`, of any number of ranks. Each rank loads by itself.
+
+        Raises `CheckpointError` where `state` is of another model or optimizer.
+        """
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.num_steps = int(state["num_steps"])
+            self._updates.load_optimizer(state["optimizer"])
+            self._updates.num_steps = int(state["num_steps"])
             torch.set_rng_state(state["torch_rng"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise CheckpointError(
                 f"the learner's state does not fit this model: {error}"
             ) from error
 
 
-def _resolve_device(name: str) -> torch.device:
+def _resolve_device(name: str, rank: int) -> torch.device:
+    """Each rank has a GPU of its own, unless one is named by its number."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if name == "cuda":
+            device = torch.device("cuda", rank)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"actor.device={name!r} cannot be used here: {error}") from error

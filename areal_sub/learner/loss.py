@@ -58,6 +58,12 @@ class TokenStats:
     sums: Tensor  # float64, in the order of `_SUMS`, and then the number of tokens
     maxima: Tensor  # float64, in the order of `_MAXIMA`
 
+    def nothing(self) -> TokenStats:
+        """Of no token."""
+        return TokenStats(
+            sums=torch.zeros_like(self.sums), maxima=torch.full_like(self.maxima, -torch.inf)
+        )
+
 
 def policy_loss(
     actor: ActorConfig,

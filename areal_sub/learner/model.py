@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,6 +33,7 @@ from transformers.utils import logging as hf_logging
 
 from areal_sub.errors import ModelError
 from areal_sub.learner.batch import MicroBatch
+from areal_sub.learner.ranks import whole
 
 # 256 MB in float32.
 MAX_LOGITS = 2**26
@@ -62,15 +65,17 @@ class TokenScores:
     entropies: Tensor  # float32 [N] nats, of the distributions they were drawn from; no gradient
 
 
-class PolicyModel:
-    """The policy, or the reference it is held to."""
+class PolicyModel(nn.Module):
+    """The policy, or the reference it is held to. A module, so that it can be sharded as a whole:
+    body and output embedding may share weights."""
 
     def __init__(self, hf: Any, *, device: torch.device, autocast: bool) -> None:
+        super().__init__()
         self.hf = hf
         self.device = device
         self._autocast = autocast
-        self._head: nn.Module = hf.get_output_embeddings()
         self._transform = _logit_transform(hf.config.get_text_config())
+        self._aliases = _aliases(hf)
         # Whether samples that share a row do not see one another; found out by `load`.
         self.packs = False
 
@@ -96,6 +101,16 @@ class PolicyModel:
         model.packs = model._keeps_apart()
         return model
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Cut weights, gradients and what the optimizer will hold over the processes of `mesh`
+        (FSDP2): each layer by itself, and all that is outside of layers. Computation stays as it
+        is, bfloat16 by autocast over float32 included, so that many processes give what one does.
+        """
+        for module in self.hf.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                fully_shard(module, mesh=mesh)
+        fully_shard(self, mesh=mesh, reshard_after_forward=True)
+
     def freeze(self) -> None:
         self.hf.requires_grad_(False)
 
@@ -106,6 +121,10 @@ class PolicyModel:
     def score(self, batch: MicroBatch, *, temperature: float) -> TokenScores:
         """Logprobs of the trained tokens under softmax(logits / temperature). `batch` is on
         `self.device`. With gradient unless called under `torch.no_grad`."""
+        logprobs, entropies = self(batch, temperature)
+        return TokenScores(logprobs, entropies)
+
+    def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             hidden = (
                 self._hidden(batch.input_ids, batch.position_ids)
@@ -132,7 +151,7 @@ class PolicyModel:
                     scores = self._score_rows(rows, targets, temperature)
                 logprobs.append(scores[0])
                 entropies.append(scores[1])
-        return TokenScores(torch.cat(logprobs), torch.cat(entropies))
+        return torch.cat(logprobs), torch.cat(entropies)
 
     def _hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         packed = {} if position_ids is None else {"position_ids": position_ids}
@@ -154,7 +173,7 @@ class PolicyModel:
         return torch.allclose(together, alone, rtol=1e-3, atol=1e-4)
 
     def _logits(self, rows: Tensor) -> Tensor:
-        return self._transform(self._head(rows))
+        return self._transform(self.hf.get_output_embeddings()(rows))
 
     def _score_rows(
         self, rows: Tensor, targets: Tensor, temperature: float
@@ -195,27 +214,44 @@ class PolicyModel:
             logprobs, _ = self._score_rows(rows, ids[1:], 1.0)
         return ids.tolist(), logprobs.tolist()
 
+    def gather(self) -> None:
+        """What a rank does while another calls `weights`."""
+        for name, value in self.hf.state_dict().items():
+            if name not in self._aliases:
+                whole(value.detach())
+
     def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Parameters and buffers in `dtype` under their Hugging Face names, on the CPU, detached;
-        tied ones once, under their first name."""
+        tied ones once, under their first name. Where the model is sharded, the other
+        ranks must `gather`."""
         out: dict[str, Tensor] = {}
-        seen: set[tuple[int, torch.Size]] = set()
         for name, value in self.hf.state_dict().items():
-            identity = (value.data_ptr(), value.shape)
-            if identity in seen and value.numel():
+            if name in self._aliases:
                 continue
-            seen.add(identity)
-            value = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype)
+            value = whole(value.detach())
+            value = value.to("cpu", dtype if value.is_floating_point() else value.dtype)
             out[name] = value.contiguous()
         return out
 
-    def save(self, folder: Path, *, dtype: str) -> None:
-        """Fill `folder` with weights in `dtype`, config and generation config."""
+    def save(self, folder: Path, weights: dict[str, Tensor], *, dtype: str) -> None:
+        """Fill `folder` with `weights` (in `dtype`), config and generation config."""
         with _no_progress_bars():
-            self.hf.save_pretrained(folder, state_dict=self.weights(DTYPES[dtype]))
+            self.hf.save_pretrained(folder, state_dict=weights)
         config = copy.deepcopy(self.hf.config)  # save_pretrained says float32 in it, as we hold it
         config.dtype = dtype
         config.save_pretrained(folder)
+
+
+def _aliases(hf: Any) -> set[str]:
+    """Names of tied weights but the first of each."""
+    names: set[str] = set()
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, value in hf.state_dict().items():
+        identity = (value.data_ptr(), value.shape)
+        if identity in seen and value.numel():
+            names.add(name)
+        seen.add(identity)
+    return names
 
 
 def copy_tokenizer(tokenizer_path: str, folder: Path) -> None:

@@ -12,9 +12,11 @@ import asyncio
 import json
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from areal_sub.config import Config
 from areal_sub.errors import ArealSubError, ConfigError
 from areal_sub.learner.checkpoint import Recovery, load_recovery
 from areal_sub.learner.learner import Learner
+from areal_sub.learner.ranks import RankPlace
 from areal_sub.schedulers.service import Incident
 from areal_sub.trainer.agents import agents_of, check_tasks
 from areal_sub.trainer.checkpoints import FINAL
@@ -36,6 +39,7 @@ from areal_sub.trainer.models import model_folder
 from areal_sub.trainer.offline import RecordedGroups
 from areal_sub.trainer.progress import Progress
 from areal_sub.trainer.run_dir import RunDir
+from areal_sub.trainer.scratch import scratch_folder
 from areal_sub.trainer.status import Status
 from areal_sub.trainer.terminal import Terminal
 from areal_sub.trainer.wiring import Stack
@@ -183,6 +187,8 @@ async def _run(
     if recovery is not None:
         terminal.say(f"going on from step {version} ({recovery.folder})")
     learner_thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+    meeting = ExitStack()
+    meeting_folder = meeting.enter_context(scratch_folder(Path(tempfile.gettempdir())))
     metrics = MetricsLog(run, config.stats_logger, first_step=version + 1)
     ledger = Ledger(
         run.ledger, config, policy_version=version, tokenizer_path=workload.tokenizer_path
@@ -198,6 +204,7 @@ async def _run(
             temperature=config.gconfig.temperature,
             total_steps=workload.num_steps,
             seed=config.seed,
+            place=_place(config, meeting_folder),
         )
         if recovery is not None:
             learner.load_state_dict(recovery.learner_state)
@@ -222,6 +229,7 @@ async def _run(
             logs=run.logs,
             on_incident=on_incident,
             status=Status(describe=progress.to_status, noted=run.sockets),
+            followers=_followers(config, meeting_folder, model_path, recovery, workload.num_steps),
         ) as stack:
             learner = await stack.guard(_awaited(loading))
             if stack.sandbox:
@@ -247,6 +255,7 @@ async def _run(
                 recorded=recorded,
             )
             await stack.guard(loop.train())
+        learner.close()  # when its other processes have ended
         ended = "done"
     except asyncio.CancelledError:
         ended = "interrupted"
@@ -257,7 +266,42 @@ async def _run(
     finally:
         metrics.close()
         learner_thread.shutdown(wait=False, cancel_futures=True)
+        meeting.close()
         ledger.close(ended, why)
+
+
+def _place(config: Config, folder: Path) -> RankPlace | None:
+    """The trainer's own place in a learner of several processes."""
+    actor = config.actor
+    if actor.num_processes == 1:
+        return None
+    return RankPlace(
+        rank=0,
+        num_ranks=actor.num_processes,
+        folder=folder,
+        join_timeout_s=config.rollout.setup_timeout_s,
+        timeout_s=actor.rank_timeout_s,
+    )
+
+
+def _followers(
+    config: Config, folder: Path, model_path: str, recovery: Recovery | None, num_steps: int
+) -> list[dict[str, Any]]:
+    """Settings of `areal_sub.learner` for each process but the trainer's."""
+    return [
+        {
+            "actor": config.actor.model_dump(),
+            "model_path": model_path,
+            "learner_state": str(recovery.learner_path) if recovery else None,
+            "temperature": config.gconfig.temperature,
+            "total_steps": num_steps,
+            "seed": config.seed,
+            "rank": rank,
+            "folder": str(folder),
+            "join_timeout_s": config.rollout.setup_timeout_s,
+        }
+        for rank in range(1, config.actor.num_processes)
+    ]
 
 
 def _accounting(run: RunDir) -> Accounting:

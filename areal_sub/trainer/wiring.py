@@ -19,7 +19,15 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +129,7 @@ class Stack:
         journal: Path,
         logs: Path,
         engine: tuple[str, Mapping[str, Any]] | None = None,
+        followers: Sequence[Mapping[str, Any]] = (),
         lasting_model_path: str | None = None,
         on_incident: Callable[[Incident], None] = lambda _: None,
         status: Status | None = None,
@@ -130,7 +139,7 @@ class Stack:
         `lasting_model_path`: the same model, of whatever weights, at a place where it stays;
         default: `model_path`, which may be a recovery point's, and gone once there is a later one.
         `engine`: another engine than the configured one, as its module and what is added to its
-        settings.
+        settings. `followers`: settings of the learner's other processes, which no others replace.
         """
         async with AsyncExitStack() as cleanup:
             temporary = Path(tempfile.gettempdir())
@@ -150,6 +159,15 @@ class Stack:
             services = [parts.engine(model_path, tokenizer_path, weights, engine), proxy]
             if _has_children(config):
                 services.append(parts.supervisor(journal.parents[1], told))
+            ranks: list[Component] = []
+            for follower in followers:
+                name = f"learner-{follower['rank']}"
+                rank = await Component.start(
+                    name, "areal_sub.learner", follower,
+                    folder=folder, log_path=logs / f"{name}.log",
+                )  # fmt: skip
+                cleanup.push_async_callback(rank.stop)
+                ranks.append(rank)
             for service in services:
                 await service.start()
                 cleanup.push_async_callback(service.stop)
@@ -167,7 +185,7 @@ class Stack:
                 weights_folder=weights_folder,
                 weights=weights,
                 services={service.name: service for service in services},
-                watches=(*watches, reading),
+                watches=(*watches, reading, *(rank.died for rank in ranks)),
             )
 
 
