@@ -32,6 +32,7 @@ MAX_QUOTED = 32
 MAX_QUOTING_CHARS = 262_144
 # Calls whose messages are kept, to hash only what later ones add: conversations take turns.
 NUM_LATELY = 3
+MAX_LATELY_CHARS = 2**20  # of one of them
 
 Sort = Callable[[Message], int | None]
 
@@ -183,7 +184,8 @@ class History:
         new = Keys.of(messages, tools, sort, found[1] if found else None, num_same)
         if found is not None and num_same == len(found[0]):
             self._lately.remove(found)  # it went on
-        self._lately = [*self._lately[1 - NUM_LATELY :], (messages, new)]
+        if _num_chars(messages) <= MAX_LATELY_CHARS:
+            self._lately = [*self._lately[1 - NUM_LATELY :], (messages, new)]
         return new
 
     def match(self, messages: Sequence[Message], keys: Keys) -> Match:
@@ -417,6 +419,15 @@ def _quotes(content: str, said: str) -> bool:
 
 def _digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
+
+
+def _num_chars(messages: Sequence[Message]) -> int:
+    return sum(
+        len(message.content)
+        + len(message.reasoning)
+        + sum(len(call.arguments) for call in message.tool_calls)
+        for message in messages
+    )
 
 
 def _num_same(some: Sequence[Message], others: Sequence[Message]) -> int:

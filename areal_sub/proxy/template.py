@@ -86,7 +86,7 @@ class ChatTemplate:
             if isinstance(node.value, str)
         }
         # Those that are words are roles and names of fields.
-        self.literals = tuple(sorted(text for text in texts if not text.isidentifier()))[1:]
+        self.literals = tuple(sorted(t for t in texts if t and not t.isidentifier()))
 
     def render(
         self,

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from areal_sub.proxy.history import History, Keys, Match, Prompt, Turn
+from areal_sub.proxy.history import (
+    MAX_LATELY_CHARS,
+    NUM_LATELY,
+    History,
+    Keys,
+    Match,
+    Prompt,
+    Turn,
+)
 from areal_sub.proxy.neutral import Message, ToolCall
 from areal_sub.records import Fork, int32
 
@@ -232,3 +240,12 @@ def test_prompts_of_tokens_continue_the_longest_turn_that_they_begin_with() -> N
     assert (edited.fork, edited.parent) == (Fork.ASSISTANT_EDITED, turn)
     edited = history.raw_prompt(int32([1, 2, 9, 4]))
     assert (edited.fork, edited.parent) == (Fork.ASSISTANT_EDITED, None)
+
+
+def test_what_was_sent_lately_is_bounded() -> None:
+    rollout = Rollout()
+    for number in range(10):
+        rollout.match([S, Message("user", str(number))], [])
+    assert len(rollout.history._lately) == NUM_LATELY
+    rollout.match([Message("user", "x" * (MAX_LATELY_CHARS + 1))], [])
+    assert all(len(messages) == 2 for messages, _ in rollout.history._lately)

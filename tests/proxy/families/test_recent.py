@@ -13,7 +13,7 @@ from model_families import TOOLS, Family
 from areal_sub.proxy.neutral import Message, ToolCall
 from areal_sub.proxy.recent import Recent
 from areal_sub.proxy.render import Renderer
-from areal_sub.proxy.template import RenderError
+from areal_sub.proxy.template import ChatTemplate, RenderError
 
 CALLS = (
     ToolCall("Abc123xyZ", "calc", '{"a": 7}'),
@@ -124,3 +124,9 @@ def test_a_kind_that_differed_once_is_rendered_whole() -> None:
     recent.note(("kind",), False)
     recent.note(("kind",), True)
     assert recent.is_shown(("kind",)) is False
+
+
+def test_a_template_names_the_texts_that_it_looks_for() -> None:
+    source = "{% if '<a>' in x or x == 'word' %}{{ x.split('</b>\\n')[0] + '' }}{% endif %}"
+    assert ChatTemplate({"default": source}, {}).literals == ("</b>", "<a>")
+    assert ChatTemplate({"default": "{{ x }}"}, {}).literals == ()
