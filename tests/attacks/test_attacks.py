@@ -316,7 +316,8 @@ async def _first(running: asyncio.Future[Any], event: Any) -> None:
 
 @observes("48c")
 async def _from_outside(stage: Any, zygote: Any, attack: Attack) -> str:
-    """While it waits, every port of this machine that was not there before is connected to."""
+    """While it waits, every new port of this machine that is one of all its addresses is connected
+    to: as the one would be, and those of other tests are not."""
     before = _listening()
     attacking = asyncio.ensure_future(stage.attack(zygote, attack.function))
     while not attacking.done():
@@ -329,10 +330,11 @@ async def _from_outside(stage: Any, zygote: Any, attack: Attack) -> str:
 
 
 def _listening() -> set[int]:
-    listening = "0A"
+    listening, all_addresses = "0A", "00000000"
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     fields = [line.split() for line in lines]
-    return {int(each[1].rpartition(":")[2], 16) for each in fields if each[3] == listening}
+    addresses = [each[1].split(":") for each in fields if each[3] == listening]
+    return {int(port, 16) for address, port in addresses if address == all_addresses}
 
 
 @observes("58b")
