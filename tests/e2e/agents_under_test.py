@@ -42,7 +42,7 @@ def sync_function(data: dict[str, Any]) -> bool:
 
 async def _gate(path: str) -> None:
     """The rollout's deadline ends the wait."""
-    while not Path(path).exists():  # noqa: ASYNC240 (another process opens it)
+    while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 (another process opens it)
         await asyncio.sleep(0.02)
 
 
