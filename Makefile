@@ -16,7 +16,7 @@ ALL_EXTRAS := train vllm data gguf dev
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-smollm2 test test-families test-attacks test-agents test-vllm lint format bench bench-spawn \
-	bench-proxy bench-constrained bench-engine bench-weights bench-journal soak soak-rollouts docs \
+	bench-proxy bench-constrained bench-engine bench-weights bench-journal soak soak-rollouts chaos docs \
 	bench-async gpu constraints clean
 
 help:  ## List the targets
@@ -110,6 +110,10 @@ bench-weights:  ## Seconds that new weights take, embedded and vLLM, against a c
 	$(INSTALL) $(ALL_EXTRAS)
 	python="$$(PYTHON="$(PYTHON)" .ci/install-vllm)" && \
 	AREAL_SUB_VLLM_PYTHON="$$python" $(BIN)/python -m benchmarks.weights $(ARGS)
+
+chaos:  ## Kill the processes of whole runs at random, 100 times: is anything lost, or left behind?
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 docs:  ## Write docs/configuration.md from the schema
 	$(INSTALL) train
