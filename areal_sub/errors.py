@@ -31,6 +31,10 @@ class CheckpointError(ArealSubError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
+class WriteError(ArealSubError):
+    """A file of the run cannot be written: no space, no permission."""
+
+
 class RunNotFound(ArealSubError):
     """There is no such run, or no such rollout in it."""
 

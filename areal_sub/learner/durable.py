@@ -1,8 +1,9 @@
 """Files and folders that are there whole or not at all, also after a crash or a power cut.
 
 Written beside their target under a name that starts with `.partial-`, flushed to the disk, then
-renamed. What a crash leaves is such a partial, which nobody reads and the next write removes.
-Called by `learner` and `checkpoint`; one writer per target.
+renamed. What a crash leaves is such a partial, which nobody reads and the next write removes. Where
+the disk does not take it, that is a `WriteError`, and the target is as it was before. Called by
+`learner` and `checkpoint`; one writer per target.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from areal_sub.errors import WriteError
 
 
 @contextmanager
@@ -19,10 +24,11 @@ def whole_file(target: Path) -> Iterator[Path]:
     """Yields the path to write; it replaces `target` when the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".partial-{target.name}"
-    yield partial
-    _sync(partial)
-    partial.replace(target)
-    _sync(target.parent)
+    with _named(target, partial):
+        yield partial
+        _sync(partial)
+        partial.replace(target)
+        _sync(target.parent)
 
 
 @contextmanager
@@ -32,8 +38,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
     A folder that is at `target` is replaced. As a rename cannot replace a filled folder, there is
     then a moment with neither: who needs the old one until the new one is there takes a new name.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".partial-{target.name}"
+    with _named(target, partial):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield from _whole_folder(target, partial)
+
+
+def _whole_folder(target: Path, partial: Path) -> Iterator[Path]:
     replaced = target.parent / f".partial-replaced-{target.name}"
     for leftover in (partial, replaced):
         if leftover.exists():
@@ -50,6 +61,26 @@ def whole_folder(target: Path) -> Iterator[Path]:
     _sync(target.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
+
+
+@contextmanager
+def _named(target: Path, partial: Path) -> Iterator[None]:
+    """Failures to write, with the target's name, and without what was written."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise  # not torch's way to say that it cannot write
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        free = ""
+        with suppress(OSError):
+            num_bytes = shutil.disk_usage(target.parent).free
+            free = f"; {num_bytes / 2**20:.1f} MiB are free there"
+        text = " ".join(str(error).split())[:300]
+        raise WriteError(f"cannot write {target}: {text}{free}") from error
 
 
 def _sync(path: Path) -> None:

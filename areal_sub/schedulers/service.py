@@ -89,6 +89,7 @@ class Service:
         self.name = name
         self.incidents: list[Incident] = []
         self.is_given_up = False
+        self._is_up = False
         self._steps = steps
         self._client = client
         self._limits = limits
@@ -130,8 +131,11 @@ class Service:
             log.info("another %s runs: process %d", self.name, self.pid)
 
     def accuse(self, what: str) -> None:
-        """It does not do its work: kill it, and start another. `what` goes on from its name."""
-        if not self._accused.done():
+        """It does not do its work: kill it, and start another. `what` goes on from its name.
+
+        No effect while another is coming up, which has a limit of its own.
+        """
+        if self._is_up and not self._accused.done():
             self._accused.set_result(what)
 
     async def stop(self) -> None:
@@ -161,6 +165,7 @@ class Service:
         assert came_up
         if failure is not None:
             raise failure
+        self._is_up = True
 
     async def _end_of(self, component: Component) -> str:
         """Waits for the process's end, or for its silence; what happened."""
@@ -195,6 +200,7 @@ class Service:
 
     async def _bury(self, what: str) -> None:
         """Tell of the end, and see to it. Raises `ComponentDied` where no restart is left."""
+        self._is_up = False
         component, now = self._component, time.monotonic()
         assert component is not None
         if self._accused.done():

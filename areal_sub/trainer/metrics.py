@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_sub.config.schema import StatsLoggerConfig
+from areal_sub.errors import WriteError
 from areal_sub.trainer.run_dir import RunDir
 
 
@@ -31,15 +33,19 @@ class MetricsLog:
         clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
         row = {"step": step, **clean}
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise WriteError(f"cannot write {self._file.name}: {error}") from error
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
             self._tensorboard.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # `write` has told it
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._plot is not None and self.rows:

@@ -42,8 +42,13 @@ class RunDir:
     def open(cls, config: Config) -> RunDir:
         """Raises `ConfigError` where another trainer is using this run's folder."""
         root = Path(config.cluster.fileroot).resolve() / config.experiment_name / config.trial_name
-        root.mkdir(parents=True, exist_ok=True)
-        lock = _lock(root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            lock = _lock(root)
+        except OSError as error:
+            raise ConfigError(
+                f"cluster.fileroot: the run's folder cannot be made: {error}"
+            ) from None
         moved_to = None
         if config.recover.mode == "disabled" and any(p.name != "lock" for p in root.iterdir()):
             moved_to = _free_name(root)

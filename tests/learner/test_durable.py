@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from areal_sub.errors import WriteError
 from areal_sub.learner.durable import whole_file, whole_folder
 
 
@@ -53,3 +57,35 @@ def test_leftovers_of_a_crash_do_not_get_in(tmp_path: Path) -> None:
         (partial / "good").touch()
     assert [p.name for p in target.iterdir()] == ["good"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_disk_that_is_full_is_named_and_gets_its_room_back(tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("old")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    told = r"cannot write .*file: .*No space.* MiB are free there"
+    with pytest.raises(WriteError, match=told), whole_file(file) as partial:
+        partial.write_text("new")
+        raise full
+    told = r"cannot write .*folder: .*No space"
+    with pytest.raises(WriteError, match=told), whole_folder(folder) as partial:
+        (partial / "new").touch()
+        raise full
+    assert list(tmp_path.iterdir()) == [file] and file.read_text() == "old"
+
+
+def test_torch_that_cannot_write_is_told_apart(tmp_path: Path) -> None:
+    """In a process of its own, whose files may not grow beyond 100 kB."""
+    code = (
+        "import resource, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from areal_sub.learner.durable import whole_file\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "with whole_file(Path(sys.argv[1])) as partial:\n"
+        "    torch.save(torch.zeros(1_000_000), partial)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "WriteError: cannot write" in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
