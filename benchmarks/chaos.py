@@ -273,7 +273,12 @@ class Chaos:
         if not until(lambda: run.trainer.poll() is not None, GO_ON_S):
             raise ChaosFailed("it does not end by SIGTERM")
         run.start_again(total_train_steps=run.step + 2)
-        until(lambda: run.family() and run.trainer.poll() is not None, GO_ON_S, 0.2)
+
+        def ended() -> bool:
+            run.family()  # remembers them
+            return run.trainer.poll() is not None
+
+        until(ended, GO_ON_S, 0.2)
         if run.trainer.poll() != 0:
             raise ChaosFailed(f"its last start did not end well: {run.trainer.returncode}")
 
