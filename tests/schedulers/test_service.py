@@ -98,7 +98,7 @@ def test_one_that_hangs_is_killed(tmp_path: Path, way: str) -> None:
             os.kill(first, signal.SIGSTOP)
         else:
             service.accuse("hangs: it did not do what it should")
-        while service.pid == first:
+        while service.pid == first:  # noqa: ASYNC110 (nothing tells when)
             await asyncio.sleep(0.01)
         with pytest.raises(ProcessLookupError):
             os.kill(first, 0)
