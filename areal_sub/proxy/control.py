@@ -180,8 +180,10 @@ def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
             error = f"a reward for {unknown[0][:100]!r}, which is no completion of this rollout"
         elif not values or not all(math.isfinite(value) for value in values):
             outcome, error = Outcome.INVALID_RESULT, f"no finite reward among {values[:8]}"
-    elif outcome in _AGENT_GAVE_UP and session.last_call in _BECAUSE_OF:
-        outcome = _BECAUSE_OF[session.last_call]
+    elif outcome in _AGENT_GAVE_UP:
+        # What cannot be read of a cut-off answer raises; who exits, or returns, has read it.
+        if session.last_call != "length" or outcome is Outcome.EXCEPTION:
+            outcome = _BECAUSE_OF.get(session.last_call, outcome)
     elif outcome is Outcome.TIMEOUT and session.engine_went:
         outcome, error = Outcome.LOST, f"there was no engine for part of its time: {error}"
     if outcome is not Outcome.COMPLETED:

@@ -71,7 +71,9 @@ def test_every_fate_of_a_run_is_told_and_adds_up(
     counts = accounted.split(maxsplit=2)[2].replace("started =", "+").split(" + ")
     started, *parts = [int(part.split()[0]) for part in counts]
     assert started == sum(parts) == len(lines)
-    assert "4 trained" in accounted and "2 stale" in accounted and "1 exception" in accounted
+    assert "4 trained" in accounted and "2 stale" in accounted
+    # The policy knows no end of turn, so most answers are cut off before the agent raises.
+    assert "1 exception" in accounted or "1 length_limit" in accounted
     assert accounted.split("accounted for")[1].strip() in inspect(str(run.root))
     steps = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
     assert [row.get("fate/trained", 0) for row in steps] == [2, 0, 2]
