@@ -20,6 +20,7 @@ Called by the trainer, from one thread at a time.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from areal_sub.learner.loss import mean_stats
 from areal_sub.learner.model import DTYPES, PolicyModel, copy_tokenizer
 from areal_sub.learner.ranks import RankPlace, Ranks
 from areal_sub.learner.updates import Updates
+from areal_sub.records import WEIGHT_PROBE
 
 # Below this, starting threads for an operation costs more than they save.
 NUM_SINGLE_THREAD_PARAMETERS = 5_000_000
@@ -223,6 +225,8 @@ class Learner:
                 match command["do"]:
                     case "step":
                         self._updates.train(unpack_scored(command["samples"]))
+                    case "probe":
+                        self._policy.probe()
                     case "weights":
                         self._policy.gather()
                     case "state":
@@ -268,10 +272,16 @@ class Learner:
 
     def export_weights(self, path: Path, dtype: str) -> None:
         """Write one safetensors file for the engine: Hugging Face names, tied weights once,
-        floats in `dtype` ("float32", "bfloat16", "float16"). Atomic."""
+        floats in `dtype` ("float32", "bfloat16", "float16"). Atomic.
+
+        Its metadata hold a sequence with its logprobs under these weights, so that an engine can
+        be asked whether it computes the same."""
+        with self._leading("probe"):
+            token_ids, logprobs = self._policy.probe()
+        probe = json.dumps({"token_ids": token_ids, "logprobs": logprobs})
         weights = self._weights(dtype)
         with whole_file(path) as partial:
-            save_file(weights, partial)
+            save_file(weights, partial, {WEIGHT_PROBE: probe})
 
     def save_pretrained(self, folder: Path, tokenizer_path: str) -> None:
         """Write a Hugging Face model folder in `actor.dtype` with the tokenizer's files. Atomic."""

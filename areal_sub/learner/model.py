@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -32,7 +33,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
 from areal_sub.errors import ModelError
-from areal_sub.learner.batch import MicroBatch
+from areal_sub.learner.batch import MicroBatch, PlainSample, Scored, collate
 from areal_sub.learner.ranks import whole
 
 # 256 MB in float32.
@@ -206,13 +207,14 @@ class PolicyModel(nn.Module):
 
     @torch.no_grad()
     def probe(self) -> tuple[list[int], list[float]]:
-        """A fixed sequence, and the logprobs of all its tokens but the first."""
+        """A fixed sequence, and the logprobs of all its tokens but the first. Where the model is
+        sharded, all ranks must call it."""
         vocab_size = self.hf.config.get_text_config().vocab_size
-        ids = (torch.arange(NUM_PROBE_TOKENS, device=self.device) * 7919 + 11) % vocab_size
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            rows = self._hidden(ids[None])[0, :-1]
-            logprobs, _ = self._score_rows(rows, ids[1:], 1.0)
-        return ids.tolist(), logprobs.tolist()
+        ids = ((np.arange(NUM_PROBE_TOKENS) * 7919 + 11) % vocab_size).astype(np.int32)
+        zeros = np.zeros(NUM_PROBE_TOKENS, np.float32)
+        sample = PlainSample(ids, np.arange(NUM_PROBE_TOKENS) > 0, zeros, zeros.astype(np.int32))
+        batch = collate([[Scored(sample, zeros)]]).to(self.device)
+        return ids.tolist(), self.score(batch, temperature=1.0).logprobs.tolist()
 
     def gather(self) -> None:
         """What a rank does while another calls `weights`."""
