@@ -97,6 +97,7 @@ class RolloutRunner:
         self._agents = agents
         self._timeout_s = config.timeout_s
         self._openai: OpenAIConfig = config.openai
+        self._ending: set[str] = set()  # rollouts whose end the proxy was told
         self._base = Path.cwd()  # what paths in the configuration are relative to
 
     async def run(
@@ -119,9 +120,17 @@ class RolloutRunner:
             if error.kind != RolloutLost.__name__:
                 self._stream.forget(rollout_id)
                 raise
+        except asyncio.CancelledError:
+            self._stream.forget(rollout_id)
+            if rollout_id not in self._ending:  # it came just between two of these
+                failure = _our_failure(rollout_id, Outcome.CANCELLED, "", time.monotonic())
+                await self._end_cancelled(failure, word_of_the_agent(failure))
+            raise
         except BaseException:
             self._stream.forget(rollout_id)
             raise
+        finally:
+            self._ending.discard(rollout_id)
         return await self._stream.collect(rollout_id, timeout_s=timeout_s)
 
     async def run_recorded(self, rollout_id: str, records: Sequence[bytes]) -> Trajectory:
@@ -246,6 +255,7 @@ class RolloutRunner:
             await _whole(self._end(report, verdict))
 
     async def _end(self, report: RunReport, verdict: Verdict) -> None:
+        self._ending.add(report.rollout_id)
         params = {
             "rollout_id": report.rollout_id,
             "outcome": verdict.outcome,

@@ -56,6 +56,46 @@ class Agents:
         )  # fmt: skip
 
 
+class JustBetween(Agents):
+    """The cancellation comes in the turn of the event loop in which the agent's report does."""
+
+    running: asyncio.Task[Any]
+
+    async def run(self, request: RunRequest) -> RunReport:
+        self.running.cancel()
+        return await super().run(request)
+
+
+def test_a_cancellation_between_the_agents_end_and_ours_is_recorded(tmp_path: Path) -> None:
+    async def test() -> None:
+        proxy = Proxy("nothing")
+        handlers = {"open_rollout": proxy.open_rollout, "end_rollout": proxy.end_rollout}
+        server = Server(tmp_path / "s", handlers)
+        await server.start()
+        client = await Client.connect(tmp_path / "s", peer="the proxy")
+        agents = JustBetween()
+        runner = RolloutRunner(
+            proxy=client,
+            proxy_port=1,
+            stream=TrajectoryStream(client),
+            agents=agents,
+            config=RolloutConfig(),
+        )
+        agent = Agent(target="a.b", pickled=b"", workflow_kwargs={})
+        agents.running = asyncio.ensure_future(runner.run(ASSIGNMENT, agent, GenerationConfig()))
+        with pytest.raises(asyncio.CancelledError):
+            await agents.running
+        assert proxy.done == [("open", ""), ("end", "cancelled")]
+        await client.close()
+        await server.close()
+
+    async def main() -> None:
+        async with asyncio.timeout(30):
+            await test()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("held", "calls"),
     [
