@@ -523,13 +523,17 @@ def _python_path(extra: list[str]) -> list[str]:
     script = getattr(sys.modules["__main__"], "__file__", None)
     beside = [str(Path(script).parent)] if script else []
     folders = [Path(folder).resolve() for folder in (*extra, str(Path.cwd()), *beside)]
-    home = Path.home().resolve()
+    not_theirs = {
+        Path.home().resolve(): "your home folder",
+        Path(tempfile.gettempdir()).resolve(): "everybody's temporary files",
+    }
     for folder in folders:
-        if home.is_relative_to(folder):
-            raise ConfigError(
-                f"agents can read the folders that they are imported from, and {folder} holds your "
-                "home folder: start in a folder of its own for your project"
-            )
+        for place, what in not_theirs.items():
+            if place.is_relative_to(folder):
+                raise ConfigError(
+                    f"agents can read the folders that they are imported from, and {folder} holds "
+                    f"{what}: start in a folder of its own for your project"
+                )
     return [str(folder) for folder in dict.fromkeys(folders)]
 
 

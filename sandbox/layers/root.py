@@ -56,7 +56,7 @@ _FILES = {
 _FOLDERS = ("/proc", BOX, "/dev", "/etc")
 MAX_LINKS = 40
 """On the way of one path, as the kernel has it; a path with more leads nowhere."""
-_RESERVED = ("/proc", "/sys", "/dev", ROOM, BOX, "/etc", "/run")
+_RESERVED = ("/proc", "/sys", "/dev", ROOM, BOX, "/etc", "/run", "/tmp", "/var/tmp")
 
 
 @dataclass(frozen=True)

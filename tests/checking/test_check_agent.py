@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.timeout(180)
 
 
-def check(*words: str) -> subprocess.CompletedProcess[str]:
+def check(*words: str, cwd: Path = HERE) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "areal_sub", "check-agent", *words]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=150)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=150)
 
 
 def found(*words: str) -> dict[str, Any]:
@@ -90,3 +91,10 @@ def test_input_that_cannot_be_used(words: list[str], said: str) -> None:
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr.replace("Traceback (most recent call last):", "", 1)
+
+
+def test_agents_are_not_shown_what_everybody_keeps() -> None:
+    folder = Path(tempfile.gettempdir())
+    done = check("my_agent.agent", cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert f"{folder} holds everybody's temporary files" in done.stderr
