@@ -308,14 +308,14 @@ def test_errors_are_the_sdks_and_not_retried(proxied: Any) -> None:
             assert body["error"]["type"] == "not_found_error"
             proxy.engine.fail = "out of memory"
             await refused(anthropic.InternalServerError, "api_error")
-            await proxy.engine_server.close()
-            await refused(anthropic.InternalServerError, "overloaded_error")
+            await proxy.engine_server.close()  # it may come back, within the call's limit
+            await refused(anthropic.InternalServerError, "timeout_error")
             await refused(bad, "invalid_request_error")  # the turn limit
         async with rollout.anthropic(max_retries=3, api_key="sk-none") as client:
             await refused(anthropic.AuthenticationError, "authentication_error")
         assert sum((await proxy.stats())["num_rejected"].values()) == 8
 
-    proxied(work, max_model_len=64)
+    proxied(work, max_model_len=64, request_timeout_s=3.0)
 
 
 def test_an_engine_that_goes_in_mid_stream(proxied: Any) -> None:

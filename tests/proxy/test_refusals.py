@@ -322,7 +322,7 @@ def test_ending_a_rollout_aborts_what_runs_and_its_record_is_the_last(proxied: A
                     pass
             with pytest.raises(openai.AuthenticationError):
                 await client.chat.completions.create(model="m", messages=MESSAGES)
-        assert [record.KIND for record in proxy.records()] == ["open", "turn", "end"]
+        assert [record.KIND for record in proxy.records()] == ["open", "intent", "turn", "end"]
 
     proxied(work)
 
