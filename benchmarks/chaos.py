@@ -225,15 +225,19 @@ class Chaos:
         time.sleep(delay_s)
         if phase != "any" and not until(lambda: run.doing() == phase, PHASE_WAIT_S, 0.0):
             phase = "any"
-        family = run.family()
+        candidates: list[psutil.Process] = []
+
+        def found() -> bool:  # it may be about to be started again
+            candidates[:] = run.family().get(victim, [])
+            return bool(candidates) or victim == "trainer"
+
+        if not until(found, GO_ON_S, 0.1):
+            raise ChaosFailed(f"there is no {victim} to kill")
         num_incidents = len(run.incidents())
         step = run.step
         if victim == "trainer":
             run.trainer.kill()
         else:
-            candidates = family.get(victim, [])
-            if not candidates:
-                raise ChaosFailed(f"there is no {victim} to kill")
             chosen = self._random.choice(candidates)
             with contextlib.suppress(psutil.NoSuchProcess):  # a child that had just ended
                 chosen.send_signal(signal.SIGSTOP if hangs else signal.SIGKILL)
