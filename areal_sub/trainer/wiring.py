@@ -53,6 +53,7 @@ from areal_sub.trajectory.stream import TrajectoryStream
 T = TypeVar("T")
 
 _SHARED_MEMORY = Path("/dev/shm")
+_TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
 # The supervisor and its children get no more of our environment than this.
 _SUPERVISOR_ENV = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "AREAL_SUB_LOG")
 
@@ -523,17 +524,16 @@ def _python_path(extra: list[str]) -> list[str]:
     script = getattr(sys.modules["__main__"], "__file__", None)
     beside = [str(Path(script).parent)] if script else []
     folders = [Path(folder).resolve() for folder in (*extra, str(Path.cwd()), *beside)]
-    not_theirs = {
-        Path.home().resolve(): "your home folder",
-        Path(tempfile.gettempdir()).resolve(): "everybody's temporary files",
-    }
+    home = Path.home().resolve()
     for folder in folders:
-        for place, what in not_theirs.items():
-            if place.is_relative_to(folder):
-                raise ConfigError(
-                    f"agents can read the folders that they are imported from, and {folder} holds "
-                    f"{what}: start in a folder of its own for your project"
-                )
+        holds = "your home folder" if home.is_relative_to(folder) else ""
+        if folder in _TEMPORARY:  # a child has its own in that place
+            holds = "everybody's temporary files"
+        if holds:
+            raise ConfigError(
+                f"agents can read the folders that they are imported from, and {folder} holds "
+                f"{holds}: start in a folder of its own for your project"
+            )
     return [str(folder) for folder in dict.fromkeys(folders)]
 
 
