@@ -31,7 +31,7 @@ from areal_sub.records import WEIGHT_PROBE, GenerateChunk, GenerateRequest, exte
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1000)]
 
-MAX_MODEL_LEN = 512
+MAX_MODEL_LEN = 4096
 START_S = 900.0
 UPDATE_S = 300.0
 WORK_S = 600.0
@@ -96,16 +96,21 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def put(client: EngineClient, model: Any, folder: Path, **wrong: float) -> int:
-    """Give the engine `model`'s weights, as the learner does; their version."""
-    version = (await client.info()).policy_version + 1
+def write_weights(model: Any, path: Path, **wrong: float) -> None:
+    """`model`'s weights, as the learner leaves them for an engine."""
     ids = prompt_of(17)
     said = [value + wrong.get("off", 0.0) for value in logprobs_of(model, ids[:1], ids[1:])]
     probe = json.dumps({"token_ids": ids, "logprobs": said})
-    path = folder / f"v{version}.safetensors"
     state = model.state_dict()
     del state["lm_head.weight"]
     save_file(state, path, {WEIGHT_PROBE: probe})
+
+
+async def put(client: EngineClient, model: Any, folder: Path, **wrong: float) -> int:
+    """Give the engine `model`'s weights; their version."""
+    version = (await client.info()).policy_version + 1
+    path = folder / f"v{version}.safetensors"
+    write_weights(model, path, **wrong)
     try:
         await client.update_weights(path, version, timeout_s=UPDATE_S)
     finally:
@@ -198,7 +203,8 @@ def test_requests_in_flight_over_an_update_finish_with_both_versions(
     prompts = [prompt_of(8, salt=i) for i in range(4)]
 
     async def work(client: EngineClient) -> tuple[int, list[list[GenerateChunk]]]:
-        await put(client, model_of(4), tmp_path)
+        version = await put(client, model_of(4), tmp_path) + 1
+        write_weights(model_of(5), path := tmp_path / "next.safetensors")  # at hand, once they run
         long = {"temperature": 1.0, "max_new_tokens": MAX_MODEL_LEN - 8}
         calls = [
             asyncio.ensure_future(generate(client, request_of(p, stream=stream, **long)))
@@ -206,23 +212,26 @@ def test_requests_in_flight_over_an_update_finish_with_both_versions(
         ]
         started = request_of(prompt_of(9), stream=True, **long)
         async with aclosing(client.generate(started)) as chunks:
-            for _ in range(20):  # all of them are decoding by now
+            for _ in range(20):  # they are being decoded by now, and for long
                 await anext(chunks)
-        version = await put(client, model_of(5), tmp_path)
+            await client.update_weights(path, version, timeout_s=UPDATE_S)
         return version, await asyncio.gather(*calls)
 
     new, answers = vllm.run(work, WORK_S)
+    spanned: list[bool] = []
     for prompt, chunks in zip(prompts, answers, strict=True):
         versions = joined(chunks, "versions")
         assert len(versions) == MAX_MODEL_LEN - 8
-        assert set(versions) == {new - 1, new} and versions == sorted(versions)
+        assert set(versions) <= {new - 1, new} and versions == sorted(versions)
         check_exact(prompt, chunks)
-        switch = versions.index(new)
+        switch = versions.count(new - 1)
+        spanned.append(0 < switch < len(versions))
         # Each token's logprob is of the weights that its version names (what was cached before
         # the update stays in use, so only the old ones can be computed again here).
         want = logprobs_of(model_of(4), prompt, joined(chunks, "token_ids")[:switch])
         got = joined(chunks, "logprobs")[:switch]
-        assert max(abs(a - b) for a, b in zip(got, want, strict=True)) < 1e-3
+        assert max((abs(a - b) for a, b in zip(got, want, strict=True)), default=0.0) < 1e-3
+    assert any(spanned), "requests in flight carry both versions"
 
 
 def test_a_grammar_is_refused(vllm: EngineProcess) -> None:
@@ -264,7 +273,7 @@ def test_a_killed_server_comes_back_with_current_weights_and_requests_go_on(
     vllm: EngineProcess, tmp_path: Path
 ) -> None:
     model, prompt = model_of(8), prompt_of(10)
-    num_tokens = MAX_MODEL_LEN - 10
+    num_tokens = 500
 
     async def work(client: EngineClient) -> tuple[int, list[GenerateChunk], list[GenerateChunk]]:
         version = await put(client, model, tmp_path)
