@@ -149,16 +149,17 @@ class Server:
             else:
                 async with contextlib.aclosing(outcome) as items:  # type: ignore[type-var]
                     async for item in items:
-                        writer.write(_pack([ITEM, call_id, item]))
-                        await writer.drain()
+                        try:
+                            writer.write(_pack([ITEM, call_id, item]))
+                            await writer.drain()
+                        except ConnectionError:
+                            return  # nobody is there to be told
                 reply = [DONE, call_id, None]
         except asyncio.CancelledError:
             reply = [ERROR, call_id, ["CancelledError", "cancelled"]]
         except ArealSubError as error:
             reply = [ERROR, call_id, [type(error).__name__, str(error)]]
-        except ConnectionError:
-            return
-        except Exception as error:
+        except Exception as error:  # its own `ConnectionError` among them: the caller waits
             log.exception("rpc method %s failed", method)
             reply = [ERROR, call_id, [type(error).__name__, str(error)]]
         with contextlib.suppress(ConnectionError):

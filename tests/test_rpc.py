@@ -160,6 +160,25 @@ def test_a_client_that_redials_outlives_its_peer(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_handler_whose_own_connection_is_refused_is_an_error_like_others(tmp_path: Path) -> None:
+    async def call_nobody(params: dict[str, Any]) -> None:
+        raise ConnectionRefusedError("by nobody")
+
+    async def stream_nobody(params: dict[str, Any]) -> AsyncIterator[int]:
+        yield 1
+        raise ConnectionRefusedError("by another")
+
+    async def use(client: Client, server: Server) -> None:
+        with pytest.raises(RpcError, match="ConnectionRefusedError: by nobody"):
+            await client.call("call_nobody", timeout_s=TIMEOUT_S)
+        with pytest.raises(RpcError, match="ConnectionRefusedError: by another"):
+            async with aclosing(client.stream("stream_nobody")) as items:
+                async for item in items:
+                    assert item == 1
+
+    serve(tmp_path, {"call_nobody": call_nobody, "stream_nobody": stream_nobody}, use)
+
+
 def test_every_server_answers_a_ping(tmp_path: Path) -> None:
     async def use(client: Client, server: Server) -> None:
         assert await client.call("ping", timeout_s=TIMEOUT_S) is None

@@ -233,7 +233,9 @@ class Supervisor:
         """Raises `WorkflowError` where the tier is not to be had, `OSError` where the proxy does
         not take listeners."""
         self._listeners_path = params["listeners_path"]
-        self._connect_to_proxy()
+        # Where the proxy is being started again just now, the first listener finds the new one.
+        with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+            self._connect_to_proxy()
         try:
             self._spec = dataclasses.replace(self._spec, port=params["port"], allow=self._allow)
             made = plan(self._spec, self._probe)
@@ -339,23 +341,30 @@ class Supervisor:
 
     async def _hand_over(self, rollout_id: str, listener: int) -> None:
         """The listener in the child's network is the proxy's from here on."""
-        if self._to_proxy is None:
+        if not self._listeners_path:  # there is no proxy
             return
+        message = [rollout_id.encode()]
         try:
             # Small, and read at once: this does not wait.
-            socket.send_fds(self._to_proxy, [rollout_id.encode()], [listener])
+            socket.send_fds(self._to_proxy or self._connect_to_proxy(), message, [listener])
         except OSError:  # another process of the proxy has taken the path over, or will
             try:
-                self._connect_to_proxy()
-                socket.send_fds(self._to_proxy, [rollout_id.encode()], [listener])
+                socket.send_fds(self._connect_to_proxy(), message, [listener])
             except OSError as error:
                 raise _ProxyGone(f"the proxy does not take listeners: {error}") from None
 
-    def _connect_to_proxy(self) -> None:
+    def _connect_to_proxy(self) -> socket.socket:
         if self._to_proxy is not None:
             self._to_proxy.close()
-        self._to_proxy = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._to_proxy.connect(self._listeners_path)
+            self._to_proxy = None
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.connect(self._listeners_path)
+        except OSError:
+            connection.close()
+            raise
+        self._to_proxy = connection
+        return connection
 
     def _zygote(self, recipe: _Recipe) -> RenewedZygote:
         if recipe not in self._zygotes:
