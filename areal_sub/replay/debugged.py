@@ -17,6 +17,7 @@ from typing import Any
 
 from areal_sub.errors import ConfigError
 from areal_sub.records import Outcome, RunReport, RunRequest
+from areal_sub.rollout.unmeasured import unmeasured_report
 from areal_sub.workflow.resolve import bind_target, resolve_target
 
 
@@ -54,19 +55,13 @@ def _run(request: RunRequest) -> RunReport:
     except Exception as failure:
         outcome, error = Outcome.EXCEPTION, f"{type(failure).__name__}: {failure}"
         trace = traceback.format_exc()
-    return RunReport(
-        rollout_id=request.rollout_id,
-        outcome=outcome,
-        result=result,
+    return unmeasured_report(
+        request.rollout_id,
+        outcome,
         error=error,
+        result=result,
         traceback=trace,
-        stdout_tail="",
-        stderr_tail="",
-        exit_code=None,
-        signal=None,
-        wall_s=time.monotonic() - started_at,
-        cpu_s=0.0,
-        max_rss_bytes=0,
+        started_at=started_at,
     )
 
 

@@ -31,6 +31,7 @@ from areal_sub.rollout.environ import agent_environment, template_variables
 from areal_sub.rollout.grader import GRADED, Grader
 from areal_sub.rollout.mix import Agent
 from areal_sub.rollout.rewards import Verdict, word_of_the_agent
+from areal_sub.rollout.unmeasured import unmeasured_report
 from areal_sub.rollout.workspace import workspace_of
 from areal_sub.rpc import Client
 from areal_sub.trajectory.stream import TrajectoryStream
@@ -290,17 +291,4 @@ async def _whole(call: Coroutine[Any, Any, Any]) -> None:
 
 
 def _our_failure(rollout_id: str, outcome: Outcome, error: str, started_at: float) -> RunReport:
-    return RunReport(
-        rollout_id=rollout_id,
-        outcome=outcome,
-        result=None,
-        error=error,
-        traceback="",
-        stdout_tail="",
-        stderr_tail="",
-        exit_code=None,
-        signal=None,
-        wall_s=time.monotonic() - started_at,
-        cpu_s=0.0,
-        max_rss_bytes=0,
-    )
+    return unmeasured_report(rollout_id, outcome, error=error, started_at=started_at)

@@ -17,6 +17,7 @@ from typing import Any
 
 from areal_sub.errors import WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
+from areal_sub.rollout.unmeasured import unmeasured_report
 from areal_sub.workflow.resolve import bind_target, resolve_target
 
 log = logging.getLogger(__name__)
@@ -198,17 +199,11 @@ def _report(
             str(error) if isinstance(error, WorkflowError) else f"{type(error).__name__}: {error}"
         )
         trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]
-    return RunReport(
-        rollout_id=request.rollout_id,
-        outcome=outcome,
-        result=value,
+    return unmeasured_report(
+        request.rollout_id,
+        outcome,
         error=text,
+        result=value,
         traceback=trace,
-        stdout_tail="",
-        stderr_tail="",
-        exit_code=None,
-        signal=None,
-        wall_s=time.monotonic() - started_at,
-        cpu_s=0.0,
-        max_rss_bytes=0,
+        started_at=started_at,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from areal_sub.errors import PeerGone, RpcError, TaskError, WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
+from areal_sub.rollout.unmeasured import unmeasured_report
 from areal_sub.rpc import Client
 
 STATS_TIMEOUT_S = 120.0  # a restart of the supervisor included
@@ -151,17 +152,4 @@ def check_plain(value: Any, where: str, depth: int = 0) -> None:
 
 
 def _not_started(request: RunRequest, error: str) -> RunReport:
-    return RunReport(
-        rollout_id=request.rollout_id,
-        outcome=Outcome.START_FAILED,
-        result=None,
-        error=error,
-        traceback="",
-        stdout_tail="",
-        stderr_tail="",
-        exit_code=None,
-        signal=None,
-        wall_s=0.0,
-        cpu_s=0.0,
-        max_rss_bytes=0,
-    )
+    return unmeasured_report(request.rollout_id, Outcome.START_FAILED, error=error)
