@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -66,3 +66,21 @@ async def within(limit_s: float, work: Awaitable[T], what: str) -> T:
             if not timeout.expired():
                 raise  # its own
             raise DeadlineExceeded(f"{what} was not done within {limit_s:g} s") from None
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """`work`'s result, to its end: a cancellation that comes in the middle is raised after it.
+
+    For what must not be left half done, and has a deadline of its own.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        await asyncio.gather(task, return_exceptions=True)  # whatever it raised was looked at
+        raise cancelled
+    return task.result()

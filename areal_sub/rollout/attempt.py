@@ -36,6 +36,7 @@ from areal_sub.rollout.workspace import workspace_of
 from areal_sub.rpc import Client
 from areal_sub.trajectory.stream import TrajectoryStream
 from areal_sub.trajectory.tree import Trajectory
+from areal_sub.waits import uninterrupted
 
 CONTROL_TIMEOUT_S = 60.0
 
@@ -112,7 +113,7 @@ class RolloutRunner:
             await self._open(assignment, agent, key, gconfig)
             report = await self._unless_ended(rollout_id, self._run_agent(assignment, agent, key))
             verdict = await self._unless_ended(rollout_id, self._judge(assignment, report))
-            await _whole(self._end(report, verdict))
+            await uninterrupted(self._end(report, verdict))
         except _EndedByProxy:
             pass
         except PeerGone:  # the next proxy ends what this one had open
@@ -185,7 +186,7 @@ class RolloutRunner:
                 idempotent=True,
                 about=assignment.rollout_id,
             )
-            await _whole(opening)  # by a proxy that went, maybe: the next one knows
+            await uninterrupted(opening)  # by a proxy that went, maybe: the next one knows
         except asyncio.CancelledError:
             failure = _our_failure(
                 assignment.rollout_id, Outcome.CANCELLED, "", started_at=time.monotonic()
@@ -253,7 +254,7 @@ class RolloutRunner:
 
     async def _end_cancelled(self, report: RunReport, verdict: Verdict) -> None:
         with contextlib.suppress(ArealSubError):  # not opened, ended already, or the proxy is gone
-            await _whole(self._end(report, verdict))
+            await uninterrupted(self._end(report, verdict))
 
     async def _end(self, report: RunReport, verdict: Verdict) -> None:
         self._ending.add(report.rollout_id)
@@ -277,17 +278,6 @@ class RolloutRunner:
         await self._proxy.call(
             "end_rollout", params, timeout_s=self._control_s, about=report.rollout_id
         )
-
-
-async def _whole(call: Coroutine[Any, Any, Any]) -> None:
-    """Where a cancellation comes in the middle, the call is finished first: it has a deadline, and
-    what it has begun to record must not be left half done."""
-    task = asyncio.ensure_future(call)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
 
 
 def _our_failure(rollout_id: str, outcome: Outcome, error: str, started_at: float) -> RunReport:

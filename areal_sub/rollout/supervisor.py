@@ -46,7 +46,7 @@ from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rollout.carried import carry
 from areal_sub.rollout.command import program_end
 from areal_sub.rpc import Server
-from areal_sub.waits import waiting
+from areal_sub.waits import uninterrupted, waiting
 from areal_sub.workflow import GRADER_TARGET, GRADER_VARIABLE
 from sandbox import (
     ChildReport,
@@ -495,10 +495,8 @@ async def main(settings: dict[str, Any]) -> None:
     try:
         await asyncio.Event().wait()
     finally:
-        ending = asyncio.ensure_future(_end(server, supervisor, work_dir))
-        while not ending.done():  # the lifeline and SIGTERM may both come, in the middle of it
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(ending)
+        # The lifeline and SIGTERM may both come, in the middle of it.
+        await uninterrupted(_end(server, supervisor, work_dir))
 
 
 async def _end(server: Server, supervisor: Supervisor, work_dir: str) -> None:

@@ -53,7 +53,7 @@ from areal_sub.trainer.wiring import Stack
 from areal_sub.trajectory.resume import Finished, RunPosition
 from areal_sub.trajectory.samples import RolloutSamples, rollout_samples
 from areal_sub.trajectory.tree import Trajectory
-from areal_sub.waits import within
+from areal_sub.waits import uninterrupted, within
 
 T = TypeVar("T")
 
@@ -122,8 +122,7 @@ class TrainLoop:
             await self._drain()
             await self._look_at_rewards()  # what ended since the last step, too
         finally:
-            await self._drain()
-            self._ledger.left([*self._undecided, *self._source.held_rollouts()], self._version)
+            await uninterrupted(self._finish())
 
     async def _step(self, step: int) -> None:
         started_at = time.monotonic()
@@ -183,6 +182,11 @@ class TrainLoop:
         if last:
             await self._save(FINAL)
         self._progress.now("done" if last else "waiting for rollouts")
+
+    async def _finish(self) -> None:
+        """Every rollout has its end record and its decision when this returns."""
+        await self._drain()
+        self._ledger.left([*self._undecided, *self._source.held_rollouts()], self._version)
 
     async def _drain(self) -> None:
         """Stop what still runs, with a whole record of it. Who takes longer is left behind."""
