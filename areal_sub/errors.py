@@ -47,6 +47,10 @@ class GrammarError(ArealSubError):
     """An output cannot be held to this grammar: it is malformed, not supported, or too costly."""
 
 
+class OutOfMemory(ArealSubError):
+    """The engine needs more memory than there is; the message names the keys to lower."""
+
+
 class RpcError(ArealSubError):
     """A call to another process of ours failed there; the message is the far side's.
 

@@ -22,9 +22,9 @@ from areal_sub.errors import WriteError
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """Yields the path to write; it replaces `target` when the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".partial-{target.name}"
     with _named(target, partial):
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         _sync(partial)
         partial.replace(target)
@@ -74,7 +74,8 @@ def _named(target: Path, partial: Path) -> Iterator[None]:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
         free = ""
         with suppress(OSError):
             num_bytes = shutil.disk_usage(target.parent).free

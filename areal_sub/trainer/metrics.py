@@ -11,6 +11,7 @@ from typing import Any
 
 from areal_sub.config.schema import StatsLoggerConfig
 from areal_sub.errors import WriteError
+from areal_sub.learner.durable import whole_file
 from areal_sub.trainer.run_dir import RunDir
 
 
@@ -20,7 +21,8 @@ class MetricsLog:
     def __init__(self, run: RunDir, config: StatsLoggerConfig, *, first_step: int) -> None:
         self._plot = run.plot if config.plot else None
         self.rows = [row for row in read_metrics(run.metrics) if row["step"] < first_step]
-        run.metrics.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        with whole_file(run.metrics) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = run.metrics.open("a")
         self._tensorboard: Any = None
         if config.tensorboard:

@@ -31,6 +31,7 @@ class Progress:
 
     num_steps: int
     step: int = 0
+    went_on_from: int = 0  # the step that an earlier attempt had come to
     rows: list[dict[str, Any]] = field(default_factory=list)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     examples: dict[Outcome, str] = field(default_factory=dict)  # first error of each kind

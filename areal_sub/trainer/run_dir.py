@@ -40,15 +40,20 @@ class RunDir:
 
     @classmethod
     def open(cls, config: Config) -> RunDir:
-        """Raises `ConfigError` where another trainer is using this run's folder."""
+        """Raises `ConfigError` where another trainer is using this run's folder, or where it
+        cannot be written."""
         root = Path(config.cluster.fileroot).resolve() / config.experiment_name / config.trial_name
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            lock = _lock(root)
+            return cls._open(root, config)
         except OSError as error:
             raise ConfigError(
                 f"cluster.fileroot: the run's folder cannot be made: {error}"
             ) from None
+
+    @classmethod
+    def _open(cls, root: Path, config: Config) -> RunDir:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = _lock(root)
         moved_to = None
         if config.recover.mode == "disabled" and any(p.name != "lock" for p in root.iterdir()):
             moved_to = _free_name(root)
@@ -56,8 +61,12 @@ class RunDir:
             lock.close()
             root.mkdir()
             lock = _lock(root)
-        run = cls(root, lock, moved_to)
-        run.config.write_text(dump_config(config))
+        try:
+            run = cls(root, lock, moved_to)
+            run.config.write_text(dump_config(config))
+        except OSError:
+            lock.close()
+            raise
         return run
 
     def close(self) -> None:

@@ -98,7 +98,9 @@ class Terminal:
 
     def _print_new_rows(self, progress: Progress) -> None:
         while self._num_printed < len(progress.rows):
-            self.say(_row_text(progress.rows[self._num_printed], progress.num_steps))
+            row = progress.rows[self._num_printed]
+            if row["step"] > progress.went_on_from or not progress.went_on_from:
+                self.say(_row_text(row, progress.num_steps))
             self._num_printed += 1
 
     def _panel(self, progress: Progress) -> RenderableType:

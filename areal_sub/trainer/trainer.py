@@ -24,7 +24,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from areal_sub.config import Config
-from areal_sub.errors import ArealSubError, ConfigError
+from areal_sub.errors import ArealSubError, ConfigError, WriteError
 from areal_sub.learner.checkpoint import Recovery, load_recovery
 from areal_sub.learner.learner import Learner
 from areal_sub.learner.ranks import RankPlace
@@ -194,7 +194,7 @@ async def _run(
         run.ledger, config, policy_version=version, tokenizer_path=workload.tokenizer_path
     )
     ended, why = "failed", ""
-    progress.rows, progress.step = metrics.rows, version
+    progress.rows, progress.step, progress.went_on_from = metrics.rows, version, version
     progress.now("starting engine, proxy and pool")
 
     def load_learner() -> Learner:
@@ -214,8 +214,11 @@ async def _run(
     def on_incident(incident: Incident) -> None:
         progress.incidents.append(incident)
         terminal.say(str(incident))
-        with run.incidents.open("a") as lines:
-            lines.write(json.dumps(asdict(incident)) + "\n")
+        try:
+            with run.incidents.open("a") as lines:
+                lines.write(json.dumps(asdict(incident)) + "\n")
+        except OSError as error:
+            raise WriteError(f"cannot write {run.incidents}: {error}") from error
 
     try:
         loading = asyncio.get_running_loop().run_in_executor(learner_thread, load_learner)

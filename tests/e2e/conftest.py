@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -47,8 +47,8 @@ def short_tmp() -> Iterator[Path]:
 def start_run(short_tmp: Path, policy: Path) -> Iterator[object]:
     runs: list[Run] = []
 
-    def start(*overrides: str) -> Run:
-        runs.append(Run(short_tmp, policy, *overrides))
+    def start(*overrides: str, variables: Mapping[str, str] | None = None) -> Run:
+        runs.append(Run(short_tmp, policy, *overrides, variables=variables))
         return runs[-1]
 
     yield start

@@ -128,6 +128,7 @@ def test_no_process_outlives_the_trainer_and_a_killed_run_goes_on(
     assert "  accounted for" in output
     assert resumed.process.returncode == 0, output
     assert "going on from step" in output
+    assert "step    1/4" not in output, "that was told before"
     assert [row["step"] for row in metrics(resumed)] == [1, 2, 3, 4]
     assert len(list((resumed.root / "journal").glob("*.journal"))) == 2
 

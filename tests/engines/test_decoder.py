@@ -12,6 +12,7 @@ import transformers
 from engine_lab import LocalDecoder, greedy_reference, make_model, prompt_of, request_of
 
 from areal_sub.engines.embedded.weights import WeightNames, WeightUpdate, read_update
+from areal_sub.errors import OutOfMemory
 
 Decoders = Callable[..., LocalDecoder]
 
@@ -263,6 +264,18 @@ def test_an_aborted_prompt_leaves_nothing_that_is_not_a_number(
     assert (done.error, list(done.versions)) == ("", [2] * 30)
     assert done.token_ids == greedy_reference(make_model("llama", seed=1), prompt_of(4), 30)
     assert long not in decoder.results
+
+
+def test_out_of_memory_names_the_keys_to_lower(decoders: Decoders) -> None:
+    decoder = decoders(make_model("llama"))
+
+    def fail(*args: object) -> torch.Tensor:
+        return torch.empty(2**60, dtype=torch.uint8)
+
+    decoder._runner.forward = fail  # type: ignore[method-assign, assignment]
+    decoder.send(request_of(prompt_of(3)))
+    with pytest.raises(OutOfMemory, match=r"1 requests .* lower engine\.max_running_requests"):
+        decoder.ended.result(10)
 
 
 def test_an_error_in_a_step_ends_the_thread_and_says_why(decoders: Decoders) -> None:

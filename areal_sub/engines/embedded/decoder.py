@@ -38,6 +38,7 @@ from areal_sub.engines.embedded.request import Request
 from areal_sub.engines.embedded.runner import Runner
 from areal_sub.engines.embedded.sampling import Allowed, SamplingRows, sample
 from areal_sub.engines.embedded.weights import WeightUpdate
+from areal_sub.errors import OutOfMemory
 
 log = logging.getLogger(__name__)
 
@@ -164,9 +165,23 @@ class Decoder:
                 if progress := self._step():
                     self._deliver(progress)
         except BaseException as error:
-            self.ended.set_exception(error)
+            self.ended.set_exception(self._out_of_memory(error) or error)
         else:
             self.ended.set_result(None)
+
+    def _out_of_memory(self, error: BaseException) -> OutOfMemory | None:
+        """What to do about `error`, if it is that. On a CPU torch has no class for it."""
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and "can't allocate memory" not in str(error):
+            return None
+        limits, text = self._limits, str(error).partition("\n")[0]
+        out = OutOfMemory(
+            f"the engine ran out of memory in a step of {len(self._rows)} requests ({text}): lower "
+            f"engine.max_running_requests ({limits.max_running_requests}) or engine.max_model_len "
+            f"({limits.max_model_len})"
+        )
+        out.__cause__ = error
+        return out
 
     def _carry_out_commands(self) -> None:
         """All that have come; where there is nothing to decode, wait for one that changes that."""
