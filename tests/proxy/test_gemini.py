@@ -275,7 +275,7 @@ def test_an_engine_that_goes_in_mid_stream(proxied: Any) -> None:
             await reading
         await client.aclose()
 
-    proxied(work)
+    proxied(work, request_timeout_s=2.0)
 
 
 def test_paths_keys_and_the_array_form(proxied: Any) -> None:

@@ -338,7 +338,7 @@ def test_an_engine_that_goes_in_mid_stream(proxied: Any) -> None:
                     await proxy.engine_server.close()
                     await events.get_final_message()
 
-    proxied(work)
+    proxied(work, request_timeout_s=2.0)
 
 
 def test_paths_keys_probes_and_models(proxied: Any) -> None:

@@ -369,7 +369,7 @@ def test_an_engine_that_goes_in_mid_stream(proxied: Any) -> None:
                     seen.append(event)
         assert (seen[-1].type, seen[-1].response.error.code) == ("response.failed", "server_error")
 
-    proxied(work)
+    proxied(work, request_timeout_s=2.0)
 
 
 def test_a_websocket_is_answered_426(proxied: Any) -> None:

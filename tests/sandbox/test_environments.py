@@ -48,11 +48,10 @@ def spec(request: pytest.FixtureRequest) -> SandboxSpec:
     return SandboxSpec(tier=request.param, env=ENV)
 
 
-@pytest.mark.parametrize("start", ["fork", "exec"])
+@pytest.mark.parametrize(("tier", "start"), [("namespaces", "fork"), ("process", "exec")])
 @pytest.mark.parametrize("python", other_pythons() or [""])
-def test_any_interpreter_from_3_9_on(
-    spec: SandboxSpec, code: Path, python: str, start: str
-) -> None:
+def test_any_interpreter_from_3_9_on(code: Path, python: str, tier: str, start: str) -> None:
+    spec = SandboxSpec(tier=tier, env=ENV)
     if not python:
         pytest.skip("there is no other Python on this machine")
     (code / "telling.py").write_text(
