@@ -8,8 +8,8 @@ the run is in a phase that was drawn for it: learning, updating weights, writing
 waiting for rollouts, or after a random time. What is killed when is drawn from the seed. A killed
 trainer is started again. At its end each run is stopped and finished by one last start.
 
-Exits with 1 where a finished rollout was lost, one was trained twice, a process, a mount or a
-folder was left behind, a run did not go on, or its rollouts are not accounted for.
+Exits with 1 where a finished rollout was lost, one was trained twice, a process, a cgroup, a
+mount or a folder was left behind, a run did not go on, or its rollouts are not accounted for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,7 @@ class Run:
         self._policy = policy
         self._heartbeat_s = heartbeat_s
         self._seen: dict[int, psutil.Process] = {}
+        self._shared: set[Path] = set()  # its trainers' folders in shared memory
         config = folder / "config.yaml"
         config.write_text(CONFIG)
         tasks = "".join(json.dumps({"question": f"What is {n} + 1?"}) + "\n" for n in range(1, 5))
@@ -145,6 +147,7 @@ class Run:
             children = psutil.Process(self.trainer.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return found
+        self._shared |= shared_folders(self.trainer.pid)
         for process in children:
             self._seen[process.pid] = process
             try:
@@ -168,6 +171,18 @@ class Run:
                 continue
         return alive
 
+    def leftovers(self) -> list[str]:
+        """What is not a process, once all is over."""
+        found = [f"folder {path}" for path in self.folder.glob("areal-sub-*")]
+        found += [f"folder {path}" for path in self._shared if path.exists()]
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        found += [f"mount {line}" for line in mounts if str(self.folder) in line]
+        for group, _, _ in os.walk("/sys/fs/cgroup"):
+            maker = re.fullmatch(r"sandbox-([0-9]+)-[0-9]+", Path(group).name)
+            if maker and int(maker[1]) in self._seen:
+                found.append(f"cgroup {group}")
+        return found
+
     def doing(self) -> str:
         """The trainer's phase, as it says; "" where it does not."""
 
@@ -183,6 +198,16 @@ class Run:
             return asyncio.run(ask())
         except (ArealSubError, OSError):
             return ""
+
+
+def shared_folders(pid: int) -> set[Path]:
+    """In shared memory, which the process has open."""
+    found = set()
+    with contextlib.suppress(OSError):  # it has ended
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(descriptor.readlink())
+    return {path for path in found if path.match("/dev/shm/areal-sub-*")}
 
 
 def until(condition: Callable[[], Any], limit_s: float, pause_s: float = 0.02) -> bool:
@@ -297,9 +322,7 @@ class Chaos:
         last = attempts[-1].number
         tally.lost += [f"{where}: {name(j)} {j.label}" for j in judgements if is_lost(j, last)]
         tally.twice += [f"{where}: {each}" for each in trained_twice(attempts)]
-        tally.left += [f"folder {p}" for p in run.folder.glob("areal-sub-*")]
-        mounts = Path("/proc/self/mounts").read_text()
-        tally.left += [f"mount {line}" for line in mounts.splitlines() if str(run.folder) in line]
+        tally.left += run.leftovers()
 
 
 class ChaosFailed(Exception):

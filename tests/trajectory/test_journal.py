@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import struct
+import subprocess
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -265,6 +268,41 @@ def test_a_failed_append_leaves_no_torn_record(
     journal.append(record(2))
     journal.close()
     assert numbers(path) == [0, 2]
+
+
+@pytest.mark.parametrize("victim", range(8))  # a write of a record or of a segment's header
+def test_a_writer_killed_in_the_middle_of_a_write_loses_only_that_record(
+    tmp_path: Path, victim: int
+) -> None:
+    path = tmp_path / "journal"
+    code = (
+        "import itertools, os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from test_journal import SMALL, record\n"
+        "from areal_sub.trajectory.journal import Journal\n"
+        "real, calls = os.pwrite, itertools.count()\n"
+        "def pwrite(fd, data, offset):\n"
+        "    if next(calls) == int(sys.argv[2]):\n"
+        "        real(fd, bytes(data)[: len(data) // 2], offset)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(fd, data, offset)\n"
+        "os.pwrite = pwrite\n"
+        "journal = Journal(Path(sys.argv[1]), SMALL)\n"
+        "for number in range(20):\n"
+        "    journal.append(record(number))\n"
+        "    print(number, flush=True)\n"
+    )
+    command = [sys.executable, "-c", code, str(path), str(victim)]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    appended = [int(line) for line in done.stdout.split()]
+    assert numbers(path) == appended
+    again = Journal(path, SMALL)
+    again.append(record(99))
+    again.close()
+    assert numbers(path) == [*appended, 99]
 
 
 def test_a_segment_that_cannot_be_begun_is_an_error_and_the_next_append_tries_again(
