@@ -2,16 +2,123 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
+from exactness import ENDS, REPLIES, TEXTS, check, make_session, make_turns
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from areal_sub.proxy.dialects import Asked, completions
 from areal_sub.proxy.refusals import Refusal
 from areal_sub.records import Fork
+from areal_sub.trajectory.journal import Journal
+
+# How an agent goes on: from the tokens that it has, from its text, from somewhere else.
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(["tokens", "tokens", "text", "repeat", "edit", "else"]),
+        TEXTS,
+        REPLIES,
+        ENDS,
+        st.booleans(),  # stream
+        st.sampled_from([None, "o", "im"]),  # stop string
+        st.integers(1, 3),  # n
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(moves=MOVES)
+def test_records_are_what_the_engine_saw_and_sampled(
+    new_stub: Any, renderers: Any, moves: list[Any]
+) -> None:
+    renderer = renderers["plain"]
+    encode = renderer.vocabulary.encode
+
+    async def work(folder: Path) -> None:
+        engine = new_stub(renderer.vocabulary)
+        journal = Journal(folder / "journal")
+        turns = make_turns(engine, renderer, journal)
+        session = make_session()
+        prompt: Any = "?"
+        whole: list[int] = []  # the last call's prompt and what was sampled after it
+        for move, text, reply, end, stream, stop, n in moves:
+            if move == "tokens" and whole:
+                prompt = [*whole, *encode(text)]
+            elif move == "edit" and len(whole) > 1:
+                prompt = [*whole[:-1], whole[-1] ^ 1]
+            elif move == "text" and isinstance(prompt, str):
+                prompt += text
+            elif move != "repeat":
+                prompt = text or "!"
+            engine.says(reply + end or "x")
+            body = {"prompt": prompt, "stream": stream, "stop": stop, "n": n}
+            call = completions.parse(Asked(json.dumps(body).encode()))
+            prepared = await turns.prepare(session, call, f"id-{len(session.turn_ids)}")
+            async for _ in turns.run(prepared):
+                pass
+            whole = engine.requests[-1].prompt_token_ids.tolist() + engine.sampled[-1]
+            asked = encode(prompt) if isinstance(prompt, str) else prompt
+            assert engine.requests[-1].prompt_token_ids.tolist() == asked
+        journal.close()
+        check(folder / "journal", engine)
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(work(Path(folder)))
+
+
+def test_the_first_token_arrives_before_the_second_is_sampled(proxied: Any) -> None:
+    async def work(proxy: Any) -> None:
+        proxy.engine.says("abc<|im_end|>")
+        seen = asyncio.Event()
+
+        async def gate(position: int) -> None:
+            if position == 1:
+                await seen.wait()
+
+        proxy.engine.gate = gate
+        rollout = await proxy.open()
+        async with rollout.client() as client:
+            async for chunk in await client.completions.create(model="m", prompt="?", stream=True):
+                if chunk.choices[0].text:
+                    assert seen.is_set() or len(proxy.engine.sampled[0]) == 1
+                    seen.set()
+        assert seen.is_set()
+
+    proxied(work)
+
+
+def test_hanging_up_aborts_the_generation(proxied: Any) -> None:
+    async def work(proxy: Any) -> None:
+        proxy.engine.says("abc<|im_end|>")
+        reached = asyncio.Event()
+
+        async def gate(position: int) -> None:
+            if position == 2:
+                reached.set()
+                await asyncio.Event().wait()
+
+        proxy.engine.gate = gate
+        rollout = await proxy.open()
+        async with rollout.client() as client:
+            stream = await client.completions.create(model="m", prompt="?", stream=True)
+            await reached.wait()
+            await stream.close()
+        await proxy.engine.until(lambda: proxy.engine.num_aborted == 1)
+        await rollout.end()
+        [turn] = rollout.turns()
+        assert (turn.finish_reason, len(turn.token_ids)) == ("aborted", 2)
+
+    proxied(work)
 
 
 @pytest.mark.parametrize("stream", [False, True])
