@@ -6,9 +6,9 @@ A trainer's admission, attempts, stream and ledger (no model learns), the proxy,
 zygote and a child for each rollout, which makes one model call to a scripted engine. Prints the
 resident memory of each process as it goes, its slope after the first `--warm` rollouts, and what is
 left: descriptors, children's folders. Exits with 1 where memory grows by more than `--max-slope`
-MiB per 1,000 rollouts, or where anything is left behind. The proxy remembers the keys of finished
-rollouts, some 0.2 MiB per 1,000, up to 65,536 of them, and allocators take long to settle; one
-session, or trajectory, that is kept for each rollout is several times the limit.
+MiB per 1,000 rollouts, or where anything is left behind. Allocators take long to settle; one
+session, or trajectory, that is kept for each rollout is several times the limit. Zygotes are
+renewed after so many children: where two are there for a moment, their mean counts.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Watch:
         line = []
         for name, processes in self.processes().items():
             try:
-                rss = sum(p.memory_info().rss for p in processes) / 2**20
+                rss = sum(p.memory_info().rss for p in processes) / len(processes) / 2**20
                 fds = sum(p.num_fds() for p in processes)
             except psutil.Error:  # a zygote was renewed meanwhile
                 continue

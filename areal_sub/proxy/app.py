@@ -34,6 +34,8 @@ from areal_sub.proxy.turns import Turns
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 * 2**20
+# SDKs send one, some two; looking at each takes time that is everybody's.
+MAX_KEYS = 8
 BODY_TIMEOUT_S = 60.0
 
 _PATH_KEY = re.compile(r"/k/([^/]+)")
@@ -127,6 +129,7 @@ def _note_route(sessions: Sessions, request: Request) -> None:
 
 
 def given_keys(request: Request) -> list[str]:
+    """At most `MAX_KEYS` of those that a call brings, each once."""
     keys = []
     for name, value in request.scope["headers"]:
         if name == b"authorization":
@@ -135,7 +138,7 @@ def given_keys(request: Request) -> list[str]:
                 keys.append(key.strip())
         elif name in (b"x-api-key", b"x-goog-api-key"):
             keys.append(value.decode("latin-1").strip())
-    return keys + request.query_params.getlist("key")
+    return [*dict.fromkeys(keys + request.query_params.getlist("key"))][:MAX_KEYS]
 
 
 async def read_body(request: Request) -> bytes:

@@ -2,7 +2,7 @@
 
 Owns: `Session` (one open rollout), `Sessions` (all of them, by key). Invariants: a key belongs to
 one rollout for ever; a closed session starts nothing any more; a session's memory is freed when it
-ends, save its key, of which the last `MAX_FINISHED_KEYS` are remembered to tell them from unknown
+ends, and a digest of its key stays, of which the last `MAX_FINISHED_KEYS` tell them from unknown
 ones. The control plane opens and closes, the agent plane authenticates.
 
 With a grader a rollout ends in two steps: `stop_rollout` closes the session, whose transcript is
@@ -15,6 +15,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import numpy as np
 
 from areal_sub.errors import ArealSubError, RolloutLost, RpcError
 from areal_sub.proxy.history import History
@@ -119,13 +122,33 @@ def _foreign(
     )
 
 
+class FinishedKeys:
+    """The last `MAX_FINISHED_KEYS` of them, as digests in memory that is taken once: what stays of
+    a rollout does not grow with the run. To look takes some 20 us: ask for no open key."""
+
+    def __init__(self) -> None:
+        self._digests = np.zeros(MAX_FINISHED_KEYS, np.uint64)
+        self._num_added = 0
+
+    def add(self, key: str) -> None:
+        self._digests[self._num_added % MAX_FINISHED_KEYS] = _digest(key)
+        self._num_added += 1
+
+    def __contains__(self, key: str) -> bool:
+        return bool(key) and bool((self._digests == _digest(key)).any())
+
+
+def _digest(key: str) -> int:
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little") or 1
+
+
 class Sessions:
     def __init__(self, lost: Collection[str] = ()) -> None:
         """`lost`: rollouts that an earlier process had open, and that have been ended."""
         self._lost = lost
         self._by_key: dict[str, Session] = {}
         self._by_rollout: dict[str, Session] = {}
-        self._finished: dict[str, None] = {}  # in the order of ending
+        self._finished = FinishedKeys()
         self.num_rejected: Counter[str] = Counter()  # by `Reason`
         self.tampering = Tampering()
 
@@ -159,9 +182,7 @@ class Sessions:
         if session is None:
             raise self._not_open(rollout_id)
         del self._by_key[session.key]
-        self._finished[session.key] = None
-        if len(self._finished) > MAX_FINISHED_KEYS:
-            del self._finished[next(iter(self._finished))]
+        self._finished.add(session.key)
         await session.close()
         return session
 
@@ -215,7 +236,7 @@ class Sessions:
         if not known:
             raise self._unknown(keys)
         session = next(iter(known.values()))
-        has_ended = any(key in self._finished for key in keys)
+        has_ended = self._has_finished(keys)
         if len(known) > 1 or has_ended:
             raise _foreign(known.values(), known.values(), has_ended=has_ended)
         return _still_open(session)
@@ -225,13 +246,16 @@ class Sessions:
         if session is None:
             raise _after_end()
         others = [self._by_key[key] for key in keys if key in self._by_key and key != session.key]
-        has_ended = any(key in self._finished for key in keys)
+        has_ended = self._has_finished(keys)
         if others or has_ended:
             raise _foreign([session, *others], [session], has_ended=has_ended)
         return _still_open(session)
 
+    def _has_finished(self, keys: Iterable[str]) -> bool:
+        return any(key not in self._by_key and key in self._finished for key in keys)
+
     def _unknown(self, keys: Sequence[str]) -> Refusal:
-        if any(key in self._finished for key in keys):
+        if self._has_finished(keys):
             return _after_end()
         message = (
             "Incorrect API key provided: it is no rollout's. Use the OPENAI_BASE_URL and "

@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
+from areal_sub.proxy import sessions
+from areal_sub.proxy.sessions import FinishedKeys
 from areal_sub.proxy.tampering import MAX_EXAMPLE_CHARS, MAX_EXAMPLES, Sign, Tampering
 
 
@@ -89,3 +91,24 @@ def test_examples_are_few_short_and_printable() -> None:
     (examples,) = tampering.examples.values()
     assert len(examples) == MAX_EXAMPLES
     assert all(len(each) <= MAX_EXAMPLE_CHARS and each.isprintable() for each in examples)
+
+
+def test_the_latest_finished_keys_are_known_in_memory_that_does_not_grow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "MAX_FINISHED_KEYS", 4)
+    finished = FinishedKeys()
+    assert "" not in finished and "never" not in finished
+    for number in range(6):
+        finished.add(f"key {number}")
+    assert [f"key {number}" in finished for number in range(6)] == [False] * 2 + [True] * 4
+
+
+def test_only_so_many_keys_of_a_call_are_looked_at(proxied: Any) -> None:
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open()
+        others = "&".join(f"key=guess{number}" for number in range(1000))
+        assert await calls(proxy.url, "", f"/v1/models?key={rollout.key}&{others}") == [200]
+        assert await calls(proxy.url, "", f"/v1/models?{others}&key={rollout.key}") == [401]
+
+    proxied(work)
