@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -17,25 +16,13 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(2000)]
 WAIT_S = 900.0  # vLLM starts twice, on a busy machine
 
 
-@pytest.fixture
-def wide_policy(policy: Path, short_tmp: Path) -> Path:
-    """The same policy with half as many attention heads of 32, the smallest that vLLM's CPU kernels
-    have; the tensors have the same shapes."""
-    path = short_tmp / "policy"
-    shutil.copytree(policy, path)
-    config = json.loads((path / "config.json").read_text())
-    config |= {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 32}
-    (path / "config.json").write_text(json.dumps(config))
-    return path
-
-
 def test_the_default_agent_trains_and_a_killed_server_does_not_end_the_run(
-    wide_policy: Path, short_tmp: Path
+    policy: Path, short_tmp: Path
 ) -> None:
     python = os.environ["AREAL_SUB_VLLM_PYTHON"]
     run = Run(
         short_tmp,
-        wide_policy,
+        policy,
         *("experiment_name=e2e", "trial_name=run", "total_train_steps=3"),
         *("gconfig.n_samples=4", "train_dataset.batch_size=4", "valid_dataset=null"),
         *("rollout.timeout_s=900.0", "rollout.request_timeout_s=800.0"),
