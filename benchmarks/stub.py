@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from areal_sub.proxy.connection import Connections
 from areal_sub.proxy.listeners import Listeners
 
 ANSWER = json.dumps(
@@ -55,10 +56,10 @@ async def main() -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=1024)
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
-    def make_protocol(state: dict[str, Any]) -> asyncio.Protocol:
+    def make_protocol(state: dict[str, Any], among: Connections) -> asyncio.Protocol:
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(), answer)
 
-    listeners = Listeners(Path(sys.argv[1]), make_protocol, lambda rollout_id: True)
+    listeners = Listeners(Path(sys.argv[1]), make_protocol, lambda rollout_id: True, 10_000)
     print(server.sockets[0].getsockname()[1], flush=True)
     loop.add_reader(0, lambda: None if os.read(0, 1024) else ended.set())
     await ended.wait()

@@ -87,14 +87,15 @@ def _guarded(
                 given_keys(request),
                 _owner(request),
             )
-            asked = Asked(
-                raw=await read_body(request) if request.method == "POST" else b"",
-                path=request.path_params,
-                query=request.query_params,
-                kept=session.kept,
-                seen=session.seen,
-            )
-            return await endpoint(request, session, asked)
+            with session.calling() as take:
+                asked = Asked(
+                    raw=await read_body(request, take) if request.method == "POST" else b"",
+                    path=request.path_params,
+                    query=request.query_params,
+                    kept=session.kept,
+                    seen=session.seen,
+                )
+                return await endpoint(request, session, asked)
         except KeyMisuse as misuse:
             refusal = misuse
             what = f"{request.method} {request.url.path}"
@@ -141,8 +142,9 @@ def given_keys(request: Request) -> list[str]:
     return [*dict.fromkeys(keys + request.query_params.getlist("key"))][:MAX_KEYS]
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body. Raises `Refusal` where it is too large or too slow, `ClientDisconnect`."""
+async def read_body(request: Request, take: Callable[[int], None]) -> bytes:
+    """The whole body. Raises `Refusal` where it is too large or too slow, and what `take` raises,
+    which is told of each part; `ClientDisconnect`."""
     too_large = Refusal(Reason.TOO_LARGE, f"The request is larger than {MAX_BODY_BYTES} bytes.")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > MAX_BODY_BYTES:
@@ -155,6 +157,7 @@ async def read_body(request: Request) -> bytes:
                 num_bytes += len(part)
                 if num_bytes > MAX_BODY_BYTES:
                     raise too_large
+                take(len(part))
                 parts.append(part)
     except TimeoutError:
         raise Refusal(
@@ -164,8 +167,10 @@ async def read_body(request: Request) -> bytes:
 
 
 def _refused(refusal: Refusal, dialect: Dialect) -> Response:
-    # The causes do not go away by asking again; SDKs heed this header.
-    headers = {"x-should-retry": "false", **request_headers(dialect)}
+    headers = request_headers(dialect)
+    if refusal.reason is not Reason.TOO_MANY_CALLS:
+        # The causes do not go away by asking again; SDKs heed this header.
+        headers["x-should-retry"] = "false"
     if refusal.reason is Reason.UPGRADE_REQUIRED:
         headers["connection"] = "close"  # what follows is no HTTP to the parser
     status = dialect.error_status(refusal)

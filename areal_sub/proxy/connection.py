@@ -1,23 +1,113 @@
-"""uvicorn's HTTP parser with bounds on what a connection may send before it is a request.
+"""uvicorn's HTTP parser with bounds on what a connection may send, and on their number.
 
 uvicorn reads heads of any size at any speed. Here a head may have `MAX_HEAD_BYTES` and must be
-complete `HEAD_TIMEOUT_S` after its connection was opened or its first byte came.
+complete `HEAD_TIMEOUT_S` after its connection was opened or its first byte came. A listener has at
+most as many connections as it was given room for (`Connections`), so no rollout can take the
+descriptors that others need.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import resource
+import socket
+import time
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 2**10
 HEAD_TIMEOUT_S = 30.0
+# For the journal, the engine, the control plane, listeners and whatever else is no connection.
+NUM_OTHER_FILES = 192
+
+# A connection that was opened, or answered, this lately is not cut: its next request is on its way.
+GRACE_S = 0.25
+MAKE_ROOM_S = 0.1
+
+log = logging.getLogger(__name__)
+
+
+def num_connections() -> int:
+    """How many this process may have: as many descriptors as it can get, less what it needs."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return max(16, most - NUM_OTHER_FILES)
+
+
+class Connections:
+    """Those of one listener, at most as many as `room` says. Where that is reached, one that is
+    idle makes room for the next: first who never had an answer, then who was idle for longest.
+    Where none is, whoever comes waits in the listener's backlog."""
+
+    def __init__(self, whose: str, room: Callable[[], int]) -> None:
+        self._whose = whose
+        self._room = room
+        # With the time that each came, and was last answered: in this order, too.
+        self._new: dict[BoundedHttpProtocol, float] = {}
+        self._known: dict[BoundedHttpProtocol, float] = {}
+        self._freed = asyncio.Event()
+        self._has_told = False
+
+    async def accept(
+        self, listener: socket.socket, make_protocol: Callable[[Connections], asyncio.Protocol]
+    ) -> None:
+        """Until cancelled, which closes the listener."""
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                try:
+                    opened, _ = await loop.sock_accept(listener)
+                    with contextlib.ExitStack() as closing:
+                        closing.enter_context(opened)
+                        await self._until_there_is_room()
+                        closing.pop_all()
+                    await loop.connect_accepted_socket(lambda: make_protocol(self), opened)
+                except Exception:  # whatever it is: others still have to get in
+                    log.exception("%s: a connection was not accepted", self._whose)
+                    await asyncio.sleep(MAKE_ROOM_S)
+
+    def add(self, connection: BoundedHttpProtocol) -> None:
+        self._new[connection] = time.monotonic()
+
+    def note_answer(self, connection: BoundedHttpProtocol) -> None:
+        self.discard(connection)
+        self._known[connection] = time.monotonic()
+
+    def discard(self, connection: BoundedHttpProtocol) -> None:
+        self._new.pop(connection, None)
+        self._known.pop(connection, None)
+        self._freed.set()
+
+    async def _until_there_is_room(self) -> None:
+        while len(self._new) + len(self._known) >= self._room() and not self._cut_one():
+            self._freed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), MAKE_ROOM_S)
+
+    def _cut_one(self) -> bool:
+        if not self._has_told:
+            self._has_told = True
+            log.warning("%s has %d connections: idle ones are cut", self._whose, self._room())
+        before = time.monotonic() - GRACE_S
+        for group in (self._new, self._known):
+            for connection, since in group.items():
+                if since > before:
+                    break
+                if connection.is_idle:
+                    self.discard(connection)
+                    connection.transport.abort()
+                    return True
+        return False
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, among: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._among = among
         self._num_head_bytes = 0
         self._is_in_head = False
         self._head_timeout: asyncio.TimerHandle | None = None
@@ -25,8 +115,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._expect_head()
+        self._among.add(self)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered; half a head is none."""
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._among.discard(self)
         self._head_arrived()
         super().connection_lost(exc)
 
@@ -50,6 +147,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_arrived()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        if not self.transport.is_closing():
+            self._among.note_answer(self)
+        super().on_response_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Not worth a line: agents try, are answered 426, and go on without."""

@@ -249,7 +249,7 @@ class History:
         else:
             fork = Fork.NEW_CONVERSATION if self._prompts else Fork.ROOT
         name = _digest(b"raw" + token_ids.tobytes())
-        prompt = Prompt(
+        return Prompt(
             parent=parent,
             fork=fork,
             context=token_ids[num_before:],
@@ -259,7 +259,10 @@ class History:
             exact=name,
             bare=name,
         )
-        key = (b"", name, parent.turn_id if parent else "")
+
+    def add_raw(self, prompt: Prompt) -> Prompt:
+        """Remember what `raw_prompt` gave; returns an earlier one if the same was asked."""
+        key = (b"", prompt.chain, prompt.parent.turn_id if prompt.parent else "")
         return self._prompts.setdefault(key, prompt)
 
     def add_turn(

@@ -3,7 +3,8 @@
 The supervisor sends each one's descriptor over a Unix socket (mode 0600, seqpacket), one message
 per rollout: its id, with the listener. It is served like the proxy's own port, but every request
 that arrives there carries the rollout's id in its scope, so no key, header or path can claim
-another. It is closed when the rollout ends, and at once where that rollout is not open.
+another. It is closed when the rollout ends, and at once where that rollout is not open. All have
+the same room for connections.
 """
 
 from __future__ import annotations
@@ -16,26 +17,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from areal_sub.proxy.connection import Connections
+
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 4096
 BACKLOG = 128
+# Agents call one after the other, or a few at once; a pool that grows is cut back without harm.
+MAX_CONNECTIONS = 128
 STATE_KEY = "rollout_id"
 """Under which a request's `scope["state"]` holds the rollout that its connection belongs to."""
 
-ProtocolFactory = Callable[[dict[str, Any]], asyncio.Protocol]
+ProtocolFactory = Callable[[dict[str, Any], Connections], asyncio.Protocol]
 
 
 class Listeners:
     """Receives and serves listeners until closed."""
 
     def __init__(
-        self, path: Path, make_protocol: ProtocolFactory, is_open: Callable[[str], bool]
+        self,
+        path: Path,
+        make_protocol: ProtocolFactory,
+        is_open: Callable[[str], bool],
+        num_connections: int,
     ) -> None:
-        """`make_protocol` makes a connection's protocol from its scope's state."""
+        """`make_protocol` makes a connection's protocol from its scope's state and those beside it.
+        `num_connections`: of all listeners together."""
         self._make_protocol = make_protocol
+        self._num_connections = num_connections
         self._is_open = is_open
-        self._servers: dict[str, asyncio.Server] = {}
+        self._servers: dict[str, asyncio.Task[None]] = {}
         self._receiving: set[asyncio.Task[None]] = set()
         old_umask = os.umask(0o177)
         try:
@@ -50,7 +61,7 @@ class Listeners:
     def close_rollout(self, rollout_id: str) -> None:
         server = self._servers.pop(rollout_id, None)
         if server is not None:
-            server.close()
+            server.cancel()
 
     async def close(self) -> None:
         tasks = [self._accepting, *self._receiving]
@@ -82,25 +93,28 @@ class Listeners:
                 if not message:
                     return
                 if fds:
-                    await self._serve(message.decode(), socket.socket(fileno=fds[0]))
+                    self._serve(message.decode(), socket.socket(fileno=fds[0]))
 
-    async def _serve(self, rollout_id: str, listener: socket.socket) -> None:
+    def _serve(self, rollout_id: str, listener: socket.socket) -> None:
         if not self._is_open(rollout_id) or rollout_id in self._servers:
             log.warning("a listener for the rollout %s, which is not open", rollout_id)
             listener.close()
             return
-        listener.setblocking(False)
         try:
-            server = await asyncio.get_running_loop().create_server(
-                lambda: self._make_protocol({STATE_KEY: rollout_id}), sock=listener, backlog=BACKLOG
-            )
-        except (OSError, ValueError):
+            listener.setblocking(False)
+            listener.listen(BACKLOG)
+        except OSError:
             log.exception("the listener of the rollout %s cannot be served", rollout_id)
             listener.close()
             return
-        self._servers[rollout_id] = server
-        if not self._is_open(rollout_id):  # it ended meanwhile
-            self.close_rollout(rollout_id)
+        state = {STATE_KEY: rollout_id}
+        among = Connections(f"rollout {rollout_id}", self._room)
+        self._servers[rollout_id] = asyncio.ensure_future(
+            among.accept(listener, lambda among: self._make_protocol(state, among))
+        )
+
+    def _room(self) -> int:
+        return min(MAX_CONNECTIONS, self._num_connections // max(1, len(self._servers)))
 
 
 async def _readable(connection: socket.socket) -> None:

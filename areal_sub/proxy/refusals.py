@@ -20,6 +20,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     CONTEXT_LENGTH = "context_length_exceeded"
     TURN_LIMIT = "rollout_turn_limit"
+    TOO_MANY_CALLS = "too_many_calls"  # at once
     UNKNOWN_ROUTE = "unknown_route"
     UNKNOWN_ANSWER = "unknown_answer"  # an earlier answer that is not kept
     UPGRADE_REQUIRED = "upgrade_required"
@@ -39,6 +40,7 @@ STATUS = {
     Reason.TOO_LARGE: 413,
     Reason.CONTEXT_LENGTH: 400,
     Reason.TURN_LIMIT: 400,
+    Reason.TOO_MANY_CALLS: 429,  # later there is room
     Reason.UNKNOWN_ROUTE: 404,
     Reason.UNKNOWN_ANSWER: 404,
     Reason.UPGRADE_REQUIRED: 426,

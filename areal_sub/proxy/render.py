@@ -19,11 +19,13 @@ import logging
 import re
 import secrets
 import string
+import sys
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from areal_sub.errors import ArealSubError
 from areal_sub.proxy.families import AUTO, END_OF_TURN, FORMATS, AnswerFormat, choose
 from areal_sub.proxy.history import message_hash
 from areal_sub.proxy.neutral import Choice, Message, ToolCall
@@ -43,6 +45,14 @@ _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 _SHORT_CALL_ID = re.compile("[a-zA-Z0-9]{9}")
 
 
+class TextTooLong(ArealSubError):
+    """The rendered text has more than `max_chars`."""
+
+    def __init__(self, num_chars: int) -> None:
+        super().__init__(f"{num_chars} characters")
+        self.num_chars = num_chars
+
+
 class Renderer:
     def __init__(
         self,
@@ -52,6 +62,8 @@ class Renderer:
     ) -> None:
         self.vocabulary = vocabulary
         self.template = template
+        self.max_chars = sys.maxsize
+        """What is longer is not tokenized: its tokens could not be as few as the model takes."""
         self.format = answer_format
         self.recent = Recent(template.literals)
         echoed = set(answer_format.echoed)
@@ -81,7 +93,8 @@ class Renderer:
         return cls(vocabulary, template, answer_format)
 
     def prompt(self, messages: Sequence[Message], tools: Tools) -> list[int]:
-        """Ids of the whole prompt, up to where the assistant speaks. Raises `RenderError`."""
+        """Ids of the whole prompt, up to where the assistant speaks. Raises `RenderError`,
+        `TextTooLong`."""
         shield = _Shield(self)
         text = shield.render(shield.messages(messages), shield.tools(tools), True)
         return self.vocabulary.encode(text, shield.reveal)
@@ -99,7 +112,7 @@ class Renderer:
         `messages[num_history - 1]` is the turn's answer, those before it were its prompt. None
         where the template does not render the longer conversation as an extension of the shorter.
         `sorts`, of each message what `recent.sort` says, lets it take less time than the length of
-        the conversation asks for. Raises `RenderError`.
+        the conversation asks for. Raises `RenderError`, `TextTooLong`.
         """
         stand_in = None
         if sorts is not None:
@@ -222,10 +235,14 @@ class _Shield:
     def render(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, generate: bool
     ) -> str:
+        renderer = self._renderer
         try:
-            return self._renderer.template.render(messages, tools, add_generation_prompt=generate)
+            text = renderer.template.render(messages, tools, add_generation_prompt=generate)
         except RenderError as error:
             raise RenderError(self.reveal(str(error))) from None
+        if len(text) > renderer.max_chars and len(self.reveal(text)) > renderer.max_chars:
+            raise TextTooLong(len(text))
+        return text
 
     def reveal(self, text: str) -> str:
         if self._mark not in text:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import uvicorn
 
 from areal_sub.engine_client import EngineClient
 from areal_sub.proxy.app import make_app
-from areal_sub.proxy.connection import BoundedHttpProtocol
+from areal_sub.proxy.connection import BoundedHttpProtocol, Connections, num_connections
 from areal_sub.proxy.control import Control
 from areal_sub.proxy.listeners import Listeners
 from areal_sub.proxy.lost import end_lost
@@ -94,10 +95,16 @@ async def serving(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
             request_timeout_s=settings.request_timeout_s,
         )
         listener = _listen(settings.agent_host, settings.agent_port)
+        num_each = num_connections() // 2  # the port's, and the listeners' together
         agents = _AgentServer(make_app(sessions, turns))
-        serving_agents = asyncio.ensure_future(agents.serve(sockets=[listener]))
+        serving_agents = asyncio.ensure_future(agents.serve(sockets=[]))
         cleanup.push_async_callback(agents.stop, serving_agents)
-        listeners = Listeners(Path(settings.listeners_path), agents.protocol, sessions.is_open)
+        among = Connections("the port that all share", lambda: num_each)
+        accepting = asyncio.ensure_future(among.accept(listener, partial(agents.protocol, {})))
+        cleanup.callback(accepting.cancel)
+        listeners = Listeners(
+            Path(settings.listeners_path), agents.protocol, sessions.is_open, num_each
+        )
         cleanup.push_async_callback(listeners.close)
         # Last in, first out: what runs is stopped and recorded before anything else goes.
         cleanup.push_async_callback(sessions.close_all)
@@ -135,7 +142,6 @@ class _AgentServer(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
-                backlog=BACKLOG,
             )
         )
 
@@ -144,10 +150,10 @@ class _AgentServer(uvicorn.Server):
         """Signals are the component's (`areal_sub.component`), not uvicorn's."""
         yield
 
-    def protocol(self, state: dict[str, Any]) -> asyncio.Protocol:
-        """A connection's, whose requests carry `state`; for listeners other than the own port."""
+    def protocol(self, state: dict[str, Any], among: Connections) -> asyncio.Protocol:
+        """A connection's, whose requests carry `state`."""
         return BoundedHttpProtocol(
-            config=self.config, server_state=self.server_state, app_state=state
+            config=self.config, server_state=self.server_state, app_state=state, among=among
         )
 
     async def stop(self, serving: asyncio.Task[None]) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -28,6 +29,9 @@ from areal_sub.proxy.tampering import Sign, Tampering
 from areal_sub.proxy.transcript import Transcript
 
 MAX_FINISHED_KEYS = 65_536
+# Of one rollout, at once: what its calls may take of the proxy's memory.
+MAX_CALLS = 128
+MAX_CALLS_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,38 @@ class Session:
     engine_went: bool = False  # a call of it waited for an engine that was not there
     is_open: bool = True
     running: set[asyncio.Task[None]] = field(default_factory=set)
+    # Held while a large call is rendered: threads are few, and one rollout takes one at most.
+    rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _num_calls: int = 0  # that are not answered yet
+    _num_call_bytes: int = 0  # of those
+
+    @contextmanager
+    def calling(self) -> Iterator[Callable[[int], None]]:
+        """A call, from its head to its answer, or to the first token of a streamed one; yields what
+        is to be told of each part of its body. Both raise `Refusal` where it is too much."""
+        if self._num_calls >= MAX_CALLS:
+            raise Refusal(
+                Reason.TOO_MANY_CALLS, f"this rollout has {MAX_CALLS} calls under way already"
+            )
+        num_bytes = 0
+
+        def take(num: int) -> None:
+            nonlocal num_bytes
+            if self._num_call_bytes + num > MAX_CALLS_BYTES:
+                raise Refusal(
+                    Reason.TOO_LARGE,
+                    f"The calls of this rollout that are under way are larger than "
+                    f"{MAX_CALLS_BYTES} bytes together.",
+                )
+            num_bytes += num
+            self._num_call_bytes += num
+
+        self._num_calls += 1
+        try:
+            yield take
+        finally:
+            self._num_calls -= 1
+            self._num_call_bytes -= num_bytes
 
     def admit(self, num_turns: int) -> None:
         """Count `num_turns` more against the rollout's limit. Raises `Refusal`."""

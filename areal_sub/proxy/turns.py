@@ -15,9 +15,10 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from areal_sub.proxy.history import Keys, Match, Prompt
 from areal_sub.proxy.neutral import Call, Delta, Message
 from areal_sub.proxy.parsers import AnswerParser, TwoPartParser
 from areal_sub.proxy.refusals import ContextTooLong, Reason, Refusal, invalid
-from areal_sub.proxy.render import Renderer
+from areal_sub.proxy.render import Renderer, TextTooLong
 from areal_sub.proxy.sessions import Sampling, Session, finished
 from areal_sub.proxy.template import RenderError
 from areal_sub.records import (
@@ -82,6 +83,7 @@ class Turns:
         self._renderer = renderer
         self._journal = journal
         self._max_model_len = max_model_len
+        renderer.max_chars = max_model_len * renderer.vocabulary.max_token_chars
         self._timeout_s = request_timeout_s
         self._hidden = renderer.vocabulary.hidden_ids(renderer.format.tags)
         traits = traits_of(renderer)
@@ -114,10 +116,12 @@ class Turns:
         session.admit(call.num_choices)
         started_at = time.time()
         try:
-            prompt = await self._prompt(session, call)
+            prompt, remember = await self._prompt(session, call)
             prompt_token_ids = prompt.token_ids()
-            grammar = await self._grammar(call, prompt_token_ids)
+            grammar = await self._grammar(session, call, prompt_token_ids)
             session.check_open()
+            # Not before: what is refused counts against no limit, so nothing may stay of it.
+            prompt = remember()
             if session.transcript is not None:
                 session.transcript.ask(prompt, self._asked(call, prompt_token_ids))
         except Refusal:
@@ -151,7 +155,7 @@ class Turns:
         session.check_open()
         keys = session.history.keys(call.messages, call.tools, self._renderer.recent.sort)
         matched = session.history.match(call.messages, keys)
-        return (await self._find(call, keys, matched)).num_tokens
+        return (await self._find(session, call, keys, matched)).num_tokens
 
     async def run(self, prepared: Prepared) -> AsyncIterator[tuple[int, Delta]]:
         """(choice index, delta) as they come, until every choice has a finish reason.
@@ -188,7 +192,7 @@ class Turns:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _grammar(self, call: Call, prompt: Int32Array) -> str:
+    async def _grammar(self, session: Session, call: Call, prompt: Int32Array) -> str:
         answer_format, reasoning = self._renderer.format, None
         if answer_format.thinking is not None:
             opened, closed = answer_format.thinking.OPEN, answer_format.thinking.CLOSE
@@ -197,7 +201,8 @@ class Turns:
         given = (call, answer_format, self._renderer.vocabulary.control_ids, reasoning)
         is_held = call.output_format.kind != "text" or call.tool_choice.mode == "required"
         if is_held and call.num_bytes > LARGE_BYTES:
-            return await asyncio.to_thread(grammar_of, *given)
+            async with session.rendering:
+                return await asyncio.to_thread(grammar_of, *given)
         return grammar_of(*given)
 
     def _asked(self, call: Call, prompt: Int32Array) -> Sequence[Message]:
@@ -205,22 +210,27 @@ class Turns:
             return call.messages
         return [Message("user", self._renderer.vocabulary.decode(prompt.tolist()))]
 
-    async def _prompt(self, session: Session, call: Call) -> Prompt:
+    async def _prompt(self, session: Session, call: Call) -> tuple[Prompt, Callable[[], Prompt]]:
+        """The call's prompt, and what remembers it: then it is the one of an earlier such call."""
         if call.raw_prompt is not None:
-            return session.history.raw_prompt(int32(await self._raw_ids(call)))
+            ids = int32(await self._raw_ids(session, call))
+            raw = session.history.raw_prompt(ids)
+            return raw, partial(session.history.add_raw, raw)
         keys = session.history.keys(call.messages, call.tools, self._renderer.recent.sort)
         matched = session.history.match(call.messages, keys)
-        prompt = await self._find(call, keys, matched)
+        prompt = await self._find(session, call, keys, matched)
         self._check_length(prompt.num_tokens + 1)
-        return session.history.add_prompt(call.messages, keys, prompt, matched)
+        add = session.history.add_prompt
+        return prompt, partial(add, call.messages, keys, prompt, matched)
 
-    async def _find(self, call: Call, keys: Keys, matched: Match) -> Prompt:
+    async def _find(self, session: Session, call: Call, keys: Keys, matched: Match) -> Prompt:
         num_chars = sum(len(message.content) for message in call.messages)
         self._check_length(num_chars // self._renderer.vocabulary.max_token_chars)
         if matched.twin is not None:
             return matched.twin
         if call.num_bytes > LARGE_BYTES and not self._is_soon_built(call, keys, matched):
-            return await asyncio.to_thread(self._build, call, keys, matched)
+            async with session.rendering:
+                return await asyncio.to_thread(self._build, call, keys, matched)
         return self._build(call, keys, matched)
 
     def _is_soon_built(self, call: Call, keys: Keys, matched: Match) -> bool:
@@ -234,15 +244,17 @@ class Turns:
             )
         )
 
-    async def _raw_ids(self, call: Call) -> Sequence[int]:
+    async def _raw_ids(self, session: Session, call: Call) -> Sequence[int]:
         vocabulary, raw = self._renderer.vocabulary, call.raw_prompt
         assert raw is not None
         if isinstance(raw, str):
             self._check_length(len(raw) // vocabulary.max_token_chars)
-            large = call.num_bytes > LARGE_BYTES
-            ids: Sequence[int] = (
-                await asyncio.to_thread(vocabulary.encode, raw) if large else vocabulary.encode(raw)
-            )
+            ids: Sequence[int]
+            if call.num_bytes > LARGE_BYTES:
+                async with session.rendering:
+                    ids = await asyncio.to_thread(vocabulary.encode, raw)
+            else:
+                ids = vocabulary.encode(raw)
         else:
             ids = raw
             unknown = next((i for i in ids if not 0 <= i < vocabulary.size), None)
@@ -279,6 +291,9 @@ class Turns:
                 context = self._renderer.prompt(call.messages, call.tools)
         except RenderError as error:
             raise invalid(str(error), "messages") from None
+        except TextTooLong as error:
+            num_tokens = error.num_chars // self._renderer.vocabulary.max_token_chars
+            raise ContextTooLong(num_tokens, self._max_model_len) from None
         num_before = parent.prompt.num_tokens + len(parent.token_ids) if parent else 0
         if num_before + len(context) == 0:
             raise invalid("the model's chat template renders these messages as nothing", "messages")

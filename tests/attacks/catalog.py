@@ -482,6 +482,72 @@ RESOURCES = (
     ),
 )
 
+PROXY = (
+    row(
+        "59a",
+        "another rollout's key, known by magic: in headers, path, query, body",
+        stopped("the connection says whose it is"),
+        open_("The key alone says who calls; that none can be found is 29's."),
+    ),
+    row(
+        "59b",
+        "another's id, address, answers, with one's own key",
+        stopped("it counts as one's own, or is refused"),
+    ),
+    row(
+        "60",
+        "other paths and verbs, absolute form, CONNECT, the control plane, the journal",
+        stopped("refused; its sockets and files are absent", "ENOENT"),
+        stopped("refused; its sockets by seccomp, its files by Landlock", "EPERM EACCES"),
+    ),
+    row(
+        "61a",
+        "two lengths, bare line feeds, chunks: a request hidden in another",
+        stopped("refused, and the connection closed"),
+    ),
+    row("61b", "lines and escapes for logs and records", stopped("escaped, or left out")),
+    row("61c", "200 requests in one piece", stopped("answered one after the other")),
+    *(
+        limited(attack, total_memory_bytes=2**31)
+        for attack in (
+            row("62a", "heads and bodies that never end", stopped("cut for others' connections")),
+            row(
+                "62b",
+                "4,000 connections to a proxy with 1,024 descriptors: idle",
+                stopped("bounded for each rollout; idle ones make room"),
+            ),
+            row("62c", "the same, each with a call under way", stopped("bounded for each rollout")),
+            row(
+                "63a",
+                "bodies of 1 GB: announced, chunked, gzipped; 40 of 15 MiB at once",
+                stopped("bounded, one by one and together"),
+            ),
+            row("63b", "heads of 10 MB", stopped("refused")),
+            row(
+                "63c",
+                "n = 10^6, a million messages, JSON that is deep, wide, or no JSON; "
+                "tools longer than any context",
+                stopped("refused by name"),
+            ),
+        )
+    ),
+    row("63d", "calls that are refused when much was made of them", stopped("nothing stays")),
+    row("64", "a storm of retries", stopped("the rollout's limit of turns")),
+    row(
+        "65", "special tokens, calls and Jinja in messages, names, tools", stopped("they stay text")
+    ),
+    row("66", "calls after the end", stopped("refused")),
+    row("67", "30 streams that are never read", stopped("they delay nobody")),
+    limited(
+        row(
+            "68",
+            "calls for ever, also of what counts as no turn",
+            stopped("limit of turns, then the deadline", "TIMEOUT"),
+        ),
+        wall_s=4.0,
+    ),
+)
+
 _OF_GRADERS = "EACCES EPERM ENOENT EROFS ESRCH ECONNREFUSED ENETUNREACH"
 HOUSE = (
     row(
@@ -550,9 +616,9 @@ HOUSE = (
     row("74", "an agent's name that is a path", stopped("a named error")),
 )
 
-ATTACKS = (*FILES, *PROCESSES, *KERNEL, *NETWORK, *RESOURCES, *HOUSE)
+ATTACKS = (*FILES, *PROCESSES, *KERNEL, *NETWORK, *RESOURCES, *PROXY, *HOUSE)
 
 ELSEWHERE: Mapping[str, str] = {
-    "59-68": "the proxy: see tests/proxy",
+    "63e": "a schema or a pattern that never ends: see tests/engines/test_grammars.py",
 }
 """Lines that are not the sandbox's to stop."""

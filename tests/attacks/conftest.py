@@ -32,6 +32,8 @@ from sandbox.probe import Probe, probe
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))  # for `catalog`, which `write_table.py` reads, too
 
+from house import House  # noqa: E402
+
 TIERS = ("namespaces", "process", "bwrap")
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
 MIB = 2**20
@@ -194,6 +196,8 @@ class Stage:
         self._runner = asyncio.Runner()
         self._zygotes: dict[str, Zygote] = {}
         self._num_zygotes = 0
+        self._cleanup = contextlib.AsyncExitStack()
+        self._house: House | None = None
         loop = self._runner.get_loop()
         loop.add_reader(self.world.udp, self._echo)
 
@@ -205,6 +209,7 @@ class Stage:
         allow = limits.pop("allow", ())
         start = limits.pop("start", "fork")
         grader = limits.pop("grader", "")  # as the supervisor starts one
+        port = limits.pop("port", self.world.aims["port"])
         named = {GRADER_VARIABLE: grader} if grader else {}
         spec = SandboxSpec(
             tier=self.tier,
@@ -212,7 +217,7 @@ class Stage:
             limits=Limits(**{**LIMITS, **limits}),
             readable=(str(self.world.project),),
             hidden=(str(self.world.hidden_file.parent),),
-            port=None if grader else self.world.aims["port"],
+            port=None if grader else port,
             allow=allow,
         )
         with self.world.as_trainer():
@@ -239,8 +244,19 @@ class Stage:
         env = more.pop("env", {})
         wall_s = more.pop("wall_s", None)
         outputs = more.pop("outputs", ())
+        on_listener = more.pop("on_listener", None)
         data = {**self.world.aims, "guardian": zygote.guardian_pid, "attack": attack, **more}
-        return await zygote.run(data, env=env, wall_s=wall_s, outputs=outputs)
+        return await zygote.run(
+            data, env=env, wall_s=wall_s, outputs=outputs, on_listener=on_listener
+        )
+
+    async def house(self) -> House:
+        """The proxy that is attacked, with its engine and rollouts. One for all attacks."""
+        if self._house is None:
+            self._house = await self._cleanup.enter_async_context(
+                House.serving(self.folder / "house")
+            )
+        return self._house
 
     @contextlib.asynccontextmanager
     async def beside_a_sibling(self, zygote: Zygote) -> AsyncIterator[None]:
@@ -286,6 +302,7 @@ class Stage:
         async def end() -> None:
             for zygote in self._zygotes.values():
                 await zygote.close()
+            await self._cleanup.aclose()
 
         self._runner.run(end())
         self._runner.get_loop().remove_reader(self.world.udp)

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import on_house
 import pytest
 from catalog import ATTACKS, ELSEWHERE, TIERS, Attack
 from write_table import BEGIN, END, table, with_table
@@ -33,7 +34,7 @@ _REASONS = re.compile(
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e]")
 
 Observe = Callable[[Any, Any, Attack], Awaitable[str]]
-OBSERVE: dict[str, Observe] = {}
+OBSERVE: dict[str, Observe] = dict(on_house.OBSERVE)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"a{attack.number}")

@@ -19,7 +19,7 @@ def table() -> str:
     lines = [f"| {' | '.join(heads)} |", "|--" * len(heads) + "|"]
     cells: list[tuple[int, tuple[str, ...]]] = [(attack.line, _cells(attack)) for attack in ATTACKS]
     for numbers, where in ELSEWHERE.items():
-        cells.append((int(numbers.partition("-")[0]), (numbers, where, *("—" for _ in TIERS))))
+        cells.append((int(numbers[:2]), (numbers, where, *("—" for _ in TIERS))))
     lines += [f"| {' | '.join(each)} |" for _, each in sorted(cells, key=lambda each: each[0])]
     return "\n".join(lines)
 

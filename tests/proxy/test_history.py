@@ -224,21 +224,25 @@ def test_the_name_in_a_result_does_not_matter() -> None:
 
 def test_prompts_of_tokens_continue_the_longest_turn_that_they_begin_with() -> None:
     history = History()
-    first = history.raw_prompt(int32([1, 2]))
+
+    def asked(token_ids: Any) -> Any:
+        return history.add_raw(history.raw_prompt(token_ids))
+
+    first = asked(int32([1, 2]))
     assert (first.fork, first.parent) == (Fork.ROOT, None)
     turn = history.add_turn("t1", first, int32([3]), A)
-    assert history.raw_prompt(int32([1, 2])) is first
-    second = history.raw_prompt(int32([1, 2, 3, 4]))
+    assert asked(int32([1, 2])) is first
+    second = asked(int32([1, 2, 3, 4]))
     assert (second.fork, second.parent, second.context.tolist()) == (Fork.NONE, turn, [4])
     last = history.add_turn("t2", second, int32([5, 6]), B)
-    third = history.raw_prompt(int32([1, 2, 3, 4, 5, 6]))
+    third = asked(int32([1, 2, 3, 4, 5, 6]))
     assert (third.parent, third.context.tolist(), third.num_tokens) == (last, [], 6)
     assert third.token_ids().tolist() == [1, 2, 3, 4, 5, 6]
-    other = history.raw_prompt(int32([2, 1, 3, 4]))
+    other = asked(int32([2, 1, 3, 4]))
     assert (other.fork, other.parent) == (Fork.NEW_CONVERSATION, None)
-    edited = history.raw_prompt(int32([1, 2, 3, 4, 7]))
+    edited = asked(int32([1, 2, 3, 4, 7]))
     assert (edited.fork, edited.parent) == (Fork.ASSISTANT_EDITED, turn)
-    edited = history.raw_prompt(int32([1, 2, 9, 4]))
+    edited = asked(int32([1, 2, 9, 4]))
     assert (edited.fork, edited.parent) == (Fork.ASSISTANT_EDITED, None)
 
 

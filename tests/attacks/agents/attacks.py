@@ -12,9 +12,10 @@ import on_egress
 import on_files
 import on_kernel
 import on_processes
+import on_proxy
 import on_resources
 
-_MODULES = (on_files, on_processes, on_kernel, on_egress, on_resources)
+_MODULES = (on_files, on_processes, on_kernel, on_egress, on_resources, on_proxy)
 
 
 def act(data: dict[str, Any]) -> Any:

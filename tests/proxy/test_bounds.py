@@ -1,0 +1,204 @@
+"""What one rollout may take of the proxy, so that others do not notice: attacks 62 and 63."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from areal_sub.proxy import connection, listeners, sessions
+from areal_sub.proxy.dialects import Asked, chat
+from areal_sub.proxy.refusals import Refusal
+
+MESSAGES: Any = [{"role": "user", "content": "?"}]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture
+def hand_over(tmp_path: Path) -> Callable[[str], int]:
+    """Bind a listener and send it to the proxy, as the supervisor does; returns its port."""
+
+    def send(rollout_id: str) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        with listener, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+            door.connect(str(tmp_path / "listeners.sock"))
+            socket.send_fds(door, [rollout_id.encode()], [listener.fileno()])
+            port: int = listener.getsockname()[1]
+            return port
+
+    return send
+
+
+def call(key: str, **body: Any) -> bytes:
+    raw = json.dumps({"messages": MESSAGES, **body}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {key}\r\n"
+    return f"{head}content-length: {len(raw)}\r\n\r\n".encode() + raw
+
+
+async def status(streams: Streams) -> int:
+    """Of the next answer; 0 where the connection was cut."""
+    try:
+        head = await streams[0].readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return 0
+    length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+    await streams[0].readexactly(length)
+    return int(head.split()[1])
+
+
+def test_idle_connections_make_room_and_busy_ones_do_not(
+    proxied: Any, hand_over: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(connection, "GRACE_S", 0.0)
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open()
+        port = hand_over(rollout.rollout_id)
+
+        async def connect(raw: bytes) -> Streams:
+            streams = await asyncio.open_connection("127.0.0.1", port)
+            streams[1].write(raw)
+            return streams
+
+        known = await connect(call(rollout.key))
+        assert await status(known) == 200
+        slow = await connect(b"POST /v1/chat/completions HTTP/1.1\r\nx: ")
+        third = await connect(call(rollout.key))
+        assert await status(third) == 200
+        assert await status(slow) == 0, "who never had an answer goes first"
+        asked, go = held(proxy)
+        for streams in (known, third):
+            streams[1].write(call(rollout.key, stream=False))
+        await asked.get(), await asked.get()
+        waiting = await connect(call(rollout.key))
+        answered = asyncio.ensure_future(status(waiting))
+        go.set()
+        assert [await status(known), await status(third), await answered] == [200, 200, 200]
+        for streams in (known, slow, third, waiting):
+            streams[1].close()
+
+    proxied(work)
+
+
+def held(proxy: Any) -> tuple[asyncio.Queue[int], asyncio.Event]:
+    """From now on the engine says that it was asked, and answers when it may."""
+    asked: asyncio.Queue[int] = asyncio.Queue()
+    go = asyncio.Event()
+
+    async def gate(position: int) -> None:
+        asked.put_nowait(position)
+        await go.wait()
+
+    proxy.engine.gate = gate
+    return asked, go
+
+
+def test_a_head_that_does_not_end_is_hung_up_on(
+    proxied: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.1)
+
+    async def work(proxy: Any) -> None:
+        for raw in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nx: "):
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.write(raw)
+            assert await reader.read() == b""
+            writer.close()
+
+    proxied(work)
+
+
+def test_calls_at_once_are_bounded_in_number(proxied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_CALLS", 1)
+
+    async def work(proxy: Any) -> None:
+        asked, go = held(proxy)
+        rollout, other = await proxy.open(), await proxy.open()
+        one, two, theirs = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in "123"]
+        one[1].write(call(rollout.key))
+        await asked.get()
+        two[1].write(call(rollout.key))
+        head = await two[0].readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"x-should-retry" not in head, "later there is room"
+        theirs[1].write(call(other.key))
+        go.set()
+        assert [await status(one), await status(theirs)] == [200, 200]
+        one[1].write(call(rollout.key))
+        assert await status(one) == 200
+        assert (await proxy.stats())["num_rejected"] == {"too_many_calls": 1}
+        for streams in (one, two, theirs):
+            streams[1].close()
+
+    proxied(work)
+
+
+def test_calls_at_once_are_bounded_in_bytes(proxied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_CALLS_BYTES", 1000)
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open()
+        one, two = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in "12"]
+        whole = call(rollout.key, user="x" * 600)
+        one[1].write(whole[:-1])
+        two[1].write(whole)
+        assert await status(two) == 413
+        one[1].write(whole[-1:])
+        assert await status(one) == 200
+        two[1].write(whole)
+        assert await status(two) == 200, "it is free again"
+        for streams in (one, two):
+            streams[1].close()
+
+    proxied(work)
+
+
+@pytest.mark.parametrize("mark", ["1,", "[],", "{},"])
+def test_bodies_that_are_much_when_they_are_read(mark: str) -> None:
+    text = json.dumps({"messages": MESSAGES})[:-1]
+    with pytest.raises(Refusal, match="commas and brackets"):
+        chat.parse(Asked(f'{text}, "x": [{mark * 2**20}1]}}'.encode()))
+    chat.parse(Asked(f'{text}, "x": [{mark * 2**17}1]}}'.encode()))
+
+
+def test_what_cannot_be_short_enough_is_not_tokenized(proxied: Any) -> None:
+    """Whatever part of the call it is that makes it long."""
+    words = "word " * 2**16
+    function = {"name": "f", "arguments": json.dumps({"a": words})}
+    called = {"role": "assistant", "tool_calls": [{"id": "c", "function": function}]}
+    tool = {"type": "function", "function": {"name": "f", "description": words}}
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open()
+        asked = [{"tools": [tool]}, {"messages": [*MESSAGES, called, *MESSAGES]}]
+        for body in asked:
+            streams = await asyncio.open_connection("127.0.0.1", proxy.port)
+            streams[1].write(call(rollout.key, **body))
+            assert (await streams[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+            streams[1].close()
+        assert (await proxy.stats())["num_rejected"] == {"context_length_exceeded": 2}
+
+    proxied(work)
+
+
+def test_nothing_stays_of_a_call_that_is_refused(proxied: Any) -> None:
+    """It counts against no limit, so there may be any number of them."""
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open()
+        streams = await asyncio.open_connection("127.0.0.1", proxy.port)
+        choice = {"type": "function", "function": {"name": "none"}}
+        streams[1].write(call(rollout.key, tool_choice=choice))
+        assert await status(streams) == 400
+        streams[1].write(call(rollout.key))
+        assert await status(streams) == 200
+        assert [turn.fork for turn in rollout.turns()] == ["root"]
+        streams[1].close()
+
+    proxied(work)
