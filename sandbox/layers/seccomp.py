@@ -129,6 +129,15 @@ _ABSENT: Mapping[str, _Numbers] = {
     # what others do with files that can be read.
     "inotify_init": (253, None),
     "inotify_init1": (294, 26),
+    # Of its events there are few for all of the machine (fs.aio-max-nr), and databases need them.
+    "io_setup": (206, 0),
+    "io_destroy": (207, 1),
+    "io_getevents": (208, 4),
+    "io_submit": (209, 2),
+    "io_cancel": (210, 3),
+    "io_pgetevents": (333, 292),
+    # Which files others have read lately.
+    "cachestat": (451, 451),
 }
 _CLONE: _Numbers = (56, 220)
 _SOCKET: _Numbers = (41, 198)
@@ -147,6 +156,7 @@ _FCNTL: _Numbers = (72, 25)
 _PRCTL: _Numbers = (157, 167)
 _FADVISE: _Numbers = (221, 223)
 _LISTEN: _Numbers = (50, 201)
+_MADVISE: _Numbers = (28, 233)
 # Each with the place of the mode among its arguments.
 _CHMODS: Mapping[str, tuple[_Numbers, int]] = {
     "chmod": ((90, None), 1),
@@ -168,15 +178,19 @@ _DENIED_FCNTLS = (1024, 1026)
 # process counts.
 _DENIED_PRCTLS = (62, 78)
 _POSIX_FADV_DONTNEED = 4  # throws what others have read out of memory
+_MADV_COLD, _MADV_PAGEOUT = 20, 21  # the same, where a file is mapped
 _SUID_SGID = 0o6000
 _CLONE_PARENT = 0x8000  # a child of the zygote's, whose CPU time would count for no child
 _NEW_NAMESPACES = kernel.ALL_NAMESPACES | 0x02000000 | 0x00000080  # and cgroup, time
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
-_SOCK_STREAM, _SOCK_DGRAM, _SOCK_TYPE_MASK = 1, 2, 0xF
+_SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE_MASK = 1, 5, 0xF
 _IPPROTO_TCP, _IPPROTO_UDP = 6, 17
 _MSG_FASTOPEN = 0x20000000
 _MSG_OOB = 0x1
-_TCP_FASTOPEN_CONNECT, _TCP_ULP = 30, 31
+# Level → options: fast open and other protocols on top of TCP; programs for the kernel's filter
+# machine (BPF); ESP and L2TP in UDP.
+_SOL_SOCKET = 1
+_DENIED_OPTIONS = {_IPPROTO_TCP: (30, 31), _SOL_SOCKET: (26, 50, 51, 52), _IPPROTO_UDP: (100,)}
 _RLIMIT_CORE = 4
 
 # struct seccomp_data {int nr; u32 arch; u64 instruction_pointer; u64 args[6];}, little-endian
@@ -249,13 +263,18 @@ def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes
     code += _on(_number(_SENDTO), [*_refuse_bits(3, flags), _ret(_ALLOW)])
     code += _on(_number(_SENDMMSG), [*_refuse_bits(3, flags), _ret(_ALLOW)])
     code += _on(_number(_SENDMSG), [*_refuse_bits(2, flags), _ret(_ALLOW)])
-    refused = _refuse_values(2, (_TCP_FASTOPEN_CONNECT, _TCP_ULP))
-    option = [_arg(1), (_JEQ, 0, len(refused), _IPPROTO_TCP), *refused, _ret(_ALLOW)]
+    option = []
+    for level, options in _DENIED_OPTIONS.items():
+        refused = _refuse_values(2, options)
+        option += [_arg(1), (_JEQ, 0, len(refused), level), *refused]
+    option.append(_ret(_ALLOW))
     code += _on(_number(_SETSOCKOPT), option)
     code += _on(_number(_IOCTL), [*_refuse_values(1, _DENIED_IOCTLS), _ret(_ALLOW)])
     code += _on(_number(_FCNTL), [*_refuse_values(1, _DENIED_FCNTLS), _ret(_ALLOW)])
     code += _on(_number(_PRCTL), [*_refuse_values(0, _DENIED_PRCTLS), _ret(_ALLOW)])
     code += _on(_number(_FADVISE), [*_refuse_values(3, (_POSIX_FADV_DONTNEED,)), _ret(_ALLOW)])
+    advice = [*_refuse_values(2, (_MADV_COLD, _MADV_PAGEOUT)), _ret(_ALLOW)]
+    code += _on(_number(_MADVISE), advice)
     if only_tcp:
         # Without bind, which Landlock refuses, the kernel picks a port, of all addresses.
         code += _on(_number(_LISTEN), [_errno(errno.EPERM)])
@@ -300,8 +319,15 @@ def _socket_rule(only_tcp: bool) -> list[_Instruction]:
 
 
 def _pair_rule(only_tcp: bool) -> list[_Instruction]:
-    """Unix sockets; with `only_tcp` no datagrams, since one of such a pair can send to any path."""
-    kind = [_arg(1), (_AND, 0, 0, _SOCK_TYPE_MASK), (_JEQ, 0, 1, _SOCK_DGRAM), _errno(errno.EPERM)]
+    """Unix sockets; with `only_tcp` streams and packets, which stay connected to each other: one of
+    a pair for datagrams (raw ones are the same to the kernel) can send to any path."""
+    kind = [
+        _arg(1),
+        (_AND, 0, 0, _SOCK_TYPE_MASK),
+        (_JEQ, 2, 0, _SOCK_STREAM),
+        (_JEQ, 1, 0, _SOCK_SEQPACKET),
+        _errno(errno.EPERM),
+    ]
     return [*_require(0, _AF_UNIX), *(kind if only_tcp else []), _ret(_ALLOW)]
 
 

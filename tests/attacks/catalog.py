@@ -111,6 +111,12 @@ FILES = (
         stopped(_ABSENT, "ENOENT"),
         stopped("refused by Landlock", "EACCES"),
     ),
+    row(
+        "04b",
+        "memory, environment and files of every process in sight",
+        stopped("nobody is in sight"),
+        stopped("refused by Landlock", "EACCES EPERM ENOENT ESRCH"),
+    ),
     row("05", "mount, umount, fsopen, open_tree, listmount, chroot", _seccomp("EPERM")),
     row("06", "make a device", stopped("no capability", "EPERM")),
     row(
@@ -169,6 +175,7 @@ FILES = (
     ),
     row("16d", "lease a readable file, so that its writers have to wait", _seccomp("EPERM")),
     row("16e", "throw a readable file out of memory", _seccomp("EPERM")),
+    row("16g", "ask which pages of a readable file others have read", _seccomp("ENOSYS")),
     row(
         "16f",
         "change mode and times of /dev/null",
@@ -197,6 +204,7 @@ PROCESSES = (
         open_("/proc is the host's: names, command lines and numbers of open files can be seen."),
     ),
     row("20", "a daemon that ignores every signal", stopped("killed when the run ends")),
+    row("20b", "processes that fork faster than signals come", stopped("killed when the run ends")),
     grouped(
         row(
             "21",
@@ -258,7 +266,8 @@ PROCESSES = (
 KERNEL = (
     row("33", "io_uring", _seccomp("EPERM")),
     row("33b", "system calls newer than Linux 6.17", _seccomp("ENOSYS")),
-    row("34", "bpf, perf_event_open", _seccomp("EPERM")),
+    row("33c", "the old AIO: more events than the machine has left", _seccomp("ENOSYS")),
+    row("34", "bpf, perf_event_open, filters for sockets", _seccomp("EPERM")),
     row("35", "userfaultfd", _seccomp("EPERM ENOENT EACCES")),
     row("36", "keyctl, add_key, request_key", _seccomp("EPERM")),
     row("37", "kexec, modules, reboot, swap", _seccomp("EPERM")),
@@ -309,6 +318,12 @@ NETWORK = (
         open_("A read-only mount does not stop it: show no folder that has sockets in it."),
         _seccomp("EPERM"),
     ),
+    row(
+        "46d",
+        "the host's Unix sockets, from a pair of one's own: streams, packets, datagrams, raw",
+        stopped(_ABSENT, "ENOENT ECONNREFUSED"),
+        stopped("refused by seccomp; a pair stays one", "EPERM EISCONN"),
+    ),
     row("47a", "netlink, packet, vsock, AF_ALG, XDP, SMC and other families", _seccomp("EPERM")),
     row(
         "47b",
@@ -342,6 +357,7 @@ NETWORK = (
         "a TCP socket turned into SMC, TLS, ESP",
         _seccomp("EPERM"),
     ),
+    row("48d", "a UDP socket turned into ESP, L2TP", _seccomp("EPERM")),
     row(
         "48c",
         "listen at a port that nobody picked, for those outside",
@@ -614,6 +630,11 @@ HOUSE = (
         stopped("bounded texts and bytes, shared by the branches"),
     ),
     row("74", "an agent's name that is a path", stopped("a named error")),
+    row(
+        "74b",
+        "names of runs and agents, and fields of tasks in a workspace's path, that are paths",
+        stopped("a named error"),
+    ),
 )
 
 ATTACKS = (*FILES, *PROCESSES, *KERNEL, *NETWORK, *RESOURCES, *PROXY, *HOUSE)

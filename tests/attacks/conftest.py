@@ -90,12 +90,14 @@ class World:
         self.udp = self._bound(socket.AF_INET, ("127.0.0.1", 0))
         self._listener(socket.AF_UNIX, f"\0{name}")
         self._bound(socket.AF_UNIX, f"\0{name}-datagram")
+        self._listener(socket.AF_UNIX, f"\0{name}-packets", socket.SOCK_SEQPACKET)
         # Relative, since paths of Unix sockets are short.
         with contextlib.chdir(folder):
             self._listener(socket.AF_UNIX, "home/s")
             self._bound(socket.AF_UNIX, "home/s-datagram")
+            self._listener(socket.AF_UNIX, "home/s-packets", socket.SOCK_SEQPACKET)
             self._listener(socket.AF_UNIX, "project/s")
-        for path in ("home/s", "home/s-datagram", "project/s"):
+        for path in ("home/s", "home/s-datagram", "home/s-packets", "project/s"):
             (folder / path).chmod(0o777)
         self.aims: dict[str, Any] = {
             "home": str(self.home),
@@ -142,8 +144,8 @@ class World:
         opened.setblocking(False)
         return opened
 
-    def _listener(self, family: int, address: Any) -> socket.socket:
-        listener = self._bound(family, address, socket.SOCK_STREAM)
+    def _listener(self, family: int, address: Any, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        listener = self._bound(family, address, kind)
         listener.listen(64)
         return listener
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import signal
 import socket
@@ -104,6 +105,29 @@ def a04(data: dict[str, Any]) -> str:
         for fd in range(3):
             attempts.append((f"fd {fd}", read_file(f"/proc/{pid}/fd/{fd}")))
     return attempt(*attempts)
+
+
+def a04b(data: dict[str, Any]) -> str:
+    """Memory and environment of every process that can be seen, siblings and the zygote too."""
+    found, reasons = [], set()
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit() or int(pid) == os.getpid():
+            continue
+        for name in ("environ", "maps", "mem", "auxv", "stack", "syscall", "smaps_rollup", "io"):
+            try:
+                with open(f"/proc/{pid}/{name}", "rb") as file:
+                    if file.read(64):
+                        found.append(f"{name} of {pid}")
+            except OSError as error:
+                reasons.add(errno.errorcode[error.errno or 0])
+        for name in ("root/etc", "cwd/.", "fd/0", "fd/1"):
+            try:
+                found.append(f"{name} of {pid}: {os.stat(f'/proc/{pid}/{name}').st_ino}")
+            except OSError as error:
+                reasons.add(errno.errorcode[error.errno or 0])
+    if found:
+        return f"SUCCEEDED: {found[:5]}"
+    return f"stopped: {', '.join(sorted(reasons)) or 'there is nobody'}"
 
 
 def a05(data: dict[str, Any]) -> str:
@@ -361,6 +385,7 @@ def a15a(data: dict[str, Any]) -> str:
     for name, kind in (("null", stat.S_IFCHR), ("disk", stat.S_IFBLK)):
         with contextlib.suppress(OSError):
             os.mknod(name, kind | 0o666, os.makedev(1, 3))
+    os.mknod("whiteout", stat.S_IFCHR | 0o666, 0)  # the one device that anybody may make
     os.mkdir("sealed")
     os.close(_create("sealed/file"))
     os.chmod("sealed", 0)
@@ -487,7 +512,29 @@ def a16e(data: dict[str, Any]) -> str:
         fd = os.open(data["readme"], os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    return attempt(("POSIX_FADV_DONTNEED", drop))
+    def advise(advice: int) -> None:
+        with open(data["readme"], "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        mapped.madvise(advice)
+
+    cold, page_out = 20, 21
+    return attempt(
+        ("POSIX_FADV_DONTNEED", drop),
+        ("MADV_COLD", lambda: advise(cold)),
+        ("MADV_PAGEOUT", lambda: advise(page_out)),
+    )
+
+
+def a16g(data: dict[str, Any]) -> str:
+    """Which pages of a file others have read lately."""
+
+    def ask() -> str:
+        whole, counts = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+        with open(data["readme"], "rb") as file:
+            call("cachestat", file.fileno(), whole, counts, 0)
+        return f"{counts[0]} pages"
+
+    return attempt(("cachestat", ask))
 
 
 def a16f(data: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 from functools import partial
 from typing import Any
 
@@ -34,14 +35,34 @@ def a33b(data: dict[str, Any]) -> str:
     return attempt(*((f"{number}", partial(raw_call, number)) for number in numbers))
 
 
+def a33c(data: dict[str, Any]) -> str:
+    """The old AIO: more of its events than the machine has left."""
+    context = (ctypes.c_ulong * 1)(0)
+    return calls(
+        ("io_setup", 60_000, context),
+        ("io_setup", 1, context),
+        ("io_submit", 0, 0, None),
+        ("io_getevents", 0, 0, 0, None, None),
+    )
+
+
 def a34(data: dict[str, Any]) -> str:
     hardware = (ctypes.c_uint32 * 32)(0, 128)
     software = (ctypes.c_uint32 * 32)(1, 128)  # type, size
     map_attributes = (ctypes.c_uint32 * 32)(2, 4, 4, 1)  # an array of one entry
-    return calls(
-        ("bpf", 0, map_attributes, 128),
-        ("perf_event_open", software, 0, -1, -1, 0),
-        ("perf_event_open", hardware, 0, -1, -1, 0),
+    take_all = (ctypes.c_uint64 * 1)(0x0000FFFF00000006)  # ret 65535
+    program = struct.pack("HxxxxxxQ", 1, ctypes.addressof(take_all))
+
+    def attach(option: int) -> None:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, option, program)
+
+    options = {"a filter": 26, "a program": 50, "for a port": 51, "a program for a port": 52}
+    return attempt(
+        ("bpf", lambda: call("bpf", 0, map_attributes, 128)),
+        ("perf", lambda: call("perf_event_open", software, 0, -1, -1, 0)),
+        ("perf, hardware", lambda: call("perf_event_open", hardware, 0, -1, -1, 0)),
+        *((name, lambda option=option: attach(option)) for name, option in options.items()),
     )
 
 
@@ -276,6 +297,35 @@ def a46c(data: dict[str, Any]) -> str:
     return attempt(("stream", lambda: _unix(data["project_socket"])))
 
 
+def a46d(data: dict[str, Any]) -> str:
+    """From a pair of Unix sockets to those of the host: connect and send, whatever the kind."""
+    raw = socket.SOCK_RAW  # to the kernel the same as a datagram
+    datagrams = (socket.SOCK_DGRAM, raw)
+    targets = (data["home_socket"], "\0" + data["abstract"])
+
+    def turn(kind: int, target: str, *, hang_up: bool) -> str:
+        near, far = socket.socketpair(socket.AF_UNIX, kind)
+        near.settimeout(TIMEOUT_S)
+        if hang_up:
+            far.close()
+        near.connect(target)
+        return f"connected to {target!r}"
+
+    def send(kind: int, target: str) -> str:
+        near, _ = socket.socketpair(socket.AF_UNIX, kind)
+        return f"sent {near.sendto(b'attack', target)} bytes to {target!r}"
+
+    attempts: list[Attempt] = []
+    for target in targets:
+        attempts += [(f"send {kind}", partial(send, kind, target + "-datagram"))
+                     for kind in datagrams]  # fmt: skip
+        of_kind = [(socket.SOCK_STREAM, target), (socket.SOCK_SEQPACKET, target + "-packets")]
+        for kind, to in (*of_kind, *((kind, target + "-datagram") for kind in datagrams)):
+            for hang_up in (False, True):
+                attempts.append((f"connect {kind}", partial(turn, kind, to, hang_up=hang_up)))
+    return attempt(*attempts)
+
+
 def _sockets(*kinds: tuple[int, int, int]) -> str:
     attempts: list[Attempt] = []
     for family, kind, protocol in kinds:
@@ -348,6 +398,17 @@ def a48b(data: dict[str, Any]) -> str:
 
     names = (b"smc", b"mptcp", b"tls", b"espintcp")
     return attempt(*((name.decode(), lambda name=name: turn(name)) for name in names))
+
+
+def a48d(data: dict[str, Any]) -> str:
+    """A UDP socket turned into ESP, into L2TP."""
+
+    def turn(kind: int) -> str:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.setsockopt(socket.IPPROTO_UDP, 100, kind)  # UDP_ENCAP
+        return f"kind {kind}"
+
+    return attempt(*((f"kind {kind}", lambda kind=kind: turn(kind)) for kind in (1, 2, 3)))
 
 
 def a48c(data: dict[str, Any]) -> str:

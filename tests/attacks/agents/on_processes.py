@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from calls import Attempt, Refused, attempt, call, raw_call, read_file
+from calls import Attempt, Refused, attempt, call, forked, raw_call, read_file
 
 CLONE_NEWUSER, CLONE_NEWNS, CLONE_PARENT = 0x10000000, 0x00020000, 0x8000
 MAX_FORKS = 300
@@ -42,6 +42,15 @@ def a17(data: dict[str, Any]) -> str:
         fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGTERM)
         fcntl.fcntl(reader, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
         os.write(writer, b"x")
+        raise Refused("was not sent")  # else the world is not intact
+
+    def by_socket(request: int) -> None:
+        """The same of sockets, by ioctl: FIOSETOWN, SIOCSPGRP."""
+        near, far = socket.socketpair()
+        fcntl.ioctl(near, request, struct.pack("i", victim))
+        fcntl.fcntl(near, fcntl.F_SETSIG, signal.SIGTERM)
+        fcntl.fcntl(near, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+        far.send(b"x")
         raise Refused("was not sent")  # else the world is not intact
 
     def any_process() -> str:
@@ -67,6 +76,8 @@ def a17(data: dict[str, Any]) -> str:
         ("tgkill", lambda: call("tgkill", victim, victim, signal.SIGTERM)),
         ("pidfd", by_pidfd),
         ("F_SETOWN", by_event),
+        ("FIOSETOWN", lambda: by_socket(0x8901)),
+        ("SIOCSPGRP", lambda: by_socket(0x8902)),
     )
 
 
@@ -127,6 +138,28 @@ def a20(data: dict[str, Any]) -> str:
                 time.sleep(60)
         os._exit(0)
     os.read(ready, 1)
+    return "left"
+
+
+def a20b(data: dict[str, Any]) -> str:
+    """Processes that are each gone when a signal comes: they fork, and end, as fast as they can;
+    and are the reapers of what they leave."""
+    libc = ctypes.CDLL(None)
+    set_child_subreaper = 36
+
+    def comet() -> None:
+        os.setsid()
+        name_process(data["daemon"])
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            libc.prctl(set_child_subreaper, 1, 0, 0, 0)
+            if libc.fork():  # without what Python does around a fork
+                libc._exit(0)
+        libc._exit(0)
+
+    for _ in range(16):
+        forked(comet)
+    time.sleep(0.5)
     return "left"
 
 

@@ -260,7 +260,7 @@ def _many(data: dict[str, Any], number: int, first: bytes) -> Iterator[socket.so
     """Connections that have sent `first`, as far as they are let in."""
     for _ in range(number):
         client = socket.socket()
-        client.settimeout(0.2)
+        client.settimeout(0.05)
         try:
             client.connect(("127.0.0.1", data["port"]))
             client.sendall(first)
