@@ -1,4 +1,4 @@
-"""Writes the table of attacks and tiers into a page, between its two markers.
+"""Writes the tables of attacks and tiers into a page, between its two markers.
 
 python tests/attacks/write_table.py docs/security.md
 """
@@ -6,6 +6,7 @@ python tests/attacks/write_table.py docs/security.md
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from catalog import ATTACKS, ELSEWHERE, TIERS, Attack, End
@@ -13,15 +14,34 @@ from catalog import ATTACKS, ELSEWHERE, TIERS, Attack, End
 BEGIN, END = "<!-- attacks:begin -->", "<!-- attacks:end -->"
 
 
+# The first line of each, as the catalogue numbers them.
+GROUPS = {
+    1: "Files",
+    17: "Processes",
+    27: "Secrets",
+    33: "Kernel surface",
+    44: "Network",
+    50: "Resources",
+    59: "The proxy",
+    69: "The house",
+}
+LAST = 74
+
+
 def table() -> str:
-    """Markdown."""
+    """Markdown: one table for each group."""
+    rows = {attack.number: _cells(attack) for attack in ATTACKS}
+    rows |= {number: (number, where, *("—" for _ in TIERS)) for number, where in ELSEWHERE.items()}
     heads = ["#", "Attack", *(f"`{tier}`" for tier in TIERS)]
-    lines = [f"| {' | '.join(heads)} |", "|--" * len(heads) + "|"]
-    cells: list[tuple[int, tuple[str, ...]]] = [(attack.line, _cells(attack)) for attack in ATTACKS]
-    for numbers, where in ELSEWHERE.items():
-        cells.append((int(numbers[:2]), (numbers, where, *("—" for _ in TIERS))))
-    lines += [f"| {' | '.join(each)} |" for _, each in sorted(cells, key=lambda each: each[0])]
-    return "\n".join(lines)
+    parts = []
+    firsts = [*GROUPS, LAST + 1]
+    for first, after in pairwise(firsts):
+        of_group = [rows[number] for number in sorted(rows) if first <= int(number[:2]) < after]
+        lines = [f"### {GROUPS[first]} ({first} to {after - 1})", ""]
+        lines += [f"| {' | '.join(heads)} |", "|--" * len(heads) + "|"]
+        lines += [f"| {' | '.join(cells)} |" for cells in of_group]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def _cells(attack: Attack) -> tuple[str, ...]:
