@@ -23,6 +23,7 @@ MAX_HEAD_BYTES = 64 * 2**10
 HEAD_TIMEOUT_S = 30.0
 # For the journal, the engine, the control plane, listeners and whatever else is no connection.
 NUM_OTHER_FILES = 192
+MIN_CONNECTIONS, MAX_FILES = 16, 2**20
 
 # A connection that was opened, or answered, this lately is not cut: its next request is on its way.
 GRACE_S = 0.25
@@ -35,7 +36,9 @@ def num_connections() -> int:
     """How many this process may have: as many descriptors as it can get, less what it needs."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return max(16, most - NUM_OTHER_FILES)
+    if most == resource.RLIM_INFINITY:
+        return MAX_FILES
+    return max(MIN_CONNECTIONS, most - NUM_OTHER_FILES)
 
 
 class Connections:

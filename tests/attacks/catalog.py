@@ -547,6 +547,11 @@ PROXY = (
             ),
         )
     ),
+    row(
+        "63e",
+        "schemas and patterns that never end, or have no bottom, before a real engine",
+        stopped("refused by name, by a process of their own with limits"),
+    ),
     row("63d", "calls that are refused when much was made of them", stopped("nothing stays")),
     row("64", "a storm of retries", stopped("the rollout's limit of turns")),
     row(
@@ -638,8 +643,3 @@ HOUSE = (
 )
 
 ATTACKS = (*FILES, *PROCESSES, *KERNEL, *NETWORK, *RESOURCES, *PROXY, *HOUSE)
-
-ELSEWHERE: Mapping[str, str] = {
-    "63e": "a schema or a pattern that never ends: see tests/engines/test_grammars.py",
-}
-"""Lines that are not the sandbox's to stop."""

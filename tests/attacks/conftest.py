@@ -273,7 +273,7 @@ class Stage:
         if self.tier == "process":
             await on_listener(self.world.out.fileno())
         data = {**self.world.aims, "attack": "undisturbed"}
-        waiting = asyncio.ensure_future(zygote.run(data, on_listener=on_listener, wall_s=60.0))
+        waiting = asyncio.ensure_future(zygote.run(data, on_listener=on_listener, wall_s=100.0))
         up = asyncio.ensure_future(sibling.up.wait())
         try:
             await asyncio.wait({waiting, up}, timeout=20, return_when=asyncio.FIRST_COMPLETED)

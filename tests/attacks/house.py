@@ -55,8 +55,11 @@ class House:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def serving(cls, folder: Path) -> AsyncIterator[House]:
-        model = make_model_folder(folder / "model")
+    async def serving(
+        cls, folder: Path, model: Path | None = None, engine_path: Path | None = None
+    ) -> AsyncIterator[House]:
+        """`model` and `engine_path`: of a real engine, where there is one."""
+        model = model or make_model_folder(folder / "model")
         engine = StubEngine(Vocabulary(model))
         handlers = {"info": engine.info, "generate": engine.generate}
         settings = {
@@ -64,7 +67,7 @@ class House:
             "agent_port": 0,
             "control_path": str(folder / "proxy.sock"),
             "listeners_path": str(folder / "listeners.sock"),
-            "engine_path": str(folder / "engine.sock"),
+            "engine_path": str(engine_path or folder / "engine.sock"),
             "journal_path": str(folder / "journal.bin"),
             "tokenizer_path": str(model),
             "chat_template": None,
@@ -164,7 +167,7 @@ class House:
 
     async def ask(self, key: str, body: dict[str, Any] | None = None) -> int:
         """An honest call on a connection of its own: its status."""
-        body = body or {"messages": [{"role": "user", "content": "?"}]}
+        body = body or {"messages": [{"role": "user", "content": "?"}], "max_tokens": 4}
         raw = json.dumps(body).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from catalog import Attack
 from house import MAX_NEW_TOKENS, MAX_TURNS, MIB, NUM_FILES, House, Witnessed
+from stub_engine import TEMPLATE
 
 from areal_sub.records import EndRecord, TurnRecord
 from sandbox import ChildReport, Ending
@@ -247,3 +248,24 @@ async def _(attacked: Attacked) -> str:
     if len(asked) != MAX_TURNS or max(each.max_new_tokens for each in asked) > MAX_NEW_TOKENS:
         return f"SUCCEEDED: {len(asked)} requests"
     return said
+
+
+async def _schemas(stage: Any, _: Any, attack: Attack) -> str:
+    """Before a real engine, which compiles them."""
+    from engine_lab import engine_process
+    from grammar_lab import make_folder
+
+    folder = stage.folder / "schemas"
+    model, house_folder = folder / "model", folder / "house"
+    for each in (model, house_folder):
+        each.mkdir(parents=True, exist_ok=True)
+    make_folder(model)
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    with engine_process(folder, model_path=str(model), max_running_requests=8) as engine:
+        async with House.serving(house_folder, model, engine.socket_path) as house:
+            attacked = Attacked(stage, house, attack)
+            said = _said(await attacked.run())
+    return said if said.startswith("SUCCEEDED") else attacked.harm() or said
+
+
+OBSERVE["63e"] = _schemas

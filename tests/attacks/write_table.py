@@ -9,7 +9,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from catalog import ATTACKS, ELSEWHERE, TIERS, Attack, End
+from catalog import ATTACKS, TIERS, Attack, End
 
 BEGIN, END = "<!-- attacks:begin -->", "<!-- attacks:end -->"
 
@@ -31,7 +31,6 @@ LAST = 74
 def table() -> str:
     """Markdown: one table for each group."""
     rows = {attack.number: _cells(attack) for attack in ATTACKS}
-    rows |= {number: (number, where, *("—" for _ in TIERS)) for number, where in ELSEWHERE.items()}
     heads = ["#", "Attack", *(f"`{tier}`" for tier in TIERS)]
     parts = []
     firsts = [*GROUPS, LAST + 1]

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from calls import Attempt, Refused, attempt, forked, read_file
@@ -447,6 +448,32 @@ def a63d(data: dict[str, Any]) -> str:
         body |= {"tool_choice": {"type": "function", "function": {"name": "none"}}}
         statuses.add(_ask(data, CHAT, body)[0])
     return "left" if statuses == {400} else f"SUCCEEDED: {statuses}"
+
+
+def a63e(data: dict[str, Any]) -> str:
+    """Schemas and patterns that take for ever, or a stack without end; all at once."""
+
+    def chain(link: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        named = {f"d{n}": link({"$ref": f"#/$defs/d{n + 1}"}) for n in range(15_000)}
+        return {"$defs": {**named, "d15000": {"type": "null"}}, "$ref": "#/$defs/d0"}
+
+    schemas: dict[str, dict[str, Any]] = {
+        "deep": chain(lambda ref: {"allOf": [ref]}),
+        "exponential": {
+            "allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{k}}}c"} for k in range(5, 25)]
+        },
+        "parentheses": {"type": "string", "pattern": "(" * 10**5 + "a" + ")" * 10**5},
+        "outside": {"$ref": "file:///etc/passwd"},
+    }
+
+    def ask(schema: dict[str, Any]) -> str:
+        wanted = {"name": "n", "schema": schema, "strict": True}
+        body = {**BODY, "response_format": {"type": "json_schema", "json_schema": wanted}}
+        return _refused(_ask(data, CHAT, {**body, "max_tokens": 8}, timeout_s=40.0), 400)
+
+    with ThreadPoolExecutor(len(schemas)) as pool:
+        asked = {name: pool.submit(ask, schema) for name, schema in schemas.items()}
+        return attempt(*((name, future.result) for name, future in asked.items()))
 
 
 def a64(data: dict[str, Any]) -> str:
