@@ -29,7 +29,7 @@ from areal_sub.proxy.refusals import Reason, Refusal
 from areal_sub.proxy.routes import BASES, BETA_BASES, Endpoint, dialect_of, make_routes
 from areal_sub.proxy.sessions import KeyMisuse, Session, Sessions
 from areal_sub.proxy.tampering import sign_of_route
-from areal_sub.proxy.turns import Turns
+from areal_sub.proxy.turns import LARGE_BYTES, Turns
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,11 @@ def _guarded(
                 _owner(request),
             )
             with session.calling() as take:
+                raw = await read_body(request, take) if request.method == "POST" else b""
+                if len(raw) > LARGE_BYTES:
+                    await session.take_turn()
                 asked = Asked(
-                    raw=await read_body(request, take) if request.method == "POST" else b"",
+                    raw=raw,
                     path=request.path_params,
                     query=request.query_params,
                     kept=session.kept,

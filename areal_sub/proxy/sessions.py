@@ -12,6 +12,7 @@ then graded, and `end_rollout` takes it out.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ MAX_FINISHED_KEYS = 65_536
 # Of one rollout, at once: what its calls may take of the proxy's memory.
 MAX_CALLS = 128
 MAX_CALLS_BYTES = 64 * 2**20
+# After a large call, a rollout's next one is read this many times as long later as that took:
+# meanwhile others' calls are.
+PAUSE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,8 @@ class Session:
     running: set[asyncio.Task[None]] = field(default_factory=set)
     # Held while a large call is rendered: threads are few, and one rollout takes one at most.
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _rests_until: float = 0.0  # no large call is read before, by the monotonic clock
     _num_calls: int = 0  # that are not answered yet
     _num_call_bytes: int = 0  # of those
 
@@ -96,6 +102,17 @@ class Session:
         finally:
             self._num_calls -= 1
             self._num_call_bytes -= num_bytes
+
+    async def take_turn(self) -> None:
+        """Before a large call is read, at once: one by one, and not all of them on end."""
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._rests_until - time.monotonic()))
+            # Before the next one that waits here is woken, and after this one was read.
+            asyncio.get_running_loop().call_soon(self._rest, time.monotonic())
+
+    def _rest(self, began_at: float) -> None:
+        now = time.monotonic()
+        self._rests_until = now + PAUSE * (now - began_at)
 
     def admit(self, num_turns: int) -> None:
         """Count `num_turns` more against the rollout's limit. Raises `Refusal`."""

@@ -553,6 +553,11 @@ PROXY = (
         stopped("refused by name, by a process of their own with limits"),
     ),
     row("63d", "calls that are refused when much was made of them", stopped("nothing stays")),
+    row(
+        "63f",
+        "64 calls at once, again and again, each of which takes a while to read",
+        stopped("one at a time, others' in between"),
+    ),
     row("64", "a storm of retries", stopped("the rollout's limit of turns")),
     row(
         "65", "special tokens, calls and Jinja in messages, names, tools", stopped("they stay text")

@@ -89,7 +89,7 @@ def _said(report: ChildReport) -> str:
     return "stopped: bounded" if report.value == "left" else str(report.value)
 
 
-@observes("61a", "61c", "62a", "63a", "63b", "63c")
+@observes("61a", "61c", "62a", "63a", "63b", "63c", "63f")
 async def _(attacked: Attacked) -> str:
     return _said(await attacked.run())
 

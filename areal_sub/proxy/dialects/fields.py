@@ -26,16 +26,18 @@ MAX_STOP_CHARS = 256
 MAX_NAME_CHARS = 256
 MAX_TEXT_CHARS = 2**24
 MAX_TOKENS = 2**31 - 1
-# Of a body that is larger than this, the separators and brackets, whether or not in strings: more
-# of them than a context has tokens, and enough to hold up other rollouts' calls while it is read.
-LARGE_BYTES = 2**20
-MAX_MARKS = 2**20
+# Of a body, whether or not in strings: more than a context has tokens, or any tools have parts, and
+# enough to hold up other rollouts' calls while they are read.
+MAX_BRACKETS = 2**17
+MAX_COMMAS = 2**20
 
 
 def load(raw: bytes) -> dict[str, Any]:
     """The object that is a request's body."""
-    if len(raw) > LARGE_BYTES and sum(map(raw.count, (b",", b"[", b"{"))) > MAX_MARKS:
-        raise invalid(f"The body of the request has more than {MAX_MARKS} commas and brackets.")
+    if raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
+        raise invalid(f"The body of the request has more than {MAX_BRACKETS} opening brackets.")
+    if raw.count(b",") > MAX_COMMAS:
+        raise invalid(f"The body of the request has more than {MAX_COMMAS} commas.")
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

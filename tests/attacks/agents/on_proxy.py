@@ -476,6 +476,29 @@ def a63e(data: dict[str, Any]) -> str:
         return attempt(*((name, future.result) for name, future in asked.items()))
 
 
+def a63f(data: dict[str, Any]) -> str:
+    """As many calls as there may be, each of which takes the proxy a while to read."""
+    body = b'{"messages":[],"x":[' + b"[]," * 130_000 + b"1," * 300_000 + b"1]}"
+    call = _head(CHAT, f"Content-Length: {len(body)}") + b"\r\n" + body
+
+    def storm() -> None:
+        until = time.monotonic() + 2 * HOLD_S
+        while time.monotonic() < until:
+            held = []
+            for client in _many(data, 8, b""):
+                client.settimeout(HOLD_S)
+                with contextlib.suppress(OSError):
+                    client.sendall(call)
+                    held.append(client)
+            for client in held:
+                with contextlib.suppress(OSError):
+                    client.settimeout(max(0.01, until - time.monotonic()))
+                    client.recv(1)
+
+    _in_processes(8, storm)
+    return "left"
+
+
 def a64(data: dict[str, Any]) -> str:
     """The same call again and again, by many at once, as if each answer had been lost."""
     raw = json.dumps(BODY).encode()
