@@ -14,10 +14,11 @@ import logging
 import resource
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 * 2**10
 HEAD_TIMEOUT_S = 30.0
@@ -69,8 +70,10 @@ class Connections:
                         await self._until_there_is_room()
                         closing.pop_all()
                     await loop.connect_accepted_socket(lambda: make_protocol(self), opened)
-                except Exception:  # whatever it is: others still have to get in
-                    log.exception("%s: a connection was not accepted", self._whose)
+                except ConnectionError:
+                    continue  # it hung up before it was let in
+                except Exception as error:  # whatever it is: others still have to get in
+                    log.warning("%s: a connection was not accepted: %r", self._whose, error)
                     await asyncio.sleep(MAKE_ROOM_S)
 
     def add(self, connection: BoundedHttpProtocol) -> None:
@@ -111,6 +114,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, among: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._among = among
+        self._unanswered: deque[RequestResponseCycle] = deque()  # of requests, in order
         self._num_head_bytes = 0
         self._is_in_head = False
         self._head_timeout: asyncio.TimerHandle | None = None
@@ -128,6 +132,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._among.discard(self)
         self._head_arrived()
+        for cycle in self._unanswered:  # uvicorn tells the last one only
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -150,8 +157,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_arrived()
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
 
     def on_response_complete(self) -> None:
+        self._unanswered.popleft()
         if not self.transport.is_closing():
             self._among.note_answer(self)
         super().on_response_complete()
