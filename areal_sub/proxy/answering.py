@@ -1,21 +1,20 @@
 """From a call that was parsed to the bytes of its answer, whole or streamed, in any dialect.
 
-An agent that hangs up, or stops reading, ends what it asked for. Called by `app.py`.
+An agent that hangs up ends what it asked for. Called by `app.py`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from areal_sub.proxy.connection import until_hung_up
 from areal_sub.proxy.dialects import JSON, Dialect
 from areal_sub.proxy.kept import Kept
 from areal_sub.proxy.neutral import Call, Choice, Delta, Usage
@@ -23,14 +22,9 @@ from areal_sub.proxy.refusals import Refusal
 from areal_sub.proxy.sessions import Session
 from areal_sub.proxy.turns import Prepared, Turns
 
-T = TypeVar("T")
-
 # Stainless's SDKs (OpenAI's, Anthropic's, those on top of them) count here what they repeat.
-RETRY_HEADER = "x-stainless-retry-count"
+RETRY_HEADER = b"x-stainless-retry-count"
 MAX_RETRY_DIGITS = 3
-
-# A reader of a stream that stops reading is let go after this long.
-SEND_TIMEOUT_S = 300.0
 
 Deltas = AsyncIterator[tuple[int, Delta]]
 
@@ -39,23 +33,31 @@ async def answer_call(
     request: Request, turns: Turns, session: Session, dialect: Dialect, call: Call
 ) -> Response:
     """Raises `Refusal` where it happens before the first token, and `ClientDisconnect`."""
-    call = replace(call, retry=_retry(request))
+    if retry := _retry(request):
+        call = replace(call, retry=retry)
     prepared = await turns.prepare(session, call, dialect.ID_PREFIX + secrets.token_hex(14))
     deltas = turns.run(prepared)
     answering = _Answering(dialect, prepared)
     if call.stream:
-        first = await unless_disconnected(request.receive, _next(deltas))
-        return _EventStream(answering, first, deltas)
-    await unless_disconnected(request.receive, answering.collect(deltas))
+        with until_hung_up(request):
+            first = await anext(deltas)
+        return _EventStream(request, answering, first, deltas)
+    with until_hung_up(request):
+        await answering.collect(deltas)
     return Response(answering.body(), 200, request_headers(dialect), JSON)
 
 
 def _retry(request: Request) -> int:
     """How often the client says to have made this very call before. It is only ever a reason to
     leave the client's own tokens out."""
-    count = request.headers.get(RETRY_HEADER, "")
-    is_number = count.isascii() and count.isdigit() and len(count) <= MAX_RETRY_DIGITS
+    count = header(request, RETRY_HEADER)
+    is_number = count.isdigit() and len(count) <= MAX_RETRY_DIGITS
     return int(count) if is_number else 0
+
+
+def header(request: Request, name: bytes) -> bytes:
+    """The value of one header, or nothing; `request.headers` would make a mapping of all."""
+    return next((value for key, value in request.scope["headers"] if key == name), b"")
 
 
 def request_headers(dialect: Dialect) -> dict[str, str]:
@@ -92,17 +94,16 @@ class _Answering:
         return body
 
 
-async def _next(deltas: Deltas) -> tuple[int, Delta]:
-    return await anext(deltas)
-
-
 class _EventStream(Response):
-    def __init__(self, answering: _Answering, first: tuple[int, Delta], deltas: Deltas) -> None:
+    def __init__(
+        self, request: Request, answering: _Answering, first: tuple[int, Delta], deltas: Deltas
+    ) -> None:
         prepared, dialect = answering.prepared, answering.dialect
         self._stream = dialect.stream(prepared.answer_id, prepared.call, prepared.prompt.num_tokens)
         headers = {"cache-control": "no-cache", **request_headers(dialect)}
         super().__init__(media_type=self._stream.media_type, headers=headers)
         del self.headers["content-length"]
+        self._request = request
         self._answering = answering
         self._first = first
         self._deltas = deltas
@@ -110,13 +111,13 @@ class _EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with aclosing(self._deltas):  # type: ignore[type-var]
-                await unless_disconnected(receive, self._send_all(send))
-        except (ClientDisconnect, TimeoutError):
+                with until_hung_up(self._request):
+                    await self._send_all(send)
+        except ClientDisconnect:
             return
 
     async def _send_all(self, send: Send) -> None:
-        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(head)
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         stream, answering = self._stream, self._answering
         is_kept = answering.prepared.call.conversation is not None
 
@@ -125,7 +126,7 @@ class _EventStream(Response):
                 answering.add(index, delta)
             body = b"".join(stream.events(index, delta))
             if body:
-                await _send_body(send, body, more=True)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
 
         try:
             await send_events(*self._first)
@@ -136,29 +137,4 @@ class _EventStream(Response):
             last = stream.end(answering.usage())
         except Refusal as refusal:
             last = stream.failure(refusal)
-        await _send_body(send, last, more=False)
-
-
-async def _send_body(send: Send, body: bytes, *, more: bool) -> None:
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """`work`'s result; `work` is cancelled and `ClientDisconnect` raised if the agent hangs up."""
-    working = asyncio.ensure_future(work)
-    hanging_up = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({working, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, hanging_up):
-            task.cancel()
-        await asyncio.gather(working, hanging_up, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        await send({"type": "http.response.body", "body": last})

@@ -21,17 +21,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from areal_sub.proxy.answering import request_headers
+from areal_sub.proxy.answering import header, request_headers
 from areal_sub.proxy.dialects import JSON, Asked, Dialect
 from areal_sub.proxy.listeners import STATE_KEY
 from areal_sub.proxy.refusals import Reason, Refusal
-from areal_sub.proxy.routes import BASES, BETA_BASES, Endpoint, dialect_of, make_routes
+from areal_sub.proxy.routes import BASES, BETA_BASES, KEYED, Endpoint, dialect_of, make_routes
 from areal_sub.proxy.sessions import KeyMisuse, Session, Sessions
 from areal_sub.proxy.tampering import sign_of_route
 from areal_sub.proxy.turns import LARGE_BYTES, Turns
 
 log = logging.getLogger(__name__)
+
+Called = Callable[[Request], Awaitable[Response]]
 
 MAX_BODY_BYTES = 16 * 2**20
 # SDKs send one, some two; looking at each takes time that is everybody's.
@@ -41,8 +44,11 @@ BODY_TIMEOUT_S = 60.0
 _PATH_KEY = re.compile(r"/k/([^/]+)")
 
 
-def make_app(sessions: Sessions, turns: Turns) -> FastAPI:
+def make_app(sessions: Sessions, turns: Turns) -> ASGIApp:
+    """FastAPI, but calls of models at fixed paths, which are nearly all, go past its layers: those
+    would cost as much as rendering and tokenizing the prompt."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    posted: dict[str, Called] = {}
 
     async def alive(request: Request) -> Response:
         return Response()  # SDKs look whether somebody is there, without a key
@@ -54,6 +60,8 @@ def make_app(sessions: Sessions, turns: Turns) -> FastAPI:
         assert served.methods is not None
         served.methods.discard("HEAD")  # which GET brings along
         app.router.routes.append(served)
+        if route.method == "POST" and "{" not in route.path.removeprefix(KEYED):
+            posted[route.path] = endpoint
     probed = [base or "/" for base in (*BASES, *BETA_BASES)]
     for path in dict.fromkeys([*probed, *(route.path for route in routes)]):
         app.add_route(path, alive, methods=["HEAD"])
@@ -70,12 +78,29 @@ def make_app(sessions: Sessions, turns: Turns) -> FastAPI:
         return _refused(refusal, dialect_of(request.url.path))
 
     app.add_exception_handler(HTTPException, on_http_error)
-    return app
+
+    async def agents(scope: Scope, receive: Receive, send: Send) -> None:
+        path, parameters = _keyless(scope["path"])
+        endpoint = posted.get(path) if scope["method"] == "POST" else None
+        if endpoint is None:
+            await app(scope, receive, send)
+            return
+        scope["path_params"] = parameters
+        response = await endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    return agents
 
 
-def _guarded(
-    sessions: Sessions, dialect: Dialect, endpoint: Endpoint
-) -> Callable[[Request], Awaitable[Response]]:
+def _keyless(path: str) -> tuple[str, dict[str, str]]:
+    """The route of `path`, where that is fixed but for the key, and the key."""
+    given = _PATH_KEY.match(path)
+    if given is None:
+        return path, {}
+    return KEYED + path[given.end() :], {"key": given[1]}
+
+
+def _guarded(sessions: Sessions, dialect: Dialect, endpoint: Endpoint) -> Called:
     """`endpoint` for authenticated calls; refusals become error bodies and are counted."""
 
     async def call(request: Request) -> Response:
@@ -94,7 +119,7 @@ def _guarded(
                 asked = Asked(
                     raw=raw,
                     path=request.path_params,
-                    query=request.query_params,
+                    query=request.query_params if request.scope["query_string"] else {},
                     kept=session.kept,
                     seen=session.seen,
                 )
@@ -142,31 +167,41 @@ def given_keys(request: Request) -> list[str]:
                 keys.append(key.strip())
         elif name in (b"x-api-key", b"x-goog-api-key"):
             keys.append(value.decode("latin-1").strip())
-    return [*dict.fromkeys(keys + request.query_params.getlist("key"))][:MAX_KEYS]
+    if request.scope["query_string"]:
+        keys += request.query_params.getlist("key")
+    return [*dict.fromkeys(keys)][:MAX_KEYS]
 
 
 async def read_body(request: Request, take: Callable[[int], None]) -> bytes:
     """The whole body. Raises `Refusal` where it is too large or too slow, and what `take` raises,
     which is told of each part; `ClientDisconnect`."""
-    too_large = Refusal(Reason.TOO_LARGE, f"The request is larger than {MAX_BODY_BYTES} bytes.")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-        raise too_large
+    length = header(request, b"content-length")
+    if length.isdigit() and int(length) > MAX_BODY_BYTES:
+        raise _too_large()
     parts: list[bytes] = []
-    num_bytes = 0
+    num_bytes, is_more = 0, True
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
+            while is_more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                part = message["body"]
                 num_bytes += len(part)
                 if num_bytes > MAX_BODY_BYTES:
-                    raise too_large
+                    raise _too_large()
                 take(len(part))
                 parts.append(part)
+                is_more = message["more_body"]
     except TimeoutError:
         raise Refusal(
             Reason.INVALID_REQUEST, f"The request did not arrive within {BODY_TIMEOUT_S} s."
         ) from None
     return b"".join(parts)
+
+
+def _too_large() -> Refusal:
+    return Refusal(Reason.TOO_LARGE, f"The request is larger than {MAX_BODY_BYTES} bytes.")
 
 
 def _refused(refusal: Refusal, dialect: Dialect) -> Response:

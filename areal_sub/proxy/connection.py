@@ -1,8 +1,10 @@
-"""uvicorn's HTTP parser with bounds on what a connection may send, and on their number.
+"""uvicorn's HTTP connection: with bounds, also on their number, and with a way to end what its agent
+asked for.
 
-uvicorn reads heads of any size at any speed. Here a head may have `MAX_HEAD_BYTES` and must be
-complete `HEAD_TIMEOUT_S` after its connection was opened or its first byte came. A listener has at
-most as many connections as it was given room for (`Connections`), so no rollout can take the
+uvicorn reads heads of any size at any speed, and waits for ever for who does not read. Here a head
+may have `MAX_HEAD_BYTES` and must be complete `HEAD_TIMEOUT_S` after its connection was opened or
+its first byte came, and who takes nothing of an answer for `SEND_TIMEOUT_S` is let go. A listener
+has at most as many connections as it was given room for (`Connections`), so no rollout can take the
 descriptors that others need.
 """
 
@@ -15,13 +17,18 @@ import resource
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 * 2**10
 HEAD_TIMEOUT_S = 30.0
+SEND_TIMEOUT_S = 300.0
+_STATE_KEY = "line"
+"""Under which a request's `scope["state"]` holds the `Line` that it came by."""
 # For the journal, the engine, the control plane, listeners and whatever else is no connection.
 NUM_OTHER_FILES = 192
 MIN_CONNECTIONS, MAX_FILES = 16, 2**20
@@ -110,14 +117,39 @@ class Connections:
         return False
 
 
+class Line:
+    """A connection, as far as the one who answers on it sees it."""
+
+    def __init__(self) -> None:
+        self.is_lost = False
+        self._answering: asyncio.Task[Any] | None = None
+
+    def begin(self, answering: asyncio.Task[Any] | None) -> None:
+        """Have the task cancelled when the connection is lost. Raises `ClientDisconnect`."""
+        if self.is_lost:
+            raise ClientDisconnect
+        self._answering = answering
+
+    def end(self) -> None:
+        self._answering = None
+
+    def lost(self) -> None:
+        self.is_lost = True
+        if self._answering is not None:
+            self._answering.cancel()
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, among: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._among = among
         self._unanswered: deque[RequestResponseCycle] = deque()  # of requests, in order
+        self._line = Line()
+        self.app_state = {**self.app_state, _STATE_KEY: self._line}
         self._num_head_bytes = 0
         self._is_in_head = False
         self._head_timeout: asyncio.TimerHandle | None = None
+        self._send_timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -135,7 +167,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         for cycle in self._unanswered:  # uvicorn tells the last one only
             cycle.disconnected = True
             cycle.message_event.set()
+        self._taken()
         super().connection_lost(exc)
+        self._line.lost()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._send_timeout = self.loop.call_later(SEND_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._taken()
 
     def data_received(self, data: bytes) -> None:
         was_in_head = self._is_in_head
@@ -143,6 +185,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if not self._is_in_head:
             self._num_head_bytes = 0
             return
+        if self._head_timeout is None:
+            self._expect_head()
         # One read (256 KB at most) may hold more than a head, so a head within one read passes.
         self._num_head_bytes = self._num_head_bytes + len(data) if was_in_head else len(data)
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -150,8 +194,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
-        if self._head_timeout is None:
-            self._expect_head()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -177,6 +219,27 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._head_timeout.cancel()
             self._head_timeout = None
 
+    def _taken(self) -> None:
+        if self._send_timeout is not None:
+            self._send_timeout.cancel()
+            self._send_timeout = None
+
     def _give_up(self) -> None:
         self._head_timeout = None
         self.transport.close()
+
+
+@contextmanager
+def until_hung_up(request: Request) -> Iterator[None]:
+    """The block is cancelled, and raises `ClientDisconnect`, where the agent hangs up."""
+    line: Line = request.scope["state"][_STATE_KEY]
+    task = asyncio.current_task()
+    line.begin(task)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if line.is_lost and task is not None and task.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
+    finally:
+        line.end()

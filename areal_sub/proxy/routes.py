@@ -30,8 +30,9 @@ from areal_sub.proxy.refusals import Reason, Refusal, invalid
 from areal_sub.proxy.sessions import Session
 from areal_sub.proxy.turns import Turns
 
-BASES = ("/v1", "", "/k/{key}/v1", "/k/{key}")
-BETA_BASES = ("/v1beta", "/k/{key}/v1beta")
+KEYED = "/k/{key}"
+BASES = ("/v1", "", KEYED + "/v1", KEYED)
+BETA_BASES = ("/v1beta", KEYED + "/v1beta")
 _KEY = r"(/k/[^/]*)?"
 
 Endpoint = Callable[[Request, Session, Asked], Awaitable[Response]]

@@ -67,6 +67,13 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return env
 
 
+def _compiled(env: jinja2.Environment, source: str) -> jinja2.Template:
+    template = env.from_string(source)
+    # jinja2's own is a `ChainMap`, which takes longer to copy than many a template to render.
+    template.globals = dict(template.globals)
+    return template
+
+
 class ChatTemplate:
     """Compiled templates of one model, by name ("default", sometimes "tool_use")."""
 
@@ -74,7 +81,7 @@ class ChatTemplate:
         """`special_tokens`: what templates see as `bos_token` and the like. Raises `ModelError`."""
         env = _environment()
         try:
-            self._templates = {name: env.from_string(text) for name, text in sources.items()}
+            self._templates = {name: _compiled(env, text) for name, text in sources.items()}
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"chat template, line {error.lineno}: {error.message}") from None
         self._special_tokens = dict(special_tokens)

@@ -188,9 +188,11 @@ class Turns:
                     yield index, delta
                     num_running -= delta.finish_reason is not None
         finally:
-            for task in tasks:
+            running = [task for task in tasks if not task.done()]
+            for task in running:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if running:
+                await asyncio.gather(*running, return_exceptions=True)
 
     async def _grammar(self, session: Session, call: Call, prompt: Int32Array) -> str:
         answer_format, reasoning = self._renderer.format, None
@@ -315,7 +317,6 @@ class Turns:
         self, prepared: Prepared, index: int, turn_id: str, outbox: _Outbox
     ) -> None:
         sampled = self._sampled(prepared)
-        delta = Delta()
         try:
             self._journal.append(
                 IntentRecord(
@@ -326,9 +327,7 @@ class Turns:
                 )
             )
             try:
-                async for delta in self._sample(prepared, sampled):
-                    if sampled.finish_reason is None:
-                        outbox.put(index, delta)
+                last = await self._sample(prepared, sampled, partial(outbox.put, index))
             finally:
                 self._record(prepared, turn_id, sampled)
         except Refusal as refusal:
@@ -338,7 +337,7 @@ class Turns:
             log.exception("rollout %s, turn %s", prepared.session.rollout_id, turn_id)
             outbox.fail(Refusal(Reason.INTERNAL, "the proxy failed; see its log"))
         else:
-            outbox.put(index, delta)
+            outbox.put(index, last)
 
     def _sampled(self, prepared: Prepared) -> Sampled:
         call, vocabulary = prepared.call, self._renderer.vocabulary
@@ -354,8 +353,11 @@ class Turns:
         """The prompt's last text: some templates begin the answer themselves."""
         return self._renderer.vocabulary.decode(prompt[-NUM_END_TOKENS:].tolist())
 
-    async def _sample(self, prepared: Prepared, sampled: Sampled) -> AsyncIterator[Delta]:
-        """Feed `sampled` from the engine until it has a finish reason. Raises `Refusal`.
+    async def _sample(
+        self, prepared: Prepared, sampled: Sampled, put: Callable[[Delta], None]
+    ) -> Delta:
+        """Feed `sampled` from the engine until it has a finish reason, and `put` each delta; the
+        last one is returned. Raises `Refusal`.
 
         Where the engine's process goes, the next one goes on from the tokens that there are.
         """
@@ -370,9 +372,10 @@ class Turns:
                         try:
                             async with aclosing(self._engine.generate(request)) as chunks:
                                 async for chunk in chunks:
-                                    yield sampled.take(chunk)
+                                    delta = sampled.take(chunk)
                                     if sampled.finish_reason is not None:
-                                        return
+                                        return delta
+                                    put(delta)
                             break
                         except PeerGone:
                             prepared.session.engine_went = True

@@ -302,6 +302,7 @@ def test_paths_keys_and_the_array_form(proxied: Any) -> None:
             for path, status in (
                 ("/v1beta/nothing", 404),
                 (f"/v1beta/models/m:fly?key={key}", 404),
+                (f"/v1beta/models/%7Btarget:path%7D?key={key}", 404),
                 ("/v1beta/models/m:generateContent", 401),
             ):
                 answer = await http.post(path, json=body)

@@ -1,0 +1,126 @@
+"""What the connection itself sees to: who hangs up, or takes nothing, ends what he asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from areal_sub.proxy import connection
+from areal_sub.proxy.connection import until_hung_up
+from areal_sub.proxy.server import AgentServer
+
+REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+HEAD = {"type": "http.response.start", "status": 200, "headers": []}
+
+
+class Answering:
+    """An app that answers each call with `work`, and what became of that."""
+
+    def __init__(self, work: Callable[[Send], Any]) -> None:
+        self.began = asyncio.Event()
+        self.ended: asyncio.Future[BaseException | None] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.began.set()
+        try:
+            with until_hung_up(Request(scope)):
+                await self._work(send)
+        except BaseException as error:
+            self.ended.set_result(error)
+        else:
+            self.ended.set_result(None)
+
+
+def serve(work: Callable[[Send], Any], use: Callable[[Answering, int], Any]) -> None:
+    async def main() -> None:
+        answering = Answering(work)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = AgentServer(answering)
+            serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+            async with asyncio.timeout(20):
+                await use(answering, listener.getsockname()[1])
+            await server.stop(serving)
+
+    asyncio.run(main())
+
+
+async def for_ever(send: Send) -> None:
+    await asyncio.Event().wait()
+
+
+async def without_end(send: Send) -> None:
+    await send(HEAD)
+    while True:
+        await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+
+
+def test_who_hangs_up_ends_what_he_asked_for() -> None:
+    async def use(answering: Answering, port: int) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST)
+        await answering.began.wait()
+        writer.close()
+        assert isinstance(await answering.ended, ClientDisconnect)
+
+    serve(for_ever, use)
+
+
+def test_who_reads_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "SEND_TIMEOUT_S", 0.1)
+
+    async def use(answering: Answering, port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(REQUEST)
+            assert isinstance(await answering.ended, ClientDisconnect)
+
+    serve(without_end, use)
+
+
+def test_who_reads_slowly_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that something was taken, the time begins anew."""
+    timeout_s = 5.0
+    monkeypatch.setattr(connection, "SEND_TIMEOUT_S", timeout_s)
+    timers = []
+
+    async def use(answering: Answering, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def noting(delay: float, *args: Any) -> asyncio.TimerHandle:
+            timer = call_later(delay, *args)
+            timers.extend([timer] if delay == timeout_s else [])
+            return timer
+
+        monkeypatch.setattr(loop, "call_later", noting)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST)
+        await reader.readexactly(64 * 2**20)
+        writer.close()
+        await answering.ended
+
+    serve(without_end, use)
+    assert len(timers) > 1 and all(timer.cancelled() for timer in timers)
+
+
+def test_a_call_that_has_ended_is_not_cancelled_by_its_connection() -> None:
+    async def at_once(send: Send) -> None:
+        await send({**HEAD, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def use(answering: Answering, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        assert await answering.ended is None
+
+    serve(at_once, use)
