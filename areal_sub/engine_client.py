@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 from areal_sub.errors import GrammarError, RpcError
 from areal_sub.records import EngineInfo, GenerateChunk, GenerateRequest
@@ -44,7 +45,8 @@ class EngineClient:
         before the first chunk where the output cannot be held to `request.grammar`.
         """
         try:
-            async with aclosing(self._client.stream("generate", request.to_map())) as items:
+            chunks = self._client.stream("generate", request.to_map(), is_last=_is_last)
+            async with aclosing(chunks) as items:
                 async for item in items:
                     yield GenerateChunk.from_map(item)
         except RpcError as error:
@@ -63,3 +65,7 @@ class EngineClient:
 
     async def resume(self, *, timeout_s: float = 30.0) -> None:
         await self._client.call("resume", timeout_s=timeout_s)
+
+
+def _is_last(chunk: dict[str, Any]) -> bool:
+    return chunk.get("finish_reason") is not None

@@ -12,6 +12,8 @@ fields with defaults, so an old journal stays readable; token arrays are packed 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -167,33 +169,27 @@ class _Record:
 
     def to_map(self) -> dict[str, Any]:
         out: dict[str, Any] = {"kind": self.KIND, "v": self.VERSION}
-        for f in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if isinstance(value, np.ndarray):
-                value = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
-            out[f.name] = value
+        for name, _, _ in _fields(type(self)):  # type: ignore[arg-type]
+            value = getattr(self, name)
+            out[name] = _packed(value) if isinstance(value, np.ndarray) else value
         return out
 
     @classmethod
     def from_map(cls, data: dict[str, Any]) -> Self:
         """Raises `RecordError` naming the kind and the field."""
         values: dict[str, Any] = {}
-        for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-            if f.name not in data:
-                required = (
-                    f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-                )
+        for name, convert, required in _fields(cls):  # type: ignore[arg-type]
+            if name not in data:
                 if required:
-                    raise RecordError(f"{cls.KIND} record lacks the field {f.name!r}")
+                    raise RecordError(f"{cls.KIND} record lacks the field {name!r}")
                 continue
-            value = data[f.name]
-            convert = _CONVERT.get(str(f.type))
+            value = data[name]
             if convert is not None:
                 try:
                     value = convert(value)
                 except (TypeError, ValueError) as error:
-                    raise RecordError(f"{cls.KIND} record, field {f.name!r}: {error}") from None
-            values[f.name] = value
+                    raise RecordError(f"{cls.KIND} record, field {name!r}: {error}") from None
+            values[name] = value
         return cls(**values)
 
 
@@ -208,6 +204,22 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "Fork": Fork,
     "Fate": Fate,
 }
+
+
+@functools.cache
+def _fields(cls: Any) -> list[tuple[str, Callable[[Any], Any] | None, bool]]:
+    """(name, how its wire form becomes the value, whether it has no default) of each."""
+    missing = dataclasses.MISSING
+    return [
+        (f.name, _CONVERT.get(str(f.type)), f.default is missing and f.default_factory is missing)
+        for f in dataclasses.fields(cls)
+    ]
+
+
+def _packed(array: NDArray[Any]) -> bytes:
+    if sys.byteorder != "little" or not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array.tobytes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ import inspect
 import itertools
 import logging
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -111,7 +112,12 @@ class Server:
     def _on_connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+
+        def end(_: asyncio.Task[None]) -> None:
+            self._connections.discard(task)
+            writer.close()  # also where the task was cancelled before it began
+
+        task.add_done_callback(end)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         calls: dict[int, asyncio.Task[None]] = {}
@@ -133,7 +139,6 @@ class Server:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            writer.close()
 
     async def _run_call(
         self, writer: asyncio.StreamWriter, call_id: int, method: str, params: Params
@@ -167,6 +172,98 @@ class Server:
             await writer.drain()
 
 
+class _Inbox:
+    """What has come for one call and was not taken yet."""
+
+    __slots__ = ("_arrived", "messages")
+
+    def __init__(self) -> None:
+        self.messages: deque[list[Any]] = deque()
+        self._arrived: asyncio.Future[None] | None = None
+
+    def put(self, message: list[Any]) -> None:
+        self.messages.append(message)
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    async def get(self) -> list[Any]:
+        if not self.messages:
+            self._arrived = asyncio.get_running_loop().create_future()
+            await self._arrived
+            self._arrived = None
+        return self.messages.popleft()
+
+
+class _Connection(asyncio.Protocol):
+    """A client's connection, and the calls that are under way on it."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self.inboxes: dict[int, _Inbox] = {}
+        self.gone: PeerGone | None = None
+        self.closed = asyncio.Event()
+        self._full: set[int] = set()  # calls that lag; while there are any, nothing is read
+        self._unpacker = msgpack.Unpacker(
+            raw=False, strict_map_key=False, max_buffer_size=MAX_MESSAGE_BYTES
+        )
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._unpacker.feed(data)
+            for message in self._unpacker:
+                self._deliver(message)
+        except (msgpack.exceptions.UnpackException, ValueError) as error:
+            self.end(f"broke the connection ({error!r})")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.end(f"broke the connection ({exc!r})" if exc else "closed the connection")
+        self.closed.set()
+
+    def send(self, message: list[Any]) -> None:
+        if self.gone is None:
+            self._transport.write(_pack(message))
+
+    def end(self, reason: str) -> None:
+        """All calls that are under way raise `PeerGone`; there are no others."""
+        if self.gone is not None:
+            return
+        self.gone = PeerGone(f"{self._peer} {reason}")
+        self._transport.abort()
+        for call_id, inbox in self.inboxes.items():
+            inbox.put([_GONE, call_id, [PeerGone.__name__, str(self.gone)]])
+
+    async def take(self, call_id: int) -> list[Any]:
+        """The call's next message."""
+        inbox = self.inboxes[call_id]
+        message = await inbox.get()
+        if call_id in self._full and len(inbox.messages) < MAX_QUEUED_ITEMS:
+            self._has_room(call_id)
+        return message
+
+    def forget(self, call_id: int) -> None:
+        del self.inboxes[call_id]
+        self._has_room(call_id)
+
+    def _deliver(self, message: list[Any]) -> None:
+        call_id = message[1]
+        inbox = self.inboxes.get(call_id)
+        if inbox is None:  # the call was cancelled meanwhile
+            return
+        inbox.put(message)
+        if len(inbox.messages) >= MAX_QUEUED_ITEMS:
+            self._full.add(call_id)
+            self._transport.pause_reading()
+
+    def _has_room(self, call_id: int) -> None:
+        if call_id in self._full:
+            self._full.remove(call_id)
+            if not self._full and self.gone is None:
+                self._transport.resume_reading()
+
+
 class Client:
     """Calls a `Server`. Make it with `await Client.connect(path, peer="engine")`."""
 
@@ -178,10 +275,7 @@ class Client:
         self.is_closed = False
         self._dialing = asyncio.Lock()
         self._ids = itertools.count()
-        self._queues: dict[int, asyncio.Queue[list[Any]]] = {}
-        self._gone: PeerGone | None = PeerGone(f"{peer} was not called yet")
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._connection: _Connection | None = None  # the last one
 
     @classmethod
     async def connect(
@@ -200,31 +294,34 @@ class Client:
 
     @property
     def is_connected(self) -> bool:
-        return self._gone is None
+        return self._connection is not None and self._connection.gone is None
 
     async def close(self) -> None:
         """Calls that are under way, and later ones, raise `PeerGone`."""
         self.is_closed = True
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
-        if self._writer is not None:
-            self._writer.close()
+        if self._connection is not None:
+            self._connection.end("is called by nobody any more")
+            await self._connection.closed.wait()
 
-    async def _dial(self) -> None:
-        """Connected, once this returns. The deadline is the caller's. Raises `PeerGone` where this
-        end is closed."""
+    async def _dial(self) -> _Connection:
+        """A connection that is up. The deadline is the caller's. Raises `PeerGone` where this end
+        is closed."""
         async with self._dialing:
-            while self._gone is not None:
+            while not self.is_connected:
                 if self.is_closed:
-                    raise self._gone
+                    raise self._gone()
                 try:
-                    reader, writer = await asyncio.open_unix_connection(str(self._path))
+                    _, self._connection = await asyncio.get_running_loop().create_unix_connection(
+                        lambda: _Connection(self.peer), str(self._path)
+                    )
                 except (FileNotFoundError, ConnectionRefusedError):
                     await asyncio.sleep(0.01)
-                else:
-                    self._gone, self._writer = None, writer
-                    self._reading = asyncio.ensure_future(self._read(reader, writer))
+            assert self._connection is not None
+            return self._connection
+
+    def _gone(self) -> PeerGone:
+        gone = self._connection.gone if self._connection is not None else None
+        return gone or PeerGone(f"{self.peer} was not called yet")
 
     async def call(
         self,
@@ -255,52 +352,55 @@ class Client:
                 ) from None
 
     async def _call(self, method: str, params: Params | None) -> Any:
-        call_id, queue = await self._begin(method, params)
+        connection, call_id = await self._begin(method, params)
         try:
-            kind, _, payload = await queue.get()
+            kind, _, payload = await connection.take(call_id)
         except asyncio.CancelledError:
-            self._cancel(call_id)
+            connection.send([CANCEL, call_id])
             raise
         finally:
-            self._queues.pop(call_id, None)
+            connection.forget(call_id)
         if kind in (ERROR, _GONE):
             raise self._failure(kind, payload)
         return payload
 
-    async def stream(self, method: str, params: Params | None = None) -> AsyncGenerator[Any, None]:
-        """Call `method` and yield its items; closing the iterator cancels the call."""
-        call_id, queue = await self._begin(method, params)
-        finished = False
+    async def stream(
+        self,
+        method: str,
+        params: Params | None = None,
+        *,
+        is_last: Callable[[Any], bool] = lambda item: False,
+    ) -> AsyncGenerator[Any, None]:
+        """Call `method` and yield its items; closing the iterator cancels the call, except behind
+        an item of which `is_last` says that the call is ending by itself."""
+        connection, call_id = await self._begin(method, params)
+        is_ending = False
         try:
             while True:
-                kind, _, payload = await queue.get()
+                kind, _, payload = await connection.take(call_id)
                 if kind == ITEM:
+                    is_ending = is_last(payload)
                     yield payload
                     continue
-                finished = True
+                is_ending = True
                 if kind in (ERROR, _GONE):
                     raise self._failure(kind, payload)
                 return
         finally:
-            del self._queues[call_id]
-            if not finished:
-                self._cancel(call_id)
-                while not queue.empty():  # the reader may be waiting for room in it
-                    queue.get_nowait()
+            connection.forget(call_id)
+            if not is_ending:
+                connection.send([CANCEL, call_id])
 
-    async def _begin(
-        self, method: str, params: Params | None
-    ) -> tuple[int, asyncio.Queue[list[Any]]]:
-        if self._gone is not None:
+    async def _begin(self, method: str, params: Params | None) -> tuple[_Connection, int]:
+        connection = self._connection
+        if connection is None or connection.gone is not None:
             if not self.redials:
-                raise self._gone
-            await self._dial()
-        assert self._writer is not None
+                raise self._gone()
+            connection = await self._dial()
         call_id = next(self._ids)
-        queue: asyncio.Queue[list[Any]] = asyncio.Queue(MAX_QUEUED_ITEMS)
-        self._queues[call_id] = queue
-        self._writer.write(_pack([CALL, call_id, method, params or {}]))
-        return call_id, queue
+        connection.inboxes[call_id] = _Inbox()
+        connection.send([CALL, call_id, method, params or {}])
+        return connection, call_id
 
     def _failure(self, message_kind: int, payload: list[str]) -> RpcError:
         kind, text = payload
@@ -309,25 +409,3 @@ class Client:
         if kind == asyncio.CancelledError.__name__:  # not by us: who cancels does not read on
             return PeerGone(f"{self.peer} ended in an orderly way")
         return RpcError(f"{self.peer}: {kind}: {text}", kind=kind, text=text)
-
-    def _cancel(self, call_id: int) -> None:
-        writer = self._writer
-        if self._gone is None and writer is not None and not writer.is_closing():
-            writer.write(_pack([CANCEL, call_id]))
-
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        reason = "closed the connection"
-        try:
-            async for message in _messages(reader):
-                queue = self._queues.get(message[1])
-                if queue is not None:  # None: the call was cancelled meanwhile
-                    await queue.put(message)
-        except (ConnectionError, msgpack.exceptions.UnpackException, ValueError) as error:
-            reason = f"broke the connection ({error!r})"
-        finally:
-            self._gone = PeerGone(f"{self.peer} {reason}")
-            writer.close()
-            for call_id, queue in self._queues.items():
-                while queue.full():
-                    queue.get_nowait()
-                queue.put_nowait([_GONE, call_id, [PeerGone.__name__, str(self._gone)]])

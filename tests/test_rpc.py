@@ -110,6 +110,34 @@ def test_leaving_a_full_stream_does_not_block_other_calls(tmp_path: Path) -> Non
     serve(tmp_path, {"count": count, "double": double}, use)
 
 
+@pytest.mark.parametrize("is_told", [False, True])
+def test_who_leaves_behind_the_last_item_cancels_nothing(tmp_path: Path, is_told: bool) -> None:
+    go, ended = asyncio.Event(), asyncio.Event()
+    cancelled = []
+
+    async def one(params: dict[str, Any]) -> AsyncIterator[int]:
+        try:
+            yield 1
+            await go.wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+        finally:
+            ended.set()
+
+    async def use(client: Client, server: Server) -> None:
+        stream = client.stream("one", is_last=lambda item: is_told and item == 1)
+        async with aclosing(stream) as items:
+            async for _ in items:
+                break
+        await client.call("ping", timeout_s=TIMEOUT_S)
+        go.set()
+        await ended.wait()
+        assert bool(cancelled) is not is_told
+
+    serve(tmp_path, {"one": one}, use)
+
+
 def test_all_waits_end_when_the_peer_goes(tmp_path: Path) -> None:
     async def use(client: Client, server: Server) -> None:
         waiting = asyncio.ensure_future(client.call("hang", timeout_s=TIMEOUT_S))

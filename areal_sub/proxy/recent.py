@@ -46,7 +46,8 @@ class Recent:
         texts = [message.content, message.reasoning]
         for call in message.tool_calls:
             texts += [call.name, call.arguments]
-        named = [text for text in self.literals if any(text in given for given in texts)]
+        given = "\0".join(texts)
+        named = [text for text in self.literals if text in given]
         begins = [text for text in named if message.content.startswith(text)]
         looks = (
             message.role,
