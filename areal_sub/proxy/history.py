@@ -274,7 +274,8 @@ class History:
         turn = Turn(turn_id, prompt, token_ids, exact, answer.content.strip())
         chain = link(prompt.chain, digest)
         self._answers.setdefault(chain, []).append(turn)
-        self._bare[link(prompt.bare, bare_hash(answer))] = turn
+        bare_digest = bare_hash(answer) if answer.reasoning else digest
+        self._bare[link(prompt.bare, bare_digest)] = turn
         self._seen.add(chain)
         self._seen_exact.add(turn.exact)
         self._said[digest] = turn

@@ -169,7 +169,7 @@ class Turns:
         ids = [choice_turn_id(prepared.answer_id, i) for i in range(call.num_choices)]
         session.choices[prepared.answer_id] = ids
         tasks = [
-            asyncio.ensure_future(self._run_choice(prepared, i, turn_id, outbox))
+            asyncio.create_task(self._run_choice(prepared, i, turn_id, outbox))
             for i, turn_id in enumerate(ids)
         ]
 
