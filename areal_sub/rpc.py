@@ -254,8 +254,9 @@ class _Connection(asyncio.Protocol):
             return
         inbox.put(message)
         if len(inbox.messages) >= MAX_QUEUED_ITEMS:
+            if not self._full:
+                self._transport.pause_reading()
             self._full.add(call_id)
-            self._transport.pause_reading()
 
     def _has_room(self, call_id: int) -> None:
         if call_id in self._full:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from areal_sub import rpc
 from areal_sub.errors import ConfigError, DeadlineExceeded, PeerGone, RpcError
 from areal_sub.rpc import MAX_QUEUED_ITEMS, Client, Handler, Server
 
@@ -108,6 +109,32 @@ def test_leaving_a_full_stream_does_not_block_other_calls(tmp_path: Path) -> Non
         assert await client.call("double", {"x": 4}, timeout_s=TIMEOUT_S) == 8
 
     serve(tmp_path, {"count": count, "double": double}, use)
+
+
+def test_a_reader_that_lags_stops_its_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "MAX_QUEUED_ITEMS", 4)
+    num_written = 0
+
+    async def write(params: dict[str, Any]) -> AsyncIterator[bytes]:
+        nonlocal num_written
+        for _ in range(100):
+            num_written += 1
+            yield bytes(2**20)
+
+    async def use(client: Client, server: Server) -> None:
+        num_read = 0
+        async with aclosing(client.stream("write")) as items:
+            async for _ in items:
+                num_read += 1
+                if num_read == 1:
+                    for _ in range(2000):  # turns of the loop, in which all could come
+                        await asyncio.sleep(0)
+                    assert num_written < 20
+        assert num_read == 100
+
+    serve(tmp_path, {"write": write}, use)
 
 
 @pytest.mark.parametrize("is_told", [False, True])
