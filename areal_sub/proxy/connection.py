@@ -1,5 +1,4 @@
-"""uvicorn's HTTP connection: with bounds, also on their number, and with a way to end what its agent
-asked for.
+"""uvicorn's HTTP connection, with bounds, and with a way to end what its agent asked for.
 
 uvicorn reads heads of any size at any speed, and waits for ever for who does not read. Here a head
 may have `MAX_HEAD_BYTES` and must be complete `HEAD_TIMEOUT_S` after its connection was opened or

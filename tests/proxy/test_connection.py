@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from areal_sub.proxy import connection
-from areal_sub.proxy.connection import until_hung_up
+from areal_sub.proxy.connection import Connections, until_hung_up
 from areal_sub.proxy.server import AgentServer
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
@@ -44,10 +45,15 @@ def serve(work: Callable[[Send], Any], use: Callable[[Answering, int], Any]) -> 
     async def main() -> None:
         answering = Answering(work)
         with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            port = listener.getsockname()[1]
             server = AgentServer(answering)
-            serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+            serving = asyncio.ensure_future(server.serve(sockets=[]))
+            among = Connections("the test", lambda: 8)
+            accepting = asyncio.ensure_future(among.accept(listener, partial(server.protocol, {})))
             async with asyncio.timeout(20):
-                await use(answering, listener.getsockname()[1])
+                await use(answering, port)
+            accepting.cancel()
             await server.stop(serving)
 
     asyncio.run(main())
