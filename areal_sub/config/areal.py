@@ -26,6 +26,9 @@ RENAMED = {
     "actor.max_new_tokens": "gconfig.max_new_tokens",
     "actor.weight_decay": "actor.optimizer.weight_decay",
     "actor.lr": "actor.optimizer.lr",
+    "actor.lora_rank": "actor.lora.rank",
+    "actor.lora_alpha": "actor.lora.alpha",
+    "actor.target_modules": "actor.lora.target_modules",
     "sglang": "engine",
     "vllm": "engine",
 }
@@ -62,6 +65,8 @@ HINTS = {
     "actor.megatron": "not here: the learner is FSDP2 on one machine, see actor.num_processes",
     "actor.archon": "not here: the learner is FSDP2 on one machine, see actor.num_processes",
     "actor.weight_update_mode": "not needed here: weights go to the engine by the engine's own way",
+    "*use_lora": "write the section actor.lora; without it, all weights are trained",
+    "actor.peft_type": "not needed here: actor.lora is LoRA",
     "actor.recompute_logprob": "not needed here: actor.use_decoupled_loss recomputes them",
     "actor.disable_dropout": "not needed here: dropout is always off",
     "actor.init_from_scratch": "not here: actor.warm_start makes a model where there is none",

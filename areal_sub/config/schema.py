@@ -431,6 +431,26 @@ class RejectionSamplingConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters, by peft: the policy's weights stay as they are, and two small matrices
+    beside each target layer learn. Without dropout, as the sampler has none. Needs `num_processes`
+    1; see `docs/algorithms.md`."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
+    """The adapter's product counts `alpha / rank`."""
+    target_modules: list[str] = ["all-linear"]
+    """Names, or ends of names, of linear layers, as in `[q_proj, v_proj]`; `[all-linear]`: all but
+    the output embedding."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _are_some(cls, names: list[str]) -> list[str]:
+        if not names:
+            raise ValueError("an adapter needs a layer: write [all-linear], or lora: null")
+        return names
+
+
 class ActorConfig(Section):
     """The policy and how it learns."""
 
@@ -450,6 +470,8 @@ class ActorConfig(Section):
     num_threads: Positive | None = None
     """torch threads of the learner; default: torch's own."""
     gradient_checkpointing: bool = False
+    lora: LoraConfig | None = None
+    """Null: all weights are trained."""
     mb_spec: MicroBatchConfig = MicroBatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ppo_n_minibatches: Positive = 1
@@ -494,6 +516,10 @@ class ActorConfig(Section):
             raise ValueError("c_clip is of objective=ppo; cispo bounds every ratio")
         if (self.loss_agg_mode == "constant") != (self.loss_agg_constant is not None):
             raise ValueError("loss_agg_mode=constant and loss_agg_constant go together")
+        if self.lora is not None and self.num_processes > 1:
+            raise ValueError(
+                "lora is trained by one process, what it trains is small: set num_processes=1"
+            )
         return self
 
 

@@ -1,8 +1,8 @@
 """Recovery points: all that a killed run needs to go on as if nothing had happened.
 
     folder/recovery-000007/
-        model/          Hugging Face folder, float32 master weights
-        learner.pt      optimizer, step number, torch RNG (tensors and plain values)
+        model/          Hugging Face folder, float32 master weights; not with an adapter
+        learner.pt      optimizer, step number, torch RNG, adapter (tensors and plain values)
         state.json      the caller's `extra`, Python's and numpy's RNG, size and digest of each file
 
 Invariants: a point appears by one rename of a whole, flushed folder, so a save that is interrupted
@@ -40,7 +40,7 @@ class Recovery:
     """A loaded recovery point."""
 
     folder: Path
-    model_path: Path  # for `Learner.load(path=...)`
+    model_path: Path | None  # for `Learner.load(path=...)`; None: the run's own start, its base
     learner_state: dict[str, Any]  # for `Learner.load_state_dict`
     extra: dict[str, Any]  # as given to `save_recovery`
     rng: dict[str, Any]
@@ -69,7 +69,8 @@ def save_recovery(folder: Path, learner: Learner, extra: dict[str, Any], *, keep
     for leftover in folder.glob(f".partial-{_PREFIX}*"):
         shutil.rmtree(leftover)
     with whole_folder(target) as partial:
-        learner.save_master(partial / "model")
+        if not learner.has_adapter:
+            learner.save_master(partial / "model")
         torch.save(learner.state_dict(), partial / _LEARNER)
         state = {
             "format": FORMAT,
@@ -120,7 +121,8 @@ def load_recovery(folder: Path) -> Recovery | None:
         learner_state = torch.load(learner_path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise _damaged(learner_path, str(error)) from error
-    return Recovery(point, point / "model", learner_state, extra, rng)
+    model_path = None if learner_state.get("adapter") else point / "model"
+    return Recovery(point, model_path, learner_state, extra, rng)
 
 
 _PREFIX = "recovery-"

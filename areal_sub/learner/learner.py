@@ -1,6 +1,7 @@
 """The learner: groups of finished rollouts in, new weights out.
 
-Owns the policy and the reference model (only with `actor.kl_ctl` > 0). One training step is
+Owns the policy and the reference model (only with `actor.kl_ctl` > 0; with `actor.lora` that is the
+policy with its adapter off). One training step is
 `ppo_n_minibatches` optimizer steps, each of which accumulates the gradient of its share of the
 samples over micro-batches (`updates`).
 
@@ -40,13 +41,16 @@ from areal_sub.learner.batch import Scored, pack_scored, unpack_scored
 from areal_sub.learner.durable import whole_file, whole_folder
 from areal_sub.learner.inputs import Group
 from areal_sub.learner.loss import mean_stats
-from areal_sub.learner.model import DTYPES, PolicyModel, copy_tokenizer
+from areal_sub.learner.model import DTYPES, BasePolicy, PolicyModel, copy_tokenizer
 from areal_sub.learner.ranks import RankPlace, Ranks
 from areal_sub.learner.updates import Updates
 from areal_sub.records import WEIGHT_PROBE
 
 # Below this, starting threads for an operation costs more than they save.
 NUM_SINGLE_THREAD_PARAMETERS = 5_000_000
+ADAPTER_FOLDER = "adapter"
+# Mean difference of a probe's logprobs, in nats, that another device or library can make.
+BASE_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,11 @@ class Learner:
         return self._updates.num_steps
 
     @property
+    def has_adapter(self) -> bool:
+        """It trains an adapter: what `state_dict` gives is all that a step changes."""
+        return self._policy.adapter is not None
+
+    @property
     def optimizer(self) -> torch.optim.Optimizer:
         return self._updates.optimizer
 
@@ -122,6 +131,7 @@ class Learner:
         place: RankPlace | None = None,
     ) -> Learner:
         """Load the policy from `path`, and the reference from `actor.path` where one is needed.
+        With `actor.lora`, `path` is the base, and always the run's first model.
 
         `temperature`: what training tokens are sampled at. `total_steps`: training steps of the
         run, for the learning rate schedule. `place`: with several processes, each of which loads;
@@ -143,16 +153,21 @@ class Learner:
             dtype=actor.dtype,
             device=device,
             gradient_checkpointing=actor.gradient_checkpointing,
+            lora=actor.lora,
+            seed=seed,
         )
-        reference = None
-        if actor.kl_ctl > 0:
+        reference: PolicyModel | BasePolicy | None = None
+        if actor.kl_ctl > 0 and policy.adapter is not None:
+            reference = BasePolicy(policy, policy.adapter)
+        elif actor.kl_ctl > 0:
             reference = PolicyModel.load(actor.path, dtype=actor.dtype, device=device)
             reference.freeze()
         ranks = None
         if place is not None:
             ranks = Ranks.join(place, device)
-            for model in filter(None, (policy, reference)):
-                model.shard(ranks.mesh)
+            for model in (policy, reference):
+                if isinstance(model, PolicyModel):
+                    model.shard(ranks.mesh)
         updates = Updates(
             actor,
             policy,
@@ -276,41 +291,67 @@ class Learner:
 
         Its metadata hold a sequence with its logprobs under these weights, so that an engine can
         be asked whether it computes the same."""
+        self._export(path, self._weights(dtype))
+
+    def export_adapter(self, path: Path, dtype: str) -> None:
+        """Like `export_weights`, of the adapter alone, under the names of peft's files."""
+        assert self._policy.adapter is not None
+        self._export(path, self._policy.adapter.tensors(DTYPES[dtype]))
+
+    def _export(self, path: Path, weights: dict[str, Tensor]) -> None:
         with self._leading("probe"):
             token_ids, logprobs = self._policy.probe()
         probe = json.dumps({"token_ids": token_ids, "logprobs": logprobs})
-        weights = self._weights(dtype)
         with whole_file(path) as partial:
             save_file(weights, partial, {WEIGHT_PROBE: probe})
 
     def save_pretrained(self, folder: Path, tokenizer_path: str) -> None:
-        """Write a Hugging Face model folder in `actor.dtype` with the tokenizer's files. Atomic."""
+        """Write a Hugging Face model folder in `actor.dtype` with the tokenizer's files. Atomic.
+
+        An adapter is merged into it, and by itself in the folder `adapter`, as peft writes it."""
         dtype = self._actor.dtype
         weights = self._weights(dtype)
         with whole_folder(folder) as partial:
             self._policy.save(partial, weights, dtype=dtype)
             copy_tokenizer(tokenizer_path, partial)
+            if self._policy.adapter is not None:
+                self._policy.adapter.save(partial / ADAPTER_FOLDER)
 
     def save_master(self, folder: Path) -> None:
         """Fill `folder` with the float32 weights, for `Learner.load` to go on from."""
         self._policy.save(folder, self._weights("float32"), dtype="float32")
 
     def state_dict(self) -> dict[str, Any]:
-        """All of the learner that is not weights: tensors, whole, and plain values."""
+        """All of the learner that is not the model's weights: tensors, whole, and plain values.
+
+        With an adapter, also what its policy says of a fixed sequence, by which another base is
+        known when it is loaded."""
         with self._leading("state"):
             optimizer = self._updates.whole_optimizer()
-        return {
+        state = {
             "num_steps": self.num_steps,
             "optimizer": optimizer,
             "torch_rng": torch.get_rng_state(),
         }
+        if (adapter := self._policy.adapter) is not None:
+            state |= {"adapter": adapter.tensors(), "probe": self._policy.probe()[1]}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """`state`: of `state_dict`, of any number of ranks. Each rank loads by itself.
 
         Raises `CheckpointError` where `state` is of another model or optimizer.
         """
+        adapter = self._policy.adapter
+        if (adapter is None) != (state.get("adapter") is None):
+            raise CheckpointError(
+                f"the learner's state is of a run with{'' if adapter is None else 'out'} "
+                "actor.lora, which cannot be changed in mid-run"
+            )
         try:
+            if adapter is not None:
+                adapter.load(state["adapter"])
+                self._check_base(state["probe"])
             self._updates.load_optimizer(state["optimizer"])
             self._updates.num_steps = int(state["num_steps"])
             torch.set_rng_state(state["torch_rng"])
@@ -318,6 +359,16 @@ class Learner:
             raise CheckpointError(
                 f"the learner's state does not fit this model: {error}"
             ) from error
+
+    def _check_base(self, said: list[float]) -> None:
+        """Raises `CheckpointError` where the policy did not say `said` of the probe."""
+        _, says = self._policy.probe()
+        difference = sum(abs(a - b) for a, b in zip(says, said, strict=True)) / len(said)
+        if not difference <= BASE_TOLERANCE[self._actor.dtype]:
+            raise CheckpointError(
+                f"the adapter was trained over another model than {self._actor.path!r}: the two "
+                f"together give logprobs that are {difference:.3g} nats on average from before"
+            )
 
 
 def _resolve_device(name: str, rank: int) -> torch.device:

@@ -32,7 +32,9 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
+from areal_sub.config.schema import LoraConfig
 from areal_sub.errors import ModelError
+from areal_sub.learner.adapter import Adapter
 from areal_sub.learner.batch import MicroBatch, PlainSample, Scored, collate
 from areal_sub.learner.ranks import whole
 
@@ -68,11 +70,17 @@ class TokenScores:
 
 class PolicyModel(nn.Module):
     """The policy, or the reference it is held to. A module, so that it can be sharded as a whole:
-    body and output embedding may share weights."""
+    body and output embedding may share weights.
 
-    def __init__(self, hf: Any, *, device: torch.device, autocast: bool) -> None:
+    `adapter`: None where all weights are trained.
+    """
+
+    def __init__(
+        self, hf: Any, *, device: torch.device, autocast: bool, adapter: Adapter | None = None
+    ) -> None:
         super().__init__()
         self.hf = hf
+        self.adapter = adapter
         self.device = device
         self._autocast = autocast
         self._transform = _logit_transform(hf.config.get_text_config())
@@ -82,14 +90,23 @@ class PolicyModel(nn.Module):
 
     @classmethod
     def load(
-        cls, path: str, *, dtype: str, device: torch.device, gradient_checkpointing: bool = False
+        cls,
+        path: str,
+        *,
+        dtype: str,
+        device: torch.device,
+        gradient_checkpointing: bool = False,
+        lora: LoraConfig | None = None,
+        seed: int = 0,
     ) -> PolicyModel:
-        """Load a model folder or hub name for computing in `dtype` ("float32" or "bfloat16").
+        """Load a model folder or hub name for computing in `dtype` ("float32" or "bfloat16"), with
+        a fresh adapter, drawn by `seed`, where `lora` says so.
 
         Raises `ModelError` where it is not there, is damaged or incomplete, or is not a causal LM
-        that the learner can drive.
+        that the learner can drive; `ConfigError` where `lora` does not fit it.
         """
         hf = _load_hf(path)
+        adapter = None if lora is None else Adapter.attach(hf, lora, path=path, seed=seed)
         hf.to(device).eval()
         if gradient_checkpointing:
             _enable_gradient_checkpointing(hf, path)
@@ -97,7 +114,7 @@ class PolicyModel(nn.Module):
             raise ModelError(
                 f"model {path!r} ({type(hf).__name__}) has no separate output embedding"
             )
-        model = cls(hf, device=device, autocast=dtype == "bfloat16")
+        model = cls(hf, device=device, autocast=dtype == "bfloat16", adapter=adapter)
         model._check_halves(path)
         model.packs = model._keeps_apart()
         return model
@@ -224,13 +241,17 @@ class PolicyModel(nn.Module):
 
     def weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Parameters and buffers in `dtype` under their Hugging Face names, on the CPU, detached;
-        tied ones once, under their first name. Where the model is sharded, the other
-        ranks must `gather`."""
+        tied ones once, under their first name; with the adapter merged into them, where there is
+        one. Where the model is sharded, the other ranks must `gather`."""
         out: dict[str, Tensor] = {}
         for name, value in self.hf.state_dict().items():
             if name in self._aliases:
                 continue
             value = whole(value.detach())
+            if self.adapter is not None:
+                if (merged := self.adapter.merged(name, value)) is None:
+                    continue
+                name, value = merged
             value = value.to("cpu", dtype if value.is_floating_point() else value.dtype)
             out[name] = value.contiguous()
         return out
@@ -242,6 +263,19 @@ class PolicyModel(nn.Module):
         config = copy.deepcopy(self.hf.config)  # save_pretrained says float32 in it, as we hold it
         config.dtype = dtype
         config.save_pretrained(folder)
+
+
+class BasePolicy:
+    """A policy with its adapter off, as the reference that it is held to: no second model."""
+
+    def __init__(self, policy: PolicyModel, adapter: Adapter) -> None:
+        self._policy = policy
+        self._adapter = adapter
+
+    @torch.no_grad()
+    def score(self, batch: MicroBatch, *, temperature: float) -> TokenScores:
+        with self._adapter.off():
+            return self._policy.score(batch, temperature=temperature)
 
 
 def _aliases(hf: Any) -> set[str]:

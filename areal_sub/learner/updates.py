@@ -18,7 +18,7 @@ from torch import Tensor
 from areal_sub.config.schema import ActorConfig
 from areal_sub.learner.batch import MicroBatch, Scored, micro_batches
 from areal_sub.learner.loss import TokenStats, policy_loss, token_weights, total
-from areal_sub.learner.model import PolicyModel
+from areal_sub.learner.model import BasePolicy, PolicyModel
 from areal_sub.learner.ranks import Ranks, shard_like, whole
 from areal_sub.learner.ratios import interpolated_proximal
 from areal_sub.learner.schedule import learning_rate
@@ -60,7 +60,7 @@ class Updates:
         self,
         actor: ActorConfig,
         policy: PolicyModel,
-        reference: PolicyModel | None,
+        reference: PolicyModel | BasePolicy | None,
         *,
         temperature: float,
         total_steps: int,
@@ -76,7 +76,7 @@ class Updates:
         self._seed = seed
         self.num_steps = 0
         # Norms' weights and biases are vectors, what should decay are matrices.
-        parameters = list(policy.hf.parameters())
+        parameters = [p for p in policy.hf.parameters() if p.requires_grad]
         self._parameters = parameters
         self.optimizer = torch.optim.AdamW(
             [

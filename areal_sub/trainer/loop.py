@@ -114,6 +114,8 @@ class TrainLoop:
     async def train(self) -> None:
         """Take all remaining steps. Raises what ended a process of ours."""
         try:
+            if self._config.actor.lora is not None:
+                await self._update_weights(self._version)  # it began with the adapter's base
             first = self._config.evaluator.eval_before_train and self._version == 0
             if first and self._workload.valid_tasks:
                 self._metrics.write(0, await self._evaluate())

@@ -57,8 +57,11 @@ class Terminal:
         self.say(f"  agent      {agent_text(config)}, {openai.mode}")
         if openai.agent_env is not None:
             self.say(f"  its env    {openai.agent_env}")
+        lora = config.actor.lora
+        trained = f", LoRA of rank {lora.rank}" if lora is not None else ""
         self.say(
-            f"  policy     {config.actor.path}, {config.actor.dtype}, {config.engine.type} engine"
+            f"  policy     {config.actor.path}, {config.actor.dtype}{trained}, "
+            f"{config.engine.type} engine"
         )
         said_by = "the agent, by what it returns"
         self.say(f"  reward     {said_by if openai.reward == 'agent' else openai.reward}")

@@ -183,7 +183,8 @@ async def _run(
         terminal.say(f"note: {problem}")
     if num := sum(map(len, finished.values())):
         terminal.say(f"{num} rollouts of earlier attempts have ended and are yet to be trained")
-    model_path = str(recovery.model_path if recovery else base)
+    # A recovery point of an adapter has none: its base is where the run began.
+    model_path = str((recovery and recovery.model_path) or base)
     if recovery is not None:
         terminal.say(f"going on from step {version} ({recovery.folder})")
     learner_thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
@@ -227,7 +228,8 @@ async def _run(
             model_path=model_path,
             lasting_model_path=str(base),
             tokenizer_path=workload.tokenizer_path,
-            policy_version=version,
+            # With an adapter, the engine begins with its base, and is given the policy then.
+            policy_version=version - 1 if config.actor.lora else version,
             journal=run.journal,
             logs=run.logs,
             on_incident=on_incident,

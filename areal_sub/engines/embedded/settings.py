@@ -31,7 +31,7 @@ class EngineSettings:
     """Prompt and new tokens together; default: the model's own limit, at most 4096."""
     seed: int = 1
     policy_version: int = 0
-    """Of the weights at `model_path`."""
+    """Of the weights at `model_path`; -1: the base of version 0, and no policy yet."""
     max_prefill_tokens: int | None = None
     """Prompt tokens (padding included) per step, so that a long prompt does not hold up those who
     decode; default: 1024 on a CPU, 8192 elsewhere."""
@@ -57,7 +57,7 @@ class EngineSettings:
             ("num_threads", 1, True),
             ("max_running_requests", 1, False),
             ("max_model_len", 2, True),
-            ("policy_version", 0, False),
+            ("policy_version", -1, False),
             ("max_prefill_tokens", 1, True),
             ("max_kv_bytes", 1, True),
             ("max_prefix_bytes", 0, False),
