@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from e2e_run import REPO, WAIT_S, Run
-from safetensors.torch import load_file
 
 from areal_sub.trajectory.accounting import account, judge_run
 from areal_sub.trajectory.run_log import read_run
@@ -132,34 +131,6 @@ def test_no_process_outlives_the_trainer_and_a_killed_run_goes_on(
     assert "step    1/4" not in output, "that was told before"
     assert [row["step"] for row in metrics(resumed)] == [1, 2, 3, 4]
     assert len(list((resumed.root / "journal").glob("*.journal"))) == 2
-
-
-def test_an_adapter_trains_and_goes_on_from_its_recovery_point(
-    start_run: StartRun, policy: Path
-) -> None:
-    """Two runs of one step each: the second begins with a base and an adapter."""
-    again = ["actor.lora.rank=4", "recover.mode=auto", "recover.freq_steps=1"]
-    again += ["workflow=agents_under_test.plain_function", "rollout.max_head_offpolicyness=0"]
-    again += ["valid_dataset=null"]
-    for num_steps in (1, 2):
-        run = start_run(*again, f"total_train_steps={num_steps}")
-        output = run.finish()
-        assert run.process.returncode == 0, output
-        assert "LoRA of rank 4" in output
-    assert "going on from step 1" in output
-    rows = metrics(run)
-    assert [row["step"] for row in rows] == [1, 2]
-    for row in rows:
-        # The sampler has the policy of this very step, adapter merged: also after the restart.
-        assert row["learner/logprob_delta_mean"] < 1e-5, row["step"]
-    (point,) = (run.root / "recover").iterdir()
-    assert sorted(path.name for path in point.iterdir()) == ["learner.pt", "state.json"]
-    final = run.root / "checkpoints" / "final"
-    merged, base = load_file(final / "model.safetensors"), load_file(policy / "model.safetensors")
-    assert merged.keys() == base.keys()
-    changed = {name for name in base if not merged[name].equal(base[name])}
-    assert changed == {name for name in base if name.endswith("_proj.weight")}
-    assert (final / "adapter" / "adapter_config.json").exists()
 
 
 def test_a_mistyped_key_is_told_before_anything_starts() -> None:
