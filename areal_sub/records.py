@@ -29,6 +29,8 @@ from areal_sub.errors import RecordError
 WEIGHT_PROBE = "areal_sub.probe"
 """Key in a weight file's metadata: JSON `{"token_ids", "logprobs"}`, a sequence and what the
 learner computes for all its tokens but the first, at temperature 1."""
+WEIGHT_ADAPTER = "areal_sub.adapter"
+"""Key in the metadata of an adapter's weight file: the JSON of peft's `adapter_config.json`."""
 
 Int32Array = NDArray[np.int32]
 UInt32Array = NDArray[np.uint32]

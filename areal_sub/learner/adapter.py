@@ -117,8 +117,11 @@ class Adapter:
         """Fill `folder` as peft does: `PeftModel.from_pretrained(base, folder)`."""
         folder.mkdir()
         save_file(self.tensors(), folder / "adapter_model.safetensors", {"format": "pt"})
-        text = json.dumps(self._settings.to_dict(), indent=2, sort_keys=True, default=str)
-        (folder / "adapter_config.json").write_text(text + "\n")
+        (folder / "adapter_config.json").write_text(self.settings() + "\n")
+
+    def settings(self) -> str:
+        """The text of peft's `adapter_config.json`."""
+        return json.dumps(self._settings.to_dict(), indent=2, sort_keys=True, default=str)
 
     def _weights(self) -> dict[str, nn.Parameter]:
         return {

@@ -44,7 +44,7 @@ from areal_sub.learner.loss import mean_stats
 from areal_sub.learner.model import DTYPES, BasePolicy, PolicyModel, copy_tokenizer
 from areal_sub.learner.ranks import RankPlace, Ranks
 from areal_sub.learner.updates import Updates
-from areal_sub.records import WEIGHT_PROBE
+from areal_sub.records import WEIGHT_ADAPTER, WEIGHT_PROBE
 
 # Below this, starting threads for an operation costs more than they save.
 NUM_SINGLE_THREAD_PARAMETERS = 5_000_000
@@ -294,16 +294,20 @@ class Learner:
         self._export(path, self._weights(dtype))
 
     def export_adapter(self, path: Path, dtype: str) -> None:
-        """Like `export_weights`, of the adapter alone, under the names of peft's files."""
+        """Like `export_weights`, of the adapter alone, under the names of peft's files, and with
+        its settings in the metadata."""
         assert self._policy.adapter is not None
-        self._export(path, self._policy.adapter.tensors(DTYPES[dtype]))
+        adapter = self._policy.adapter
+        self._export(path, adapter.tensors(DTYPES[dtype]), {WEIGHT_ADAPTER: adapter.settings()})
 
-    def _export(self, path: Path, weights: dict[str, Tensor]) -> None:
+    def _export(
+        self, path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None
+    ) -> None:
         with self._leading("probe"):
             token_ids, logprobs = self._policy.probe()
         probe = json.dumps({"token_ids": token_ids, "logprobs": logprobs})
         with whole_file(path) as partial:
-            save_file(weights, partial, {WEIGHT_PROBE: probe})
+            save_file(weights, partial, {WEIGHT_PROBE: probe, **(metadata or {})})
 
     def save_pretrained(self, folder: Path, tokenizer_path: str) -> None:
         """Write a Hugging Face model folder in `actor.dtype` with the tokenizer's files. Atomic.

@@ -33,6 +33,7 @@ def chat(checkpoint: str, *, plain: bool, temperature: float, max_new_tokens: in
     folder, run_config = _find(Path(checkpoint))
     sampling = [
         f"actor.path={folder}",
+        "actor.lora=null",  # merged into it
         f"gconfig.temperature={temperature}",
         f"gconfig.max_new_tokens={max_new_tokens}",
     ]

@@ -261,9 +261,10 @@ class TrainLoop:
         path = self._stack.weights_folder / f"v{version}.safetensors"
         dtype = self._config.engine.dtype or self._config.actor.dtype
         limit_s = self._deadlines.weight_update_s
-        await self._in_thread(
-            "exporting the weights", limit_s, self._learner.export_weights, path, dtype
-        )
+        export = self._learner.export_weights
+        if self._config.actor.lora is not None and self._config.engine.type == "vllm":
+            export = self._learner.export_adapter
+        await self._in_thread("exporting the weights", limit_s, export, path, dtype)
         await self._stack.update_weights(path, version, timeout_s=limit_s)
         self._version = version
         self._source.set_version(version)

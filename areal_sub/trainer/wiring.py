@@ -467,7 +467,13 @@ def _engine_settings(
     }
     if engine.type == "vllm":
         # A server that was started by someone else has the trainer's working directory at best.
-        return {**common, **engine.vllm.model_dump(), "model_path": str(Path(model_path).resolve())}
+        lora = config.actor.lora
+        return {
+            **common,
+            **engine.vllm.model_dump(),
+            "model_path": str(Path(model_path).resolve()),
+            "lora_rank": lora.rank if lora is not None else None,
+        }
     return {
         **common,
         "tokenizer_path": tokenizer_path,

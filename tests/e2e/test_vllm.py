@@ -16,8 +16,9 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(2000)]
 WAIT_S = 900.0  # vLLM starts twice, on a busy machine
 
 
+@pytest.mark.parametrize("trained", [[], ["actor.lora.rank=8"]], ids=["weights", "adapter"])
 def test_the_default_agent_trains_and_a_killed_server_does_not_end_the_run(
-    policy: Path, short_tmp: Path
+    policy: Path, short_tmp: Path, trained: list[str]
 ) -> None:
     python = os.environ["AREAL_SUB_VLLM_PYTHON"]
     run = Run(
@@ -27,6 +28,7 @@ def test_the_default_agent_trains_and_a_killed_server_does_not_end_the_run(
         *("gconfig.n_samples=4", "train_dataset.batch_size=4", "valid_dataset=null"),
         *("rollout.timeout_s=900.0", "rollout.request_timeout_s=800.0"),
         *("engine.type=vllm", "engine.num_threads=null", f"engine.vllm.python={python}"),
+        *trained,
         *("engine.vllm.args=[--enforce-eager]", "engine.vllm.env={VLLM_CPU_KVCACHE_SPACE: '1'}"),
         config=REPO / "examples/proxy/config.yaml",
         cwd=REPO,

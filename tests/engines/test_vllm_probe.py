@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from areal_sub.engines.vllm.api import Api
-from areal_sub.engines.vllm.probe import Abilities, WeightPath, probe
+from areal_sub.engines.vllm.probe import Abilities, Lora, WeightPath, probe
 from areal_sub.engines.vllm.wire import Way
 from areal_sub.errors import ConfigError
 
@@ -41,7 +41,7 @@ def good_answers() -> Answers:
     }
 
 
-def probe_stub(answers: Answers) -> Abilities:
+def probe_stub(answers: Answers, lora: Lora | None = None) -> Abilities:
     async def answer(request: web.Request) -> web.Response:
         status, data = answers.get(request.path, (404, {"detail": "Not Found"}))
         return web.json_response(data, status=status)
@@ -56,7 +56,7 @@ def probe_stub(answers: Answers) -> Abilities:
         host, port = runner.addresses[0]
         api = Api.at_url(f"http://{host}:{port}")
         try:
-            return await probe(api, max_model_len=512)
+            return await probe(api, max_model_len=512, lora=lora)
         finally:
             await api.close()
             await runner.cleanup()
@@ -82,6 +82,41 @@ def test_what_is_not_there_has_a_substitute() -> None:
     answers["/server_info"][1]["vllm_config"]["weight_transfer_config"] = None
     abilities = probe_stub(answers)
     assert (abilities.way, abilities.weight_path) == (Way.COMPLETIONS, WeightPath.RELOAD)
+
+
+LORA = Lora(rank=8, targets=["k_proj", "q_proj"])
+
+
+def _adapters(answers: Answers, **changes: Any) -> Answers:
+    served = {"max_lora_rank": 8, "target_modules": ["q_proj", "k_proj"], **changes}
+    answers["/server_info"][1]["vllm_config"]["lora_config"] = served
+    answers["/v1/load_lora_adapter"] = (400, {"error": {"message": "Both must be provided"}})
+    return answers
+
+
+def test_a_server_that_takes_adapters() -> None:
+    abilities = probe_stub(_adapters(good_answers()), LORA)
+    assert abilities.weight_path is WeightPath.ADAPTER
+    # What it can take it is not given where all weights are trained.
+    assert probe_stub(_adapters(good_answers())).weight_path is WeightPath.FILE
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (good_answers(), r"--enable-lora .*--max-lora-rank 8 .*--lora-target-modules k_proj q_pro"),
+        (_adapters(good_answers(), max_lora_rank=1), "takes no adapters of rank 8"),
+        (_adapters(good_answers(), target_modules=None), "adapts the output embedding, too"),
+        (_adapters(good_answers(), target_modules=["lm_head"]), "--lora-target-modules k_proj"),
+        (
+            _adapters(good_answers()) | {"/v1/load_lora_adapter": (404, {"detail": "Not Found"})},
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
+        ),
+    ],
+)
+def test_why_a_server_takes_no_adapters(answers: Answers, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        probe_stub(answers, LORA)
 
 
 def _model(**fields: Any) -> Callable[[Answers], None]:

@@ -3,7 +3,8 @@
 A request whose server dies goes on elsewhere (or on the same one, once it is back) with its prompt
 and all tokens it has, so what was given to the caller stays true; how often is bounded.
 
-Versions: while a request streams, a token has the version that its server was at when it arrived,
+Versions: with adapters, a request is sampled by the one that it began with, to its end. Otherwise:
+while a request streams, a token has the version that its server was at when it arrived,
 which is changed while the server is paused and idle; at its end the engine's own spans, where it
 gives them, replace those not yet given away, and are compared with the others.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from areal_sub.engines.embedded.request import Request, RequestError
 from areal_sub.engines.vllm.api import Refused, ServerGone
@@ -107,22 +108,29 @@ class Calls:
         way = member.can.way
         # Without spans only the time of arrival tells versions apart, so tokens have to arrive.
         stream = request.stream or way is Way.COMPLETIONS
+        began_with, fixed = member.version, member.takes_adapters
         body = body_of(
             way,
             request,
             sampled.token_ids,
-            salt=f"v{member.version}",  # keys and values of other weights are of no use
+            salt=f"v{began_with}",  # keys and values of other weights are of no use
             stream=stream,
-            model=member.can.model,
+            model=member.model,
         )
+
         member.num_running += 1
+        member.num_using[began_with] += 1
         try:
             if stream:
                 async for data in member.api.stream(way.value, body):
-                    if _take(sampled, way, data, member.version, num_before):
+                    version = began_with if fixed else member.version
+                    if _take(sampled, way, data, version, num_before, spans=not fixed):
                         yield
-            elif _take(sampled, way, await member.api.ask(way.value, body), -1, num_before):
-                yield
+            else:
+                data = await member.api.ask(way.value, body)
+                version = began_with if fixed else -1  # the spans tell
+                if _take(sampled, way, data, version, num_before, spans=not fixed):
+                    yield
         except Refused as error:
             if error.status >= 500:
                 raise ServerGone(str(error)) from None
@@ -131,15 +139,19 @@ class Calls:
             raise RequestError(str(error)) from None
         finally:
             member.num_running -= 1
+            member.num_using[began_with] -= 1
         if sampled.finish_reason is None:
             raise ServerGone(f"vLLM at {member.api.name} gave up a request")
 
 
-def _take(sampled: Sampled, way: Way, data: object, version: int, num_before: int) -> bool:
+def _take(
+    sampled: Sampled, way: Way, data: object, version: int, num_before: int, *, spans: bool
+) -> bool:
+    """`spans`: those that the engine gives are of what was sampled with, and not of its base."""
     piece = piece_of(way, data)
     if piece is None:
         return False
-    sampled.take(piece, version, num_before)
+    sampled.take(piece if spans else replace(piece, versions=None), version, num_before)
     if sampled.finish_reason in ("abort", "error"):  # not ours: go on elsewhere
         sampled.finish_reason = None
     return True

@@ -3,6 +3,11 @@
 Invariants: a server is ready only with the current weights in it and their version named; loading
 weights and bringing a server back take turns, under one lock; the file of the current weights is
 kept under a name of our own until the next one is in force.
+
+With adapters (`VllmSettings.lora_rank`) each version is a LoRA adapter of its own beside the base:
+it is loaded and verified while requests run, then new requests name it, and those in flight end
+with the one that they began with. An adapter that none of them uses any more is unloaded with the
+next update; its folder stays that long, as vLLM may read it again.
 """
 
 from __future__ import annotations
@@ -10,19 +15,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from areal_sub.engines.vllm import update
 from areal_sub.engines.vllm.api import Api, Refused, ServerGone
-from areal_sub.engines.vllm.probe import Abilities, WeightPath, probe
+from areal_sub.engines.vllm.probe import Abilities, Lora, WeightPath, probe
 from areal_sub.engines.vllm.process import VllmProcess
 from areal_sub.engines.vllm.routing import Routes
 from areal_sub.engines.vllm.settings import ModelFacts, VllmSettings
-from areal_sub.engines.vllm.weights_file import Probe, check_update, shapes_of
+from areal_sub.engines.vllm.weights_file import (
+    Probe,
+    adapter_settings,
+    check_adapter,
+    check_update,
+    linear_names,
+    shapes_of,
+)
 from areal_sub.errors import ArealSubError, ComponentDied, DeadlineExceeded, ModelError
 
 log = logging.getLogger(__name__)
@@ -31,6 +45,7 @@ HEALTH_INTERVAL_S = 5.0
 # A dead server refuses the connection at once; a busy one is not to be killed for being so.
 HEALTH_TIMEOUT_S = 60.0
 START_POLL_S = 0.5
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class Member:
@@ -44,12 +59,27 @@ class Member:
         self.ready = False
         self.version = -1  # of the tokens that it samples now
         self.num_running = 0
+        self.adapters: dict[int, str] = {}  # version → name, of those loaded, first the base's
+        self.num_using: Counter[int] = Counter()  # requests, by the version that they began with
         self.suspect = asyncio.Event()  # someone met an error there: look at it now
 
     @property
     def can(self) -> Abilities:
         assert self.abilities is not None
         return self.abilities
+
+    @property
+    def takes_adapters(self) -> bool:
+        return self.can.weight_path is WeightPath.ADAPTER
+
+    @property
+    def model(self) -> str:
+        """The name that requests give now."""
+        return self.adapters[self.version] if self.takes_adapters else self.can.model
+
+    def done_with(self) -> list[int]:
+        """Versions of adapters that nothing uses any more."""
+        return [v for v in self.adapters if v != self.version and not self.num_using[v]]
 
 
 class Fleet:
@@ -66,6 +96,12 @@ class Fleet:
         self.version = settings.policy_version
         self._weights: Path = settings.model_path  # those of `version`: a folder, then a file
         self._shapes = shapes_of(settings.model_path)
+        self._lora: Lora | None = None
+        if settings.lora_rank is not None:
+            self._lora = Lora(rank=settings.lora_rank, targets=linear_names(self._shapes))
+        # Other runs' adapters may be there, and what is cached of them.
+        self._prefix = f"policy-{secrets.token_hex(4)}"
+        self._folders: dict[int, Path] = {}  # of adapters, by version
         self._routes = Routes()
         self._paused = False
         self._lock = asyncio.Lock()
@@ -86,8 +122,12 @@ class Fleet:
             for member in self.members:
                 if member.process is not None:
                     await member.process.stop()
+                else:
+                    await self._leave(member)
                 await member.api.close()
             self._drop(self._weights)
+            for folder in self._folders.values():
+                shutil.rmtree(folder, ignore_errors=True)
 
     async def watch(self) -> None:
         """Until a server cannot be brought back."""
@@ -136,6 +176,9 @@ class Fleet:
                     f"update_weights to version {version!r}: the engine is at {self.version}, and "
                     "versions must grow with each update"
                 )
+            if self._lora is not None:
+                await self._update_adapter(path, version, self._lora.rank)
+                return
             check_update(path, self._shapes, tied=self._facts.tied)
             kept = _keep_file(path, self._settings.socket_path)
             old = (self._weights, self.version)
@@ -166,6 +209,57 @@ class Fleet:
                 )
                 await self._on_all(members, self._verify)
 
+    async def _update_adapter(self, path: Path, version: int, rank: int) -> None:
+        check_adapter(path, self._shapes, rank=rank)
+        old = self.version
+        # From here on, a server that comes back gets the new one.
+        self._folders[version] = _adapter_folder(path, self._settings.socket_path, version)
+        self.version = version
+        try:
+            members = await self._on_all(
+                self._ready(), lambda m: self._load_adapter(m, verify=not self._paused)
+            )
+        except (Refused, ModelError) as error:
+            self.version = old
+            await self._on_all(self._ready(), lambda m: self._unload(m, [version]))
+            self._drop_folders()
+            raise ModelError(f"the adapter of version {version} was refused: {error}") from None
+        for member in members:
+            member.version = version
+        await self._on_all(members, lambda m: self._unload(m, m.done_with()))
+        self._drop_folders()
+
+    async def _load_adapter(self, member: Member, *, verify: bool) -> None:
+        """The current one, beside those that are there."""
+        version, name, limit = self.version, f"{self._prefix}-{self.version}", self._limit
+        folder = self._folders[version]
+        # A server that was only out of reach has it still.
+        await update.unload_adapter(member.api, name, timeout_s=limit)
+        await update.load_adapter(member.api, name, folder, timeout_s=limit)
+        member.adapters[version] = name
+        if verify:
+            await self._compare(member, folder / ADAPTER_FILE, name)
+
+    async def _unload(self, member: Member, versions: Iterable[int]) -> None:
+        for version in versions:
+            name = member.adapters.get(version)
+            if name is not None and name != member.can.model:
+                await update.unload_adapter(member.api, name, timeout_s=self._limit)
+            member.adapters.pop(version, None)
+
+    async def _leave(self, member: Member) -> None:
+        """Someone else's server: take our adapters out of it."""
+        try:
+            await self._unload(member, list(member.adapters))
+        except ArealSubError as error:
+            log.warning("our adapters stay in vLLM at %s: %s", member.api.name, error)
+
+    def _drop_folders(self) -> None:
+        """Those that no server has any more."""
+        used = {self.version}.union(*(member.adapters for member in self.members))
+        for version in set(self._folders) - used:
+            shutil.rmtree(self._folders.pop(version), ignore_errors=True)
+
     async def _verify(self, member: Member) -> None:
         served = await update.served_version(member.api, timeout_s=self._limit)
         if served != str(self.version):
@@ -173,10 +267,15 @@ class Fleet:
                 f"vLLM at {member.api.name} says that its weights are of version {served!r}, not "
                 f"{self.version}: does someone else update it?"
             )
-        said = Probe.read(self._weights) if self._weights.is_file() else None
+        if self._weights.is_file():
+            await self._compare(member, self._weights, member.can.model)
+
+    async def _compare(self, member: Member, path: Path, model: str) -> None:
+        """What the server computes as `model`, with what the learner said in `path`."""
+        said = Probe.read(path)
         if said is not None:
             difference = await update.verify(
-                member.api, member.can, said, self.version, timeout_s=self._limit
+                member.api, member.can, said, self.version, model=model, timeout_s=self._limit
             )
             log.info("policy version %d verified: mean |Δ| %.2g", self.version, difference)
 
@@ -257,8 +356,13 @@ class Fleet:
         if settings.python is not None:
             self._socket.unlink(missing_ok=True)
             member.process = await VllmProcess.start(settings, self._facts, self._socket)
+            member.adapters.clear()
         await self._until_up(member)
-        member.abilities = await probe(member.api, max_model_len=self._facts.max_model_len)
+        member.abilities = await probe(
+            member.api,
+            max_model_len=self._facts.max_model_len,
+            lora=self._lora,
+        )
         log.info("vLLM at %s: %s", member.api.name, member.abilities)
         if member.can.weight_path is WeightPath.RELOAD:
             log.warning(
@@ -267,24 +371,34 @@ class Fleet:
                 member.api.name,
             )
         async with self._lock:
-            limit = self._limit
-            await update.pause(member.api, timeout_s=limit)
-            # A server that ran before us has weights that we know nothing of.
-            if member.process is None or self._weights != settings.model_path:
-                await update.load(
-                    member.api, member.can, self._weights, self.version, timeout_s=limit
-                )
-            else:
-                await update.name_version(member.api, self.version, timeout_s=limit)
-            member.version = self.version
-            await update.resume(member.api, timeout_s=limit)
-            await self._verify(member)
+            await (self._give_adapter if member.takes_adapters else self._give_weights)(member)
             if self._paused:
-                await update.pause(member.api, timeout_s=limit)
+                await update.pause(member.api, timeout_s=self._limit)
             member.suspect.clear()
             member.ready = True
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def _give_adapter(self, member: Member) -> None:
+        """Its base is not touched: that it is the model folder's, each adapter's check shows."""
+        await update.resume(member.api, timeout_s=self._limit)
+        if self.version in self._folders:
+            await self._load_adapter(member, verify=True)
+        else:
+            member.adapters[self.version] = member.can.model
+        member.version = self.version
+
+    async def _give_weights(self, member: Member) -> None:
+        limit = self._limit
+        await update.pause(member.api, timeout_s=limit)
+        # A server that ran before us has weights that we know nothing of.
+        if member.process is None or self._weights != self._settings.model_path:
+            await update.load(member.api, member.can, self._weights, self.version, timeout_s=limit)
+        else:
+            await update.name_version(member.api, self.version, timeout_s=limit)
+        member.version = self.version
+        await update.resume(member.api, timeout_s=limit)
+        await self._verify(member)
 
     async def _until_up(self, member: Member) -> None:
         """Raises `ComponentDied`, `DeadlineExceeded`. A server that is not ours has to be there at
@@ -318,6 +432,19 @@ async def _healthy(api: Api) -> bool:
     except ArealSubError:
         return False
     return True
+
+
+def _adapter_folder(path: Path, socket: Path, version: int) -> Path:
+    """The adapter in `path` as vLLM loads it, beside it."""
+    folder = path.with_name(f".{socket.parent.name}-adapter-{version}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(adapter_settings(path))
+    try:
+        os.link(path, folder / ADAPTER_FILE)
+    except OSError:
+        shutil.copyfile(path, folder / ADAPTER_FILE)
+    return folder
 
 
 def _keep_file(path: Path, socket: Path) -> Path:

@@ -31,6 +31,7 @@ class WeightPath(StrEnum):
 
     FILE = "file"  # the backend of ours, in `plugin/`
     RELOAD = "reload"  # vLLM's own `reload_weights`
+    ADAPTER = "adapter"  # vLLM's own loading of LoRA adapters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,23 @@ class Abilities:
     dtype: str
 
 
-async def probe(api: Api, *, max_model_len: int) -> Abilities:
-    """Raises `ConfigError`; `ServerGone` and `DeadlineExceeded` from a server that was there."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """What a server has to be able to take adapters over.
+
+    Not over the output embedding: where vLLM adapts that, `prompt_logprobs`, which each adapter is
+    verified by, end the engine (0.32 on a CPU) as soon as another request runs beside it.
+    """
+
+    rank: int
+    targets: list[str]  # last parts of layers' names
+
+
+async def probe(api: Api, *, max_model_len: int, lora: Lora | None = None) -> Abilities:
+    """`lora`: what it will be given are adapters.
+
+    Raises `ConfigError`; `ServerGone` and `DeadlineExceeded` from a server that was there.
+    """
     version = await _version(api)
     await _check_dev_mode(api)
     config = await _server_config(api)
@@ -64,10 +80,14 @@ async def probe(api: Api, *, max_model_len: int) -> Abilities:
         )
     name = (await api.get("/v1/models", timeout_s=ANSWER_TIMEOUT_S))["data"][0]["id"]
     backend = (config.get("weight_transfer_config") or {}).get("backend")
+    weight_path = WeightPath.FILE if backend == BACKEND else WeightPath.RELOAD
+    if lora is not None:
+        await _check_lora(api, config, lora)
+        weight_path = WeightPath.ADAPTER
     return Abilities(
         version=version,
         way=await _way(api, name),
-        weight_path=WeightPath.FILE if backend == BACKEND else WeightPath.RELOAD,
+        weight_path=weight_path,
         model=name,
         max_model_len=served_len,
         num_slots=int((config.get("scheduler_config") or {}).get("max_num_seqs") or 1),
@@ -128,6 +148,33 @@ async def _check_dev_mode(api: Api) -> None:
             f"vLLM at {api.name} has no /pause, so its weights cannot be changed: restart it with "
             "VLLM_SERVER_DEV_MODE=1 in its environment"
         ) from None
+
+
+async def _check_lora(api: Api, config: dict[str, Any], lora: Lora) -> None:
+    served = config.get("lora_config")
+    if not isinstance(served, dict) or int(served.get("max_lora_rank") or 0) < lora.rank:
+        raise ConfigError(
+            f"vLLM at {api.name} takes no adapters of rank {lora.rank} (actor.lora): restart it "
+            f"with --enable-lora --max-loras 4 --max-lora-rank {lora.rank} (or the next rank that "
+            f"vLLM has) --lora-target-modules {' '.join(lora.targets)}"
+        )
+    targets = served.get("target_modules")
+    if targets is None or any(target.endswith("lm_head") for target in targets):
+        raise ConfigError(
+            f"vLLM at {api.name} adapts the output embedding, too, and may end when an adapter is "
+            "verified under running requests: restart it with --lora-target-modules "
+            + " ".join(lora.targets)
+        )
+    try:
+        # Without a name it is refused, but not as a path that there is not.
+        nothing = {"lora_name": "", "lora_path": ""}
+        await api.post("/v1/load_lora_adapter", nothing, timeout_s=ANSWER_TIMEOUT_S)
+    except Refused as error:
+        if error.status == 404:
+            raise ConfigError(
+                f"vLLM at {api.name} loads no adapters while it runs: restart it with "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment"
+            ) from None
 
 
 async def _server_config(api: Api) -> dict[str, Any]:

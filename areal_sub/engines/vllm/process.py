@@ -17,7 +17,8 @@ import signal
 from pathlib import Path
 
 from areal_sub.engines.vllm.probe import BACKEND, LOGPROBS_MODE
-from areal_sub.engines.vllm.settings import ModelFacts, VllmSettings
+from areal_sub.engines.vllm.settings import LORA_RANKS, ModelFacts, VllmSettings
+from areal_sub.engines.vllm.weights_file import linear_names, shapes_of
 from areal_sub.engines.vllm.wire import SERVED_NAME
 from areal_sub.errors import ConfigError
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 PLUGIN_FOLDER = Path(__file__).parent / "plugin"
 STOP_TIMEOUT_S = 5.0
+# Adapters that one batch may have: of requests that go on over that many updates, less one.
+MAX_LORAS = 4
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -83,10 +86,21 @@ def command_of(settings: VllmSettings, facts: ModelFacts, socket: Path) -> list[
         *("--max-num-seqs", str(settings.max_running_requests)),
         *("--logprobs-mode", LOGPROBS_MODE),
         *("--generation-config", "vllm"),  # the model folder's own defaults are not ours
-        *("--weight-transfer-config", json.dumps({"backend": BACKEND})),
+        *_weight_flags(settings),
         "--skip-tokenizer-init",  # tokens in, tokens out: the proxy has the tokenizer
         *("--enable-scale-out", "--disable-uvicorn-access-log"),
         *settings.args,
+    ]
+
+
+def _weight_flags(settings: VllmSettings) -> list[str]:
+    if settings.lora_rank is None:
+        return ["--weight-transfer-config", json.dumps({"backend": BACKEND})]
+    rank = min(rank for rank in LORA_RANKS if rank >= settings.lora_rank)
+    return [
+        *("--enable-lora", "--max-loras", str(MAX_LORAS), "--max-lora-rank", str(rank)),
+        # Without the output embedding: see `probe.Lora`.
+        *("--lora-target-modules", *linear_names(shapes_of(settings.model_path))),
     ]
 
 
@@ -95,6 +109,7 @@ def environment_of(settings: VllmSettings) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": str(PLUGIN_FOLDER),  # ours is of another interpreter
         "VLLM_SERVER_DEV_MODE": "1",  # pause, resume and new weights
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # which counts with --enable-lora only
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",  # the model is a folder
         **settings.env,

@@ -11,6 +11,8 @@ from typing import Any, Self
 from areal_sub.errors import ConfigError, ModelError
 
 DEFAULT_MAX_MODEL_LEN = 4096
+# What vLLM's --max-lora-rank may be.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,8 @@ class VllmSettings:
     """Default: the model's own limit, at most 4096."""
     seed: int = 1
     policy_version: int = 0
+    lora_rank: int | None = None
+    """Updates are adapters of this rank over the weights at `model_path`; None: whole weights."""
     start_timeout_s: float = 600.0
     update_timeout_s: float = 100.0
     """Of a whole weight update, whatever step it is in."""
@@ -54,6 +58,11 @@ class VllmSettings:
             raise ConfigError(
                 "engine.type=vllm needs either engine.vllm.python (the interpreter that has vLLM; "
                 "a server is started with it) or engine.vllm.urls (servers that run already)"
+            )
+        if settings.lora_rank is not None and settings.lora_rank > max(LORA_RANKS):
+            raise ConfigError(
+                f"actor.lora.rank={settings.lora_rank}: vLLM has adapters of up to rank "
+                f"{max(LORA_RANKS)}; lower it, or use engine.type=embedded"
             )
         return settings
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from areal_sub.engines.vllm.api import Api
+from areal_sub.engines.vllm.api import Api, Refused
 from areal_sub.engines.vllm.probe import Abilities, WeightPath
 from areal_sub.engines.vllm.weights_file import Probe
 from areal_sub.engines.vllm.wire import Way
@@ -63,12 +63,28 @@ async def served_version(api: Api, *, timeout_s: float) -> str:
     return str(answer["weight_version"])
 
 
+async def load_adapter(api: Api, name: str, folder: Path, *, timeout_s: float) -> None:
+    """Under running requests: who began with another goes on with that."""
+    body = {"lora_name": name, "lora_path": str(folder)}
+    await api.post("/v1/load_lora_adapter", body, timeout_s=timeout_s)
+
+
+async def unload_adapter(api: Api, name: str, *, timeout_s: float) -> None:
+    """No error where there is none of that name."""
+    try:
+        await api.post("/v1/unload_lora_adapter", {"lora_name": name}, timeout_s=timeout_s)
+    except Refused as error:
+        if error.status != 404:
+            raise
+
+
 async def verify(
-    api: Api, abilities: Abilities, probe: Probe, version: int, *, timeout_s: float
+    api: Api, abilities: Abilities, probe: Probe, version: int, *, model: str, timeout_s: float
 ) -> float:
-    """The mean difference to the learner's logprobs. Raises `ModelError` where it is too large."""
+    """The mean difference between the logprobs of `model` and the learner's. Raises `ModelError`
+    where it is too large."""
     sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
-    common: dict[str, Any] = {"model": abilities.model, "cache_salt": f"verify-{version}"}
+    common: dict[str, Any] = {"model": model, "cache_salt": f"verify-{version}"}
     if abilities.way is Way.GENERATE:
         body = {"token_ids": probe.token_ids, "sampling_params": sampling, **common}
     else:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from areal_sub.errors import ModelError
-from areal_sub.records import WEIGHT_PROBE
+from areal_sub.records import WEIGHT_ADAPTER, WEIGHT_PROBE
 
 MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 OUTPUT_EMBEDDING = "lm_head.weight"
+ADAPTER_PREFIX = "base_model.model."
 _MAX_SHOWN = 8
 
 
@@ -70,6 +71,48 @@ def check_update(path: Path, base: dict[str, list[int]], *, tied: bool) -> None:
         raise ModelError(
             f"the weights in {path} do not fit the model, the old ones stay in force: "
             f"{'; '.join(problems[:_MAX_SHOWN])}{more}"
+        )
+
+
+def linear_names(shapes: dict[str, list[int]]) -> list[str]:
+    """Last parts of the names of layers that may have an adapter: all matrices but embeddings."""
+    layers = (
+        name.removesuffix(".weight").rpartition(".")[2]
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2 and name != OUTPUT_EMBEDDING
+    )
+    return sorted({layer for layer in layers if "embed" not in layer})
+
+
+def adapter_settings(path: Path) -> str:
+    """The `adapter_config.json` of an adapter's file. Raises `ModelError` where it is none."""
+    settings = _header(path).get("__metadata__", {}).get(WEIGHT_ADAPTER)
+    if not isinstance(settings, str):
+        raise ModelError(f"{path} is no adapter's file: its metadata have no {WEIGHT_ADAPTER}")
+    return settings
+
+
+def check_adapter(path: Path, base: dict[str, list[int]], *, rank: int) -> None:
+    """Raises `ModelError` naming what does not fit the model, or the server's `rank`."""
+    problems = []
+    for name, shape in shapes_of(path).items():
+        layer, _, part = name.removeprefix(ADAPTER_PREFIX).partition(".lora_")
+        weight = base.get(f"{layer}.weight")
+        if f"{layer}.weight" == OUTPUT_EMBEDDING:
+            problems.append(f"{name} (vLLM is not asked to adapt the output embedding)")
+            continue
+        if part not in ("A.weight", "B.weight") or weight is None:
+            problems.append(f"unexpected {name}")
+            continue
+        size, found = shape if part == "B.weight" else reversed(shape)
+        if found > rank:
+            problems.append(f"{name} is of rank {found}, the server takes {rank}")
+        elif size not in weight:
+            problems.append(f"{name} is {shape}, over {weight}")
+    if problems:
+        raise ModelError(
+            f"the adapter in {path} does not fit the model, the old one stays in force: "
+            f"{'; '.join(problems[:_MAX_SHOWN])}"
         )
 
 
