@@ -524,7 +524,8 @@ class ActorConfig(Section):
 
 
 class VllmConfig(Section):
-    """A vLLM of 0.29 or later: one that is started, or those that run already. `docs/vllm.md`."""
+    """A vLLM of 0.29 or later: one that is started, or those that run already, which may be
+    SGLang's, too. `docs/vllm.md`."""
 
     python: str | None = None
     """The interpreter of an environment with vLLM in it: a server is started with it."""

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine_lab import EngineProcess, LocalDecoder, engine_process, make_model
 
 # These need the extra `vllm` (`make test` installs all of them).
-collect_ignore = [] if find_spec("aiohttp") else ["test_vllm_probe.py", "test_vllm_wire.py"]
+NEED_AIOHTTP = ["test_vllm_probe.py", "test_vllm_wire.py", "test_vllm_lora.py", "test_sglang.py"]
+collect_ignore = [] if find_spec("aiohttp") else NEED_AIOHTTP
 
 
 @pytest.fixture(scope="session", autouse=True)

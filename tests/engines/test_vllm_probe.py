@@ -140,7 +140,7 @@ NO_IDS = {"choices": [{"token_ids": [5], "logprobs": {"content": [{"logprob": -1
     ("change", "message"),
     [
         (_answer("/version", 200, {"version": "0.21.3"}), r"pip install 'vllm>=0\.29'"),
-        (_answer("/version", 404, {}), "serves models, but is no vLLM .* does not train with it"),
+        (_answer("/version", 404, {}), "serves models, but is neither .* does not train with it"),
         (_answer("/is_paused", 404, {}), "VLLM_SERVER_DEV_MODE=1"),
         (_answer("/inference/v1/generate", 403, {}), "--enable-scale-out"),
         (

@@ -31,10 +31,11 @@ class Refused(ArealSubError):
 
 
 class Api:
-    """One server. `name` is how errors call it."""
+    """One server. `name` is how errors call it; `kind` what it is, as far as is known."""
 
     def __init__(self, name: str, session: aiohttp.ClientSession, base: str) -> None:
         self.name = name
+        self.kind = "vLLM"
         self._session = session
         self._base = base.rstrip("/")
 
@@ -46,6 +47,9 @@ class Api:
     @classmethod
     def at_socket(cls, name: str, path: Path) -> Self:
         return cls(name, _session(aiohttp.UnixConnector(str(path), limit=0)), "http://vllm")
+
+    def __str__(self) -> str:
+        return f"{self.kind} at {self.name}"
 
     async def close(self) -> None:
         await self._session.close()
@@ -63,7 +67,7 @@ class Api:
                 raw = await answer.read()
         except TimeoutError:
             raise DeadlineExceeded(
-                f"vLLM at {self.name} did not answer {path} within {timeout_s:.0f} s"
+                f"{self} did not answer {path} within {timeout_s:.0f} s"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise self._gone(path, error) from None
@@ -95,8 +99,8 @@ class Api:
         except (aiohttp.ClientError, OSError) as error:
             raise self._gone(path, error) from None
         except orjson.JSONDecodeError as error:
-            raise ServerGone(f"vLLM at {self.name}: {path} streams no JSON: {error}") from None
-        raise ServerGone(f"vLLM at {self.name} ended the stream of {path} in the middle")
+            raise ServerGone(f"{self}: {path} streams no JSON: {error}") from None
+        raise ServerGone(f"{self} ended the stream of {path} in the middle")
 
     @asynccontextmanager
     async def _request(
@@ -109,11 +113,11 @@ class Api:
         ) as answer:
             if answer.status != 200:
                 said = _said(await answer.read())
-                raise Refused(f"vLLM at {self.name}: {path}", answer.status, said)
+                raise Refused(f"{self}: {path}", answer.status, said)
             yield answer
 
     def _gone(self, path: str, error: Exception) -> ServerGone:
-        return ServerGone(f"vLLM at {self.name} is gone ({path}: {error or type(error).__name__})")
+        return ServerGone(f"{self} is gone ({path}: {error or type(error).__name__})")
 
 
 def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:

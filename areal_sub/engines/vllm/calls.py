@@ -141,14 +141,14 @@ class Calls:
             member.num_running -= 1
             member.num_using[began_with] -= 1
         if sampled.finish_reason is None:
-            raise ServerGone(f"vLLM at {member.api.name} gave up a request")
+            raise ServerGone(f"{member.api} gave up a request")
 
 
 def _take(
     sampled: Sampled, way: Way, data: object, version: int, num_before: int, *, spans: bool
 ) -> bool:
     """`spans`: those that the engine gives are of what was sampled with, and not of its base."""
-    piece = piece_of(way, data)
+    piece = piece_of(way, data, len(sampled.token_ids) - num_before)
     if piece is None:
         return False
     sampled.take(piece if spans else replace(piece, versions=None), version, num_before)

@@ -37,6 +37,7 @@ from areal_sub.engines.vllm.weights_file import (
     linear_names,
     shapes_of,
 )
+from areal_sub.engines.vllm.wire import Way
 from areal_sub.errors import ArealSubError, ComponentDied, DeadlineExceeded, ModelError
 
 log = logging.getLogger(__name__)
@@ -143,19 +144,23 @@ class Fleet:
 
     async def look_at(self, member: Member) -> None:
         """After an error there: returns once it is known to be well, or no longer ready."""
-        if member.ready and not await _healthy(member.api):
+        if member.ready and not await _healthy(member):
             member.ready = False
         member.suspect.set()
 
     async def pause(self) -> None:
         async with self._lock:
             self._paused = True
-            await self._on_all(self._ready(), lambda m: update.pause(m.api, timeout_s=self._limit))
+            await self._on_all(
+                self._ready(), lambda m: update.pause(m.api, m.can, timeout_s=self._limit)
+            )
 
     async def resume(self) -> None:
         async with self._lock:
             self._paused = False
-            await self._on_all(self._ready(), lambda m: update.resume(m.api, timeout_s=self._limit))
+            await self._on_all(
+                self._ready(), lambda m: update.resume(m.api, m.can, timeout_s=self._limit)
+            )
 
     async def update(self, path: Path, version: int) -> None:
         """Put the weights of `path` into all servers. Raises `ModelError`, `DeadlineExceeded`."""
@@ -186,7 +191,9 @@ class Fleet:
             self._weights, self.version = kept, version
             members = self._ready()
             limit = self._limit
-            members = await self._on_all(members, lambda m: update.pause(m.api, timeout_s=limit))
+            members = await self._on_all(
+                members, lambda m: update.pause(m.api, m.can, timeout_s=limit)
+            )
             try:
                 members = await self._on_all(
                     members, lambda m: update.load(m.api, m.can, kept, version, timeout_s=limit)
@@ -205,7 +212,7 @@ class Fleet:
                 member.version = version
             if not self._paused:
                 members = await self._on_all(
-                    members, lambda m: update.resume(m.api, timeout_s=limit)
+                    members, lambda m: update.resume(m.api, m.can, timeout_s=limit)
                 )
                 await self._on_all(members, self._verify)
 
@@ -252,7 +259,7 @@ class Fleet:
         try:
             await self._unload(member, list(member.adapters))
         except ArealSubError as error:
-            log.warning("our adapters stay in vLLM at %s: %s", member.api.name, error)
+            log.warning("our adapters stay in %s: %s", member.api, error)
 
     def _drop_folders(self) -> None:
         """Those that no server has any more."""
@@ -261,10 +268,10 @@ class Fleet:
             shutil.rmtree(self._folders.pop(version), ignore_errors=True)
 
     async def _verify(self, member: Member) -> None:
-        served = await update.served_version(member.api, timeout_s=self._limit)
+        served = await update.served_version(member.api, member.can, timeout_s=self._limit)
         if served != str(self.version):
             raise ModelError(
-                f"vLLM at {member.api.name} says that its weights are of version {served!r}, not "
+                f"{member.api} says that its weights are of version {served!r}, not "
                 f"{self.version}: does someone else update it?"
             )
         if self._weights.is_file():
@@ -328,7 +335,7 @@ class Fleet:
                         f"vLLM has ended {num_restarts} times, and is not started again: why, it "
                         "says above"
                     )
-            log.warning("vLLM at %s is down; bringing it back", member.api.name)
+            log.warning("%s is down; bringing it back", member.api)
             try:
                 await self._bring_up(member)
             except (ServerGone, DeadlineExceeded) as error:
@@ -347,7 +354,7 @@ class Fleet:
             member.suspect.clear()
             if not member.ready or any(task.done() for task in ended):
                 return
-            if not await _healthy(member.api):
+            if not await _healthy(member):
                 return
 
     async def _bring_up(self, member: Member) -> None:
@@ -363,7 +370,7 @@ class Fleet:
             max_model_len=self._facts.max_model_len,
             lora=self._lora,
         )
-        log.info("vLLM at %s: %s", member.api.name, member.abilities)
+        log.info("%s: %s", member.api, member.abilities)
         if member.can.weight_path is WeightPath.RELOAD:
             log.warning(
                 "vLLM at %s runs without areal-sub's weight-transfer backend: its own "
@@ -373,7 +380,7 @@ class Fleet:
         async with self._lock:
             await (self._give_adapter if member.takes_adapters else self._give_weights)(member)
             if self._paused:
-                await update.pause(member.api, timeout_s=self._limit)
+                await update.pause(member.api, member.can, timeout_s=self._limit)
             member.suspect.clear()
             member.ready = True
         self._changed.set()
@@ -381,7 +388,7 @@ class Fleet:
 
     async def _give_adapter(self, member: Member) -> None:
         """Its base is not touched: that it is the model folder's, each adapter's check shows."""
-        await update.resume(member.api, timeout_s=self._limit)
+        await update.resume(member.api, member.can, timeout_s=self._limit)
         if self.version in self._folders:
             await self._load_adapter(member, verify=True)
         else:
@@ -390,14 +397,14 @@ class Fleet:
 
     async def _give_weights(self, member: Member) -> None:
         limit = self._limit
-        await update.pause(member.api, timeout_s=limit)
+        await update.pause(member.api, member.can, timeout_s=limit)
         # A server that ran before us has weights that we know nothing of.
         if member.process is None or self._weights != self._settings.model_path:
             await update.load(member.api, member.can, self._weights, self.version, timeout_s=limit)
         else:
             await update.name_version(member.api, self.version, timeout_s=limit)
         member.version = self.version
-        await update.resume(member.api, timeout_s=limit)
+        await update.resume(member.api, member.can, timeout_s=limit)
         await self._verify(member)
 
     async def _until_up(self, member: Member) -> None:
@@ -408,7 +415,7 @@ class Fleet:
         timeout_s = self._settings.start_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                while not await _healthy(member.api):
+                while not await _healthy(member):
                     if member.process is not None and member.process.ended.done():
                         raise ComponentDied(
                             f"vLLM ended with exit code {member.process.ended.result()} before it "
@@ -417,8 +424,7 @@ class Fleet:
                     await asyncio.sleep(START_POLL_S)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"vLLM at {member.api.name} did not serve within {timeout_s:.0f} s "
-                "(engine.vllm.start_timeout_s)"
+                f"{member.api} did not serve within {timeout_s:.0f} s (engine.vllm.start_timeout_s)"
             ) from None
 
     def _drop(self, weights: Path) -> None:
@@ -426,9 +432,12 @@ class Fleet:
             weights.unlink(missing_ok=True)
 
 
-async def _healthy(api: Api) -> bool:
+async def _healthy(member: Member) -> bool:
+    # SGLang's /health samples a token, which it does not do while it is paused.
+    way = member.abilities.way if member.abilities is not None else None
     try:
-        await api.get("/health", timeout_s=HEALTH_TIMEOUT_S)
+        path = "/model_info" if way is Way.SGLANG else "/health"
+        await member.api.get(path, timeout_s=HEALTH_TIMEOUT_S)
     except ArealSubError:
         return False
     return True

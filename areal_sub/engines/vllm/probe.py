@@ -1,10 +1,11 @@
-"""What a vLLM server can do, found out by asking it, and what is wrong, in words that mend it.
+"""What a server can do, found out by asking it, and what is wrong, in words that mend it.
 
 Asked once per server and start. Each problem is a `ConfigError` with the flag or variable to set.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,13 +13,17 @@ from typing import Any
 
 from areal_sub.engines.embedded.request import Request
 from areal_sub.engines.vllm.api import Api, Refused, ServerGone
-from areal_sub.engines.vllm.wire import ReplyError, Way, body_of, piece_of
+from areal_sub.engines.vllm.wire import Piece, ReplyError, Way, body_of, piece_of
 from areal_sub.errors import ConfigError, DeadlineExceeded
 from areal_sub.records import GenerateRequest, int32
 
 # vLLM's weight API changed in 0.16, 0.22, 0.26 and 0.29; what is used here is of the last of these.
 MIN_VERSION = (0, 29)
 TESTED_VERSION = "0.32.0"
+# The one whose answers are understood here.
+SGLANG_VERSION = "0.5.23"
+# By how much its longest prompt (`max_req_input_len`) is shorter than its context.
+SGLANG_RESERVED = 6
 BACKEND = "areal-sub-file"
 LOGPROBS_MODE = "processed_logprobs"
 ANSWER_TIMEOUT_S = 30.0
@@ -32,6 +37,7 @@ class WeightPath(StrEnum):
     FILE = "file"  # the backend of ours, in `plugin/`
     RELOAD = "reload"  # vLLM's own `reload_weights`
     ADAPTER = "adapter"  # vLLM's own loading of LoRA adapters
+    DISK = "disk"  # SGLang's `/update_weights_from_disk`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,9 @@ async def probe(api: Api, *, max_model_len: int, lora: Lora | None = None) -> Ab
 
     Raises `ConfigError`; `ServerGone` and `DeadlineExceeded` from a server that was there.
     """
+    if (info := await _sglang_info(api)) is not None:
+        api.kind = "SGLang"
+        return await _probe_sglang(api, info, max_model_len=max_model_len, lora=lora)
     version = await _version(api)
     await _check_dev_mode(api)
     config = await _server_config(api)
@@ -69,13 +78,13 @@ async def probe(api: Api, *, max_model_len: int, lora: Lora | None = None) -> Ab
     served_len = int(model.get("max_model_len") or 0)
     if served_len < max_model_len:
         raise ConfigError(
-            f"vLLM at {api.name} serves up to {served_len} tokens, the run needs {max_model_len}: "
+            f"{api} serves up to {served_len} tokens, the run needs {max_model_len}: "
             f"restart it with --max-model-len {max_model_len}, or set "
             f"engine.max_model_len={served_len}"
         )
     if (mode := model.get("logprobs_mode")) != LOGPROBS_MODE:
         raise ConfigError(
-            f"vLLM at {api.name} gives {mode}, which are not of the distribution that is sampled "
+            f"{api} gives {mode}, which are not of the distribution that is sampled "
             f"from: restart it with --logprobs-mode {LOGPROBS_MODE}"
         )
     name = (await api.get("/v1/models", timeout_s=ANSWER_TIMEOUT_S))["data"][0]["id"]
@@ -95,6 +104,100 @@ async def probe(api: Api, *, max_model_len: int, lora: Lora | None = None) -> Ab
     )
 
 
+async def _sglang_info(api: Api) -> dict[str, Any] | None:
+    """What SGLang says of its model; None where it is none, or nothing answers."""
+    try:
+        info = await api.get("/model_info", timeout_s=ANSWER_TIMEOUT_S)
+    except (Refused, ServerGone, DeadlineExceeded):
+        return None
+    return info if isinstance(info, dict) and "weight_version" in info else None
+
+
+async def _probe_sglang(
+    api: Api, info: dict[str, Any], *, max_model_len: int, lora: Lora | None
+) -> Abilities:
+    if lora is not None:
+        raise ConfigError(
+            f"{api} is not given adapters: train all weights (actor.lora=null), or sample with "
+            f"vLLM ({TESTED_VERSION} is tested) or engine.type=embedded"
+        )
+    if info.get("preferred_sampling_params"):
+        raise ConfigError(
+            f"{api} samples by parameters of its own: restart it without "
+            "--preferred-sampling-params"
+        )
+    server = await api.get("/server_info", timeout_s=ANSWER_TIMEOUT_S)
+    if not isinstance(server, dict):
+        raise ConfigError(f"{api} does not say how it is configured (/server_info)")
+    served_len = int(server.get("max_req_input_len") or 0)
+    if served_len < max_model_len:
+        raise ConfigError(
+            f"{api} serves up to {served_len} tokens, the run needs {max_model_len}: restart it "
+            f"with --context-length {max_model_len + SGLANG_RESERVED} or more, and memory for as "
+            f"many (--mem-fraction-static), or set engine.max_model_len={served_len}"
+        )
+    for stream in (False, True):
+        await _sample_sglang(api, stream=stream)
+    return Abilities(
+        version=str(server.get("version")),
+        way=Way.SGLANG,
+        weight_path=WeightPath.DISK,
+        model=str(info.get("served_model_name") or info.get("model_path")),
+        max_model_len=served_len,
+        num_slots=int(server.get("max_running_requests") or 1),
+        dtype=str(server.get("dtype", "")).removeprefix("torch."),
+    )
+
+
+async def _sample_sglang(api: Api, *, stream: bool) -> None:
+    """At a temperature at which all tokens are about equally likely, if logprobs are of the
+    distribution that is sampled from."""
+    body = body_of(Way.SGLANG, _HOT_TOKENS, [], salt="probe", stream=stream, model="")
+    path = Way.SGLANG.value
+    try:
+        pieces: list[Piece] = []
+        if stream:
+            async with asyncio.timeout(FIRST_TOKEN_TIMEOUT_S):
+                async for data in api.stream(path, body):
+                    num_taken = sum(len(piece.token_ids) for piece in pieces)
+                    pieces.append(_piece(Way.SGLANG, data, num_taken))
+        else:
+            data = await api.post(path, body, timeout_s=FIRST_TOKEN_TIMEOUT_S)
+            pieces.append(_piece(Way.SGLANG, data, 0))
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"{api} did not sample {_HOT_TOKENS.max_new_tokens} tokens within "
+            f"{FIRST_TOKEN_TIMEOUT_S:.0f} s"
+        ) from None
+    except Refused as error:
+        raise ConfigError(f"{api} cannot sample from this model: {error.said}") from None
+    except ReplyError as error:
+        raise ConfigError(f"{api} answers {path}, but: {error}") from None
+    logprobs = [value for piece in pieces for value in piece.logprobs]
+    if not logprobs or pieces[0].prompt_token_ids != _HOT_TOKENS.prompt.tolist():
+        raise ConfigError(
+            f"{api} does not return the token ids that it read and sampled, without which there is "
+            f"nothing exact to train on: use a version near {SGLANG_VERSION}"
+        )
+    if pieces[-1].versions is None:
+        raise ConfigError(
+            f"{api} does not say which weights each token was sampled with (weight_versions): use "
+            f"a version near {SGLANG_VERSION}"
+        )
+    if max(logprobs) - min(logprobs) > 0.5:
+        raise ConfigError(
+            f"{api} gives logprobs that are not of the distribution that is sampled from: restart "
+            "it without SGLANG_RETURN_ORIGINAL_LOGPROB in its environment"
+        )
+
+
+def _piece(way: Way, data: Any, num_taken: int) -> Piece:
+    piece = piece_of(way, data, num_taken)
+    if piece is None:
+        raise ReplyError("an answer of it brings nothing")
+    return piece
+
+
 async def _version(api: Api) -> str:
     try:
         answer = await api.get("/version", timeout_s=ANSWER_TIMEOUT_S)
@@ -108,10 +211,11 @@ async def _version(api: Api) -> str:
     if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):
         if await _is_other_engine(api):
             raise ConfigError(
-                f"what listens at {api.name} serves models, but is no vLLM (SGLang, perhaps): "
-                "areal-sub knows no way to put new weights into it under running requests and to "
-                "learn which of them a token was sampled with, so it does not train with it: serve "
-                f"the model with vLLM ({TESTED_VERSION} is tested)"
+                f"what listens at {api.name} serves models, but is neither vLLM nor an SGLang that "
+                "is new enough: areal-sub knows no way to put new weights into it under running "
+                "requests and to learn which of them a token was sampled with, so it does not "
+                f"train with it: serve the model with vLLM ({TESTED_VERSION} is tested) or SGLang "
+                f"(near {SGLANG_VERSION})"
             )
         raise ConfigError(
             f"what listens at {api.name} is no vLLM server (it has no /version): is the port right?"
@@ -123,7 +227,7 @@ async def _version(api: Api) -> str:
     if (int(numbers[1]), int(numbers[2])) < MIN_VERSION:
         least = ".".join(map(str, MIN_VERSION))
         raise ConfigError(
-            f"vLLM at {api.name} is version {version}; its way of taking new weights is the one of "
+            f"{api} is version {version}; its way of taking new weights is the one of "
             f"{least} and later: pip install 'vllm>={least}' ({TESTED_VERSION} is tested) in its "
             "environment, and restart it"
         )
@@ -145,7 +249,7 @@ async def _check_dev_mode(api: Api) -> None:
         if error.status != 404:
             raise _odd(error) from None
         raise ConfigError(
-            f"vLLM at {api.name} has no /pause, so its weights cannot be changed: restart it with "
+            f"{api} has no /pause, so its weights cannot be changed: restart it with "
             "VLLM_SERVER_DEV_MODE=1 in its environment"
         ) from None
 
@@ -154,14 +258,14 @@ async def _check_lora(api: Api, config: dict[str, Any], lora: Lora) -> None:
     served = config.get("lora_config")
     if not isinstance(served, dict) or int(served.get("max_lora_rank") or 0) < lora.rank:
         raise ConfigError(
-            f"vLLM at {api.name} takes no adapters of rank {lora.rank} (actor.lora): restart it "
+            f"{api} takes no adapters of rank {lora.rank} (actor.lora): restart it "
             f"with --enable-lora --max-loras 4 --max-lora-rank {lora.rank} (or the next rank that "
             f"vLLM has) --lora-target-modules {' '.join(lora.targets)}"
         )
     targets = served.get("target_modules")
     if targets is None or any(target.endswith("lm_head") for target in targets):
         raise ConfigError(
-            f"vLLM at {api.name} adapts the output embedding, too, and may end when an adapter is "
+            f"{api} adapts the output embedding, too, and may end when an adapter is "
             "verified under running requests: restart it with --lora-target-modules "
             + " ".join(lora.targets)
         )
@@ -172,7 +276,7 @@ async def _check_lora(api: Api, config: dict[str, Any], lora: Lora) -> None:
     except Refused as error:
         if error.status == 404:
             raise ConfigError(
-                f"vLLM at {api.name} loads no adapters while it runs: restart it with "
+                f"{api} loads no adapters while it runs: restart it with "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment"
             ) from None
 
@@ -187,7 +291,7 @@ async def _server_config(api: Api) -> dict[str, Any]:
         raise _odd(error) from None
     except (KeyError, TypeError):
         raise ConfigError(
-            f"vLLM at {api.name} does not say how it is configured (/server_info): use a version "
+            f"{api} does not say how it is configured (/server_info): use a version "
             f"near {TESTED_VERSION}"
         ) from None
     return config
@@ -195,7 +299,7 @@ async def _server_config(api: Api) -> dict[str, Any]:
 
 async def _way(api: Api, model: str) -> Way:
     """Sample one token: what can be asked is not always what can be computed."""
-    for way in Way:
+    for way in (Way.GENERATE, Way.COMPLETIONS):
         body = body_of(way, _ONE_TOKEN, [], salt="probe", stream=False, model=model)
         try:
             answer = await api.post(way.value, body, timeout_s=FIRST_TOKEN_TIMEOUT_S)
@@ -204,20 +308,20 @@ async def _way(api: Api, model: str) -> Way:
                 continue
             if error.status == 403:
                 raise ConfigError(
-                    f"vLLM at {api.name} refuses {way.value}: restart it with --enable-scale-out"
+                    f"{api} refuses {way.value}: restart it with --enable-scale-out"
                 ) from None
             raise ConfigError(
-                f"vLLM at {api.name} cannot sample from this model (its log says why): {error.said}"
+                f"{api} cannot sample from this model (its log says why): {error.said}"
             ) from None
         try:
             piece = piece_of(way, answer)
         except ReplyError as error:
-            raise ConfigError(f"vLLM at {api.name} answers {way.value}, but: {error}") from None
+            raise ConfigError(f"{api} answers {way.value}, but: {error}") from None
         if piece is None or not piece.token_ids or piece.prompt_token_ids is None:
             break
         return way
     raise ConfigError(
-        f"vLLM at {api.name} does not return token ids, without which there is nothing exact to "
+        f"{api} does not return token ids, without which there is nothing exact to "
         f"train on: use a version near {TESTED_VERSION}"
     )
 
@@ -227,6 +331,14 @@ _ONE_TOKEN = Request.checked(
     request_id=0,
     vocab_size=2,
     max_model_len=2,
+)
+
+
+_HOT_TOKENS = Request.checked(
+    GenerateRequest(prompt_token_ids=int32([1, 2]), max_new_tokens=8, temperature=1000.0),
+    request_id=0,
+    vocab_size=3,
+    max_model_len=10,
 )
 
 

@@ -15,24 +15,29 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from areal_sub.engines.vllm.api import Api, Refused
 from areal_sub.engines.vllm.probe import Abilities, WeightPath
 from areal_sub.engines.vllm.weights_file import Probe
-from areal_sub.engines.vllm.wire import Way
+from areal_sub.engines.vllm.wire import ReplyError, Way, score_body_of, scores_of
 from areal_sub.errors import ModelError
 
 # Mean difference of a probe's logprobs, in nats, that rounding alone can make.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}
 
 
-async def pause(api: Api, *, timeout_s: float) -> None:
-    await api.post("/pause?mode=keep", timeout_s=timeout_s)
+async def pause(api: Api, abilities: Abilities, *, timeout_s: float) -> None:
+    if abilities.way is Way.SGLANG:
+        await api.post("/pause_generation", {"mode": "in_place"}, timeout_s=timeout_s)
+    else:
+        await api.post("/pause?mode=keep", timeout_s=timeout_s)
 
 
-async def resume(api: Api, *, timeout_s: float) -> None:
-    await api.post("/resume", timeout_s=timeout_s)
+async def resume(api: Api, abilities: Abilities, *, timeout_s: float) -> None:
+    if abilities.way is Way.SGLANG:
+        await api.post("/continue_generation", {}, timeout_s=timeout_s)
+    else:
+        await api.post("/resume", timeout_s=timeout_s)
 
 
 async def load(
@@ -46,6 +51,15 @@ async def load(
         await api.post(
             "/finish_weight_update", {"weight_version": str(version)}, timeout_s=timeout_s
         )
+    elif abilities.weight_path is WeightPath.DISK:
+        with _folder_of(path) as folder:
+            call = {
+                "model_path": str(folder),
+                "load_format": "auto",
+                "weight_version": str(version),
+                "flush_cache": False,  # which running requests forbid; `cache_salt` does for it
+            }
+            await api.post("/update_weights_from_disk", call, timeout_s=timeout_s)
     else:
         with _folder_of(path) as folder:
             call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
@@ -58,8 +72,9 @@ async def name_version(api: Api, version: int, *, timeout_s: float) -> None:
     await api.post("/update_weight_version", {"new_version": str(version)}, timeout_s=timeout_s)
 
 
-async def served_version(api: Api, *, timeout_s: float) -> str:
-    answer = await api.get("/weight_info", timeout_s=timeout_s)
+async def served_version(api: Api, abilities: Abilities, *, timeout_s: float) -> str:
+    path = "/model_info" if abilities.way is Way.SGLANG else "/weight_info"
+    answer = await api.get(path, timeout_s=timeout_s)
     return str(answer["weight_version"])
 
 
@@ -83,18 +98,13 @@ async def verify(
 ) -> float:
     """The mean difference between the logprobs of `model` and the learner's. Raises `ModelError`
     where it is too large."""
-    sampling = {"max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
-    common: dict[str, Any] = {"model": model, "cache_salt": f"verify-{version}"}
-    if abilities.way is Way.GENERATE:
-        body = {"token_ids": probe.token_ids, "sampling_params": sampling, **common}
-    else:
-        body = {"prompt": probe.token_ids, **sampling, **common}
+    salt = f"verify-{version}"
+    body = score_body_of(abilities.way, probe.token_ids, salt=salt, model=model)
     answer = await api.post(abilities.way.value, body, timeout_s=timeout_s)
-    entries = answer.get("prompt_logprobs") or answer["choices"][0].get("prompt_logprobs")
-    served = [
-        entry[str(token_id)]["logprob"]
-        for entry, token_id in zip(entries[1:], probe.token_ids[1:], strict=True)
-    ]
+    try:
+        served = scores_of(abilities.way, probe.token_ids, answer)
+    except ReplyError as error:
+        raise ModelError(f"{api} cannot be checked: {error}") from None
     difference: float = sum(abs(a - b) for a, b in zip(served, probe.logprobs, strict=True)) / len(
         served
     )
@@ -107,7 +117,7 @@ async def verify(
             else ""
         )
         raise ModelError(
-            f"vLLM at {api.name} does not compute what the learner computes with the weights of "
+            f"{api} does not compute what the learner computes with the weights of "
             f"version {version}: logprobs differ by {difference:.4g} nats on average, rounding in "
             f"{abilities.dtype} explains {tolerance:g}{hint}"
         )
