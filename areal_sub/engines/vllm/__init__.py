@@ -2,9 +2,11 @@
 
     trainer, proxy ── rpc ──► server ──► calls ──► fleet ──► api ── HTTP ──► vLLM (one or many)
                                            │         │
-                                      wire (pure)    ├── process: starts vLLM, ends it
+                                      wire (pure)    ├── member: one server, and whether it is well
+                                                     ├── process: starts vLLM, ends it
                                                      ├── probe: what it can do, what is wrong
-                                                     └── update: pause → load → resume → verify
+                                                     ├── update: pause → load → resume → verify
+                                                     └── adapters: or, with LoRA, beside one another
 
 Who waits for whom: a call waits for its server's tokens, and for a server to be ready again where
 its own has died; an update waits for each of its steps, which all have deadlines; a server that

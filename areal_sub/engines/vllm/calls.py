@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 
 from areal_sub.engines.embedded.request import Request, RequestError
 from areal_sub.engines.vllm.api import Refused, ServerGone
-from areal_sub.engines.vllm.fleet import Fleet, Member
+from areal_sub.engines.vllm.fleet import Fleet
+from areal_sub.engines.vllm.member import Member
 from areal_sub.engines.vllm.wire import Piece, ReplyError, Way, body_of, piece_of, versions_of
 from areal_sub.records import GenerateChunk, extend_digest, float32, int32, uint32
 

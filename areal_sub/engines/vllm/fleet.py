@@ -4,10 +4,8 @@ Invariants: a server is ready only with the current weights in it and their vers
 weights and bringing a server back take turns, under one lock; the file of the current weights is
 kept under a name of our own until the next one is in force.
 
-With adapters (`VllmSettings.lora_rank`) each version is a LoRA adapter of its own beside the base:
-it is loaded and verified while requests run, then new requests name it, and those in flight end
-with the one that they began with. An adapter that none of them uses any more is unloaded with the
-next update; its folder stays that long, as vLLM may read it again.
+With adapters (`VllmSettings.lora_rank`) no weights are loaded, and each version is an adapter beside
+the base (`adapters`).
 """
 
 from __future__ import annotations
@@ -15,72 +13,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import shutil
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from areal_sub.engines.vllm import update
+from areal_sub.engines.vllm.adapters import Adapters
 from areal_sub.engines.vllm.api import Api, Refused, ServerGone
-from areal_sub.engines.vllm.probe import Abilities, Lora, WeightPath, probe
+from areal_sub.engines.vllm.member import Member
+from areal_sub.engines.vllm.probe import Lora, WeightPath, probe
 from areal_sub.engines.vllm.process import VllmProcess
 from areal_sub.engines.vllm.routing import Routes
 from areal_sub.engines.vllm.settings import ModelFacts, VllmSettings
-from areal_sub.engines.vllm.weights_file import (
-    Probe,
-    adapter_settings,
-    check_adapter,
-    check_update,
-    linear_names,
-    shapes_of,
-)
-from areal_sub.engines.vllm.wire import Way
-from areal_sub.errors import ArealSubError, ComponentDied, DeadlineExceeded, ModelError
+from areal_sub.engines.vllm.weights_file import Probe, check_update, linear_names, shapes_of
+from areal_sub.errors import ComponentDied, DeadlineExceeded, ModelError
 
 log = logging.getLogger(__name__)
 
 HEALTH_INTERVAL_S = 5.0
-# A dead server refuses the connection at once; a busy one is not to be killed for being so.
-HEALTH_TIMEOUT_S = 60.0
 START_POLL_S = 0.5
-ADAPTER_FILE = "adapter_model.safetensors"
-
-
-class Member:
-    """One server."""
-
-    def __init__(self, index: int, api: Api) -> None:
-        self.index = index
-        self.api = api
-        self.process: VllmProcess | None = None
-        self.abilities: Abilities | None = None  # None until it has been probed
-        self.ready = False
-        self.version = -1  # of the tokens that it samples now
-        self.num_running = 0
-        self.adapters: dict[int, str] = {}  # version → name, of those loaded, first the base's
-        self.num_using: Counter[int] = Counter()  # requests, by the version that they began with
-        self.suspect = asyncio.Event()  # someone met an error there: look at it now
-
-    @property
-    def can(self) -> Abilities:
-        assert self.abilities is not None
-        return self.abilities
-
-    @property
-    def takes_adapters(self) -> bool:
-        return self.can.weight_path is WeightPath.ADAPTER
-
-    @property
-    def model(self) -> str:
-        """The name that requests give now."""
-        return self.adapters[self.version] if self.takes_adapters else self.can.model
-
-    def done_with(self) -> list[int]:
-        """Versions of adapters that nothing uses any more."""
-        return [v for v in self.adapters if v != self.version and not self.num_using[v]]
 
 
 class Fleet:
@@ -98,11 +51,15 @@ class Fleet:
         self._weights: Path = settings.model_path  # those of `version`: a folder, then a file
         self._shapes = shapes_of(settings.model_path)
         self._lora: Lora | None = None
-        if settings.lora_rank is not None:
-            self._lora = Lora(rank=settings.lora_rank, targets=linear_names(self._shapes))
-        # Other runs' adapters may be there, and what is cached of them.
-        self._prefix = f"policy-{secrets.token_hex(4)}"
-        self._folders: dict[int, Path] = {}  # of adapters, by version
+        self._adapters: Adapters | None = None
+        if (rank := settings.lora_rank) is not None:
+            self._lora = Lora(rank=rank, targets=linear_names(self._shapes))
+            self._adapters = Adapters(
+                self._shapes,
+                rank=rank,
+                owner=settings.socket_path.parent.name,
+                timeout_s=self._limit,
+            )
         self._routes = Routes()
         self._paused = False
         self._lock = asyncio.Lock()
@@ -123,12 +80,12 @@ class Fleet:
             for member in self.members:
                 if member.process is not None:
                     await member.process.stop()
-                else:
-                    await self._leave(member)
+                elif self._adapters is not None:
+                    await self._adapters.leave(member)
                 await member.api.close()
             self._drop(self._weights)
-            for folder in self._folders.values():
-                shutil.rmtree(folder, ignore_errors=True)
+            if self._adapters is not None:
+                self._adapters.close()
 
     async def watch(self) -> None:
         """Until a server cannot be brought back."""
@@ -144,7 +101,7 @@ class Fleet:
 
     async def look_at(self, member: Member) -> None:
         """After an error there: returns once it is known to be well, or no longer ready."""
-        if member.ready and not await _healthy(member):
+        if member.ready and not await member.is_healthy():
             member.ready = False
         member.suspect.set()
 
@@ -181,8 +138,8 @@ class Fleet:
                     f"update_weights to version {version!r}: the engine is at {self.version}, and "
                     "versions must grow with each update"
                 )
-            if self._lora is not None:
-                await self._update_adapter(path, version, self._lora.rank)
+            if self._adapters is not None:
+                await self._update_adapter(self._adapters, path, version)
                 return
             check_update(path, self._shapes, tied=self._facts.tied)
             kept = _keep_file(path, self._settings.socket_path)
@@ -216,56 +173,28 @@ class Fleet:
                 )
                 await self._on_all(members, self._verify)
 
-    async def _update_adapter(self, path: Path, version: int, rank: int) -> None:
-        check_adapter(path, self._shapes, rank=rank)
-        old = self.version
+    async def _update_adapter(self, adapters: Adapters, path: Path, version: int) -> None:
+        adapters.keep(path, version)
         # From here on, a server that comes back gets the new one.
-        self._folders[version] = _adapter_folder(path, self._settings.socket_path, version)
-        self.version = version
+        old, self.version = self.version, version
         try:
-            members = await self._on_all(
-                self._ready(), lambda m: self._load_adapter(m, verify=not self._paused)
-            )
+            members = await self._on_all(self._ready(), lambda m: adapters.load(m, version))
+            if not self._paused:
+                members = await self._on_all(members, self._verify_adapter)
         except (Refused, ModelError) as error:
             self.version = old
-            await self._on_all(self._ready(), lambda m: self._unload(m, [version]))
-            self._drop_folders()
+            await self._on_all(self._ready(), lambda m: adapters.unload(m, [version]))
+            adapters.drop_unused(self.members, old)
             raise ModelError(f"the adapter of version {version} was refused: {error}") from None
         for member in members:
             member.version = version
-        await self._on_all(members, lambda m: self._unload(m, m.done_with()))
-        self._drop_folders()
+        await self._on_all(members, lambda m: adapters.unload(m, m.done_with()))
+        adapters.drop_unused(self.members, version)
 
-    async def _load_adapter(self, member: Member, *, verify: bool) -> None:
-        """The current one, beside those that are there."""
-        version, name, limit = self.version, f"{self._prefix}-{self.version}", self._limit
-        folder = self._folders[version]
-        # A server that was only out of reach has it still.
-        await update.unload_adapter(member.api, name, timeout_s=limit)
-        await update.load_adapter(member.api, name, folder, timeout_s=limit)
-        member.adapters[version] = name
-        if verify:
-            await self._compare(member, folder / ADAPTER_FILE, name)
-
-    async def _unload(self, member: Member, versions: Iterable[int]) -> None:
-        for version in versions:
-            name = member.adapters.get(version)
-            if name is not None and name != member.can.model:
-                await update.unload_adapter(member.api, name, timeout_s=self._limit)
-            member.adapters.pop(version, None)
-
-    async def _leave(self, member: Member) -> None:
-        """Someone else's server: take our adapters out of it."""
-        try:
-            await self._unload(member, list(member.adapters))
-        except ArealSubError as error:
-            log.warning("our adapters stay in %s: %s", member.api, error)
-
-    def _drop_folders(self) -> None:
-        """Those that no server has any more."""
-        used = {self.version}.union(*(member.adapters for member in self.members))
-        for version in set(self._folders) - used:
-            shutil.rmtree(self._folders.pop(version), ignore_errors=True)
+    async def _verify_adapter(self, member: Member) -> None:
+        assert self._adapters is not None
+        if (file := self._adapters.file_of(self.version)) is not None:
+            await self._compare(member, file, member.adapters[self.version])
 
     async def _verify(self, member: Member) -> None:
         served = await update.served_version(member.api, member.can, timeout_s=self._limit)
@@ -354,7 +283,7 @@ class Fleet:
             member.suspect.clear()
             if not member.ready or any(task.done() for task in ended):
                 return
-            if not await _healthy(member):
+            if not await member.is_healthy():
                 return
 
     async def _bring_up(self, member: Member) -> None:
@@ -378,7 +307,10 @@ class Fleet:
                 member.api.name,
             )
         async with self._lock:
-            await (self._give_adapter if member.takes_adapters else self._give_weights)(member)
+            if self._adapters is not None:
+                await self._give_adapter(self._adapters, member)
+            else:
+                await self._give_weights(member)
             if self._paused:
                 await update.pause(member.api, member.can, timeout_s=self._limit)
             member.suspect.clear()
@@ -386,13 +318,11 @@ class Fleet:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _give_adapter(self, member: Member) -> None:
+    async def _give_adapter(self, adapters: Adapters, member: Member) -> None:
         """Its base is not touched: that it is the model folder's, each adapter's check shows."""
         await update.resume(member.api, member.can, timeout_s=self._limit)
-        if self.version in self._folders:
-            await self._load_adapter(member, verify=True)
-        else:
-            member.adapters[self.version] = member.can.model
+        await adapters.load(member, self.version)
+        await self._verify_adapter(member)
         member.version = self.version
 
     async def _give_weights(self, member: Member) -> None:
@@ -415,7 +345,7 @@ class Fleet:
         timeout_s = self._settings.start_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                while not await _healthy(member):
+                while not await member.is_healthy():
                     if member.process is not None and member.process.ended.done():
                         raise ComponentDied(
                             f"vLLM ended with exit code {member.process.ended.result()} before it "
@@ -430,30 +360,6 @@ class Fleet:
     def _drop(self, weights: Path) -> None:
         if weights != self._settings.model_path:
             weights.unlink(missing_ok=True)
-
-
-async def _healthy(member: Member) -> bool:
-    # SGLang's /health samples a token, which it does not do while it is paused.
-    way = member.abilities.way if member.abilities is not None else None
-    try:
-        path = "/model_info" if way is Way.SGLANG else "/health"
-        await member.api.get(path, timeout_s=HEALTH_TIMEOUT_S)
-    except ArealSubError:
-        return False
-    return True
-
-
-def _adapter_folder(path: Path, socket: Path, version: int) -> Path:
-    """The adapter in `path` as vLLM loads it, beside it."""
-    folder = path.with_name(f".{socket.parent.name}-adapter-{version}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(adapter_settings(path))
-    try:
-        os.link(path, folder / ADAPTER_FILE)
-    except OSError:
-        shutil.copyfile(path, folder / ADAPTER_FILE)
-    return folder
 
 
 def _keep_file(path: Path, socket: Path) -> Path:
