@@ -4,7 +4,7 @@ Invariants: a server is ready only with the current weights in it and their vers
 weights and bringing a server back take turns, under one lock; the file of the current weights is
 kept under a name of our own until the next one is in force.
 
-With adapters (`VllmSettings.lora_rank`) no weights are loaded, and each version is an adapter beside
+With adapters (`VllmSettings.lora_rank`) no weights are loaded: each version is an adapter beside
 the base (`adapters`).
 """
 
