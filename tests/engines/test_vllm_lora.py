@@ -196,24 +196,26 @@ def test_adapters_give_what_the_learner_computes(
 def test_a_request_in_flight_ends_with_the_adapter_that_it_began_with(
     vllm: EngineProcess, learner: Learner, tmp_path: Path, stream: bool
 ) -> None:
-    prompt, num_tokens = prompt_of(8), 1500
+    prompt, num_tokens = prompt_of(8), MAX_MODEL_LEN - 8
 
     async def work(client: EngineClient) -> Any:
         first = become(learner, 3)
         version = await put(client, learner, tmp_path)
         # What earlier tests left is done with.
         assert await served(vllm) - {"policy"} == folders(tmp_path) == {str(version)}
+        second = become(learner, 4)
+        learner.export_adapter(path := tmp_path / "next.safetensors", "float32")  # at hand
         long = request_of(prompt, stream=stream, temperature=1.0, max_new_tokens=num_tokens)
         call = asyncio.ensure_future(generate(client, long))
-        witness = request_of(prompt_of(9), stream=True, max_new_tokens=200)
+        witness = request_of(prompt_of(9), stream=True, max_new_tokens=MAX_MODEL_LEN - 9)
         async with aclosing(client.generate(witness)) as chunks:
-            for _ in range(50):  # both are being decoded by now
+            for _ in range(20):  # both are being decoded by now, and for long
                 await anext(chunks)
-            second = become(learner, 4)
-            assert await put(client, learner, tmp_path) == version + 1
-            assert not call.done()
-            new = await generate(client, request_of(prompt, max_new_tokens=20))
-            assert await served(vllm) - {"policy"} == {str(version), str(version + 1)}
+            await client.update_weights(path, version + 1, timeout_s=UPDATE_S)
+        # Not while the witness is unread: what waits to be read holds up its connection.
+        new = await generate(client, request_of(prompt, max_new_tokens=20))
+        assert not call.done()
+        assert await served(vllm) - {"policy"} == {str(version), str(version + 1)}
         chunks = await call
         become(learner, 5)
         await put(client, learner, tmp_path)
