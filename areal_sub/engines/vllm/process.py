@@ -13,6 +13,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -61,9 +62,13 @@ class VllmProcess:
         return self._process.pid
 
     def kill(self) -> None:
-        """The server and its workers, at once."""
+        """The server and its workers, at once, and the shared memory that they would leave."""
+        group = self._process.pid
+        shared = _shared_memory_of(group)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(group, signal.SIGKILL)
+        for path in shared:
+            path.unlink(missing_ok=True)
 
     async def stop(self) -> None:
         """Let it end by itself, for a while; then kill what is left."""
@@ -114,6 +119,21 @@ def environment_of(settings: VllmSettings) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",  # the model is a folder
         **settings.env,
     }
+
+
+def _shared_memory_of(group: int) -> set[Path]:
+    """What processes of the group have mapped of what Python's multiprocessing makes."""
+    found: set[Path] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            _, _, stat = (process / "stat").read_text().rpartition(")")
+            if int(stat.split()[2]) != group:
+                continue
+            maps = (process / "maps").read_text()
+        except OSError:  # it has ended
+            continue
+        found.update(map(Path, re.findall(r"(/dev/shm/(?:psm_|sem\.mp-)\S+)$", maps, re.MULTILINE)))
+    return found
 
 
 def _end_with_parent() -> None:
