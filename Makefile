@@ -15,7 +15,7 @@ INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
 ALL_EXTRAS := train vllm data gguf dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-smollm2 test test-families test-attacks test-agents test-vllm lint format bench bench-spawn \
+.PHONY: help train train-smollm2 test test-runs test-families test-attacks test-agents test-vllm lint format bench bench-spawn \
 	bench-proxy bench-constrained bench-engine bench-weights bench-journal soak soak-rollouts chaos docs \
 	bench-async gpu constraints clean
 
@@ -32,9 +32,13 @@ train-smollm2:  ## Fetch SmolLM2-135M and run a few GRPO steps on a reasoning ta
 	$(BIN)/python examples/smollm2/prepare.py
 	$(BIN)/areal-sub train --config examples/smollm2/config.yaml $(ARGS)
 
-test:  ## Run all tests but the attacks, the agents and real vLLM (ARGS="tests/config -k name" for some)
+test:  ## Run the tests, but for the suites below (ARGS="tests/config -k name" for some)
 	$(INSTALL) $(ALL_EXTRAS)
-	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not attacks and not agents and not vllm" $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m "not runs and not attacks and not agents and not vllm" $(ARGS)
+
+test-runs:  ## Whole runs in trouble (a full disk, no memory, hanging processes ...) or with rarer settings
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -m runs tests/e2e $(ARGS)
 
 test-vllm:  ## Run the tests that need a real vLLM, on the CPU, in an environment of its own
 	$(INSTALL) $(ALL_EXTRAS)

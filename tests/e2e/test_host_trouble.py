@@ -18,6 +18,8 @@ from e2e_run import REPO, Run
 
 from areal_sub.trajectory.run_log import read_run
 
+pytestmark = pytest.mark.runs
+
 StartRun = Callable[..., Run]
 GOES_ON = ("valid_dataset=null", "recover.mode=auto", "recover.freq_steps=1")
 

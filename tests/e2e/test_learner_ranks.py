@@ -11,6 +11,8 @@ import psutil
 import pytest
 from e2e_run import Run
 
+pytestmark = pytest.mark.runs
+
 
 # Seven processes of ours import torch in it: on a busy machine that alone takes minutes.
 @pytest.mark.timeout(600)

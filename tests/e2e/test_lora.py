@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from e2e_run import Run
 from safetensors.torch import load_file
@@ -14,6 +15,8 @@ from areal_sub.config.schema import ActorConfig
 from areal_sub.learner.checkpoint import save_recovery
 from areal_sub.learner.learner import Learner
 from areal_sub.trajectory.resume import RunPosition
+
+pytestmark = pytest.mark.runs
 
 BATCH_SIZE = 2
 

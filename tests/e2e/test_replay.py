@@ -13,6 +13,8 @@ from e2e_run import REPO, Run
 
 from areal_sub.trajectory.run_log import read_rollout, read_run
 
+pytestmark = pytest.mark.runs
+
 StartRun = Callable[..., Run]
 
 

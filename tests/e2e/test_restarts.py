@@ -14,7 +14,7 @@ import psutil
 import pytest
 from e2e_run import Run
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.runs, pytest.mark.timeout(400)]
 
 MODULES = {
     "engine": "areal_sub.engines.embedded",
