@@ -135,6 +135,8 @@ def _guarded(sessions: Sessions, dialect: Dialect, endpoint: Endpoint) -> Called
         except Exception:
             log.exception("%s %s failed", request.method, request.url.path)
             refusal = Refusal(Reason.INTERNAL, "the proxy failed; see its log")
+        # This frame, which its traceback holds, and with it the body, would wait for the collector.
+        refusal.__traceback__ = None
         sessions.num_rejected[refusal.reason] += 1
         if session is not None:
             session.num_rejected += 1
