@@ -73,7 +73,7 @@ class House:
             "chat_template": None,
             "tool_call_parser": "auto",
             "reasoning_parser": "none",
-            "request_timeout_s": 20.0,
+            "request_timeout_s": 60.0,
         }
         (folder / "settings.json").write_text(json.dumps(settings))
         server = Server(folder / "engine.sock", handlers)

@@ -22,7 +22,7 @@ OBSERVE: dict[str, Observe] = {}
 
 MAX_GROWTH_BYTES = 192 * MIB
 """Of the proxy, by one rollout: its bodies, and what is made of them."""
-MAX_LATENCY_S = 5.0
+MAX_LATENCY_S = 15.0
 """Of an honest call meanwhile, on a busy machine."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e]")
 
