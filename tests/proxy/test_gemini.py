@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -163,59 +162,6 @@ def test_why_it_stopped_candidates_and_logprobs(proxied: Any) -> None:
     proxied(work)
 
 
-def test_the_first_token_arrives_before_the_second_is_sampled(proxied: Any) -> None:
-    async def work(proxy: Any) -> None:
-        proxy.engine.says("abc<|im_end|>")
-        seen = asyncio.Event()
-
-        async def gate(position: int) -> None:
-            if position == 1:
-                await seen.wait()
-
-        proxy.engine.gate = gate
-        rollout = await proxy.open()
-        client = rollout.gemini()
-        text = ""
-        async for chunk in await client.models.generate_content_stream(model="m", contents="?"):
-            text += chunk.text or ""
-            seen.set()
-        assert text == "abc"
-        await client.aclose()
-
-    proxied(work)
-
-
-def test_hanging_up_aborts_the_generation(proxied: Any) -> None:
-    async def work(proxy: Any) -> None:
-        proxy.engine.says("abc<|im_end|>")
-        reached = asyncio.Event()
-
-        async def gate(position: int) -> None:
-            if position == 2:
-                reached.set()
-                await asyncio.Event().wait()
-
-        proxy.engine.gate = gate
-        rollout = await proxy.open()
-        client = rollout.gemini()
-
-        async def read() -> None:
-            async for _ in await client.models.generate_content_stream(model="m", contents="?"):
-                pass
-
-        reading = asyncio.ensure_future(read())
-        await reached.wait()
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-        await client.aclose()
-        await proxy.engine.until(lambda: proxy.engine.num_aborted == 1)
-        await rollout.end()
-        [turn] = rollout.turns()
-        assert (turn.finish_reason, len(turn.token_ids)) == ("aborted", 2)
-
-    proxied(work)
-
-
 def test_errors_are_the_sdks(proxied: Any) -> None:
     async def work(proxy: Any) -> None:
         rollout = await proxy.open()
@@ -248,34 +194,6 @@ def test_errors_are_the_sdks(proxied: Any) -> None:
             await each.aclose()
 
     proxied(work, max_model_len=64, request_timeout_s=3.0)
-
-
-def test_an_engine_that_goes_in_mid_stream(proxied: Any) -> None:
-    async def work(proxy: Any) -> None:
-        proxy.engine.says("abc<|im_end|>")
-        reached = asyncio.Event()
-
-        async def gate(position: int) -> None:
-            if position == 2:
-                reached.set()
-                await asyncio.Event().wait()
-
-        proxy.engine.gate = gate
-        rollout = await proxy.open()
-        client = rollout.gemini()
-
-        async def read() -> None:
-            async for _ in await client.models.generate_content_stream(model="m", contents="?"):
-                pass
-
-        reading = asyncio.ensure_future(read())
-        await reached.wait()
-        await proxy.engine_server.close()
-        with pytest.raises(errors.ServerError, match="engine"):
-            await reading
-        await client.aclose()
-
-    proxied(work, request_timeout_s=2.0)
 
 
 def test_paths_keys_and_the_array_form(proxied: Any) -> None:

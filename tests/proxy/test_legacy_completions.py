@@ -76,51 +76,6 @@ def test_records_are_what_the_engine_saw_and_sampled(
         asyncio.run(work(Path(folder)))
 
 
-def test_the_first_token_arrives_before_the_second_is_sampled(proxied: Any) -> None:
-    async def work(proxy: Any) -> None:
-        proxy.engine.says("abc<|im_end|>")
-        seen = asyncio.Event()
-
-        async def gate(position: int) -> None:
-            if position == 1:
-                await seen.wait()
-
-        proxy.engine.gate = gate
-        rollout = await proxy.open()
-        async with rollout.client() as client:
-            async for chunk in await client.completions.create(model="m", prompt="?", stream=True):
-                if chunk.choices[0].text:
-                    assert seen.is_set() or len(proxy.engine.sampled[0]) == 1
-                    seen.set()
-        assert seen.is_set()
-
-    proxied(work)
-
-
-def test_hanging_up_aborts_the_generation(proxied: Any) -> None:
-    async def work(proxy: Any) -> None:
-        proxy.engine.says("abc<|im_end|>")
-        reached = asyncio.Event()
-
-        async def gate(position: int) -> None:
-            if position == 2:
-                reached.set()
-                await asyncio.Event().wait()
-
-        proxy.engine.gate = gate
-        rollout = await proxy.open()
-        async with rollout.client() as client:
-            stream = await client.completions.create(model="m", prompt="?", stream=True)
-            await reached.wait()
-            await stream.close()
-        await proxy.engine.until(lambda: proxy.engine.num_aborted == 1)
-        await rollout.end()
-        [turn] = rollout.turns()
-        assert (turn.finish_reason, len(turn.token_ids)) == ("aborted", 2)
-
-    proxied(work)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_text_and_what_goes_on_from_it_in_tokens(proxied: Any, stream: bool) -> None:
     async def work(proxy: Any) -> None:

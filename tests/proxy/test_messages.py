@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -173,51 +172,6 @@ def test_why_it_stopped(proxied: Any, stream: bool) -> None:
     proxied(work)
 
 
-def test_the_first_token_arrives_before_the_second_is_sampled(proxied: Any) -> None:
-    async def work(proxy: Any) -> None:
-        proxy.engine.says("abc<|im_end|>")
-        seen = asyncio.Event()
-
-        async def gate(position: int) -> None:
-            if position == 1:
-                await seen.wait()
-
-        proxy.engine.gate = gate
-        rollout = await proxy.open()
-        async with rollout.anthropic() as client:
-            stream = client.messages.stream(model="m", max_tokens=9, messages=[user("?")])
-            async with stream as events:
-                async for _ in events.text_stream:
-                    seen.set()
-        assert seen.is_set()
-
-    proxied(work)
-
-
-def test_hanging_up_aborts_the_generation(proxied: Any) -> None:
-    async def work(proxy: Any) -> None:
-        proxy.engine.says("abc<|im_end|>")
-        reached = asyncio.Event()
-
-        async def gate(position: int) -> None:
-            if position == 2:
-                reached.set()
-                await asyncio.Event().wait()
-
-        proxy.engine.gate = gate
-        rollout = await proxy.open()
-        async with rollout.anthropic() as client:
-            stream = client.messages.stream(model="m", max_tokens=9, messages=[user("?")])
-            async with stream:
-                await reached.wait()
-        await proxy.engine.until(lambda: proxy.engine.num_aborted == 1)
-        await rollout.end()
-        [turn] = rollout.turns()
-        assert (turn.finish_reason, len(turn.token_ids)) == ("aborted", 2)
-
-    proxied(work)
-
-
 def test_betas_threads_and_the_tool_runner(proxied: Any) -> None:
     """The runner asks for a thread first, is told that there are none, and sends its history."""
 
@@ -316,29 +270,6 @@ def test_errors_are_the_sdks_and_not_retried(proxied: Any) -> None:
         assert sum((await proxy.stats())["num_rejected"].values()) == 8
 
     proxied(work, max_model_len=64, request_timeout_s=3.0)
-
-
-def test_an_engine_that_goes_in_mid_stream(proxied: Any) -> None:
-    async def work(proxy: Any) -> None:
-        proxy.engine.says("abc<|im_end|>")
-        reached = asyncio.Event()
-
-        async def gate(position: int) -> None:
-            if position == 2:
-                reached.set()
-                await asyncio.Event().wait()
-
-        proxy.engine.gate = gate
-        rollout = await proxy.open()
-        async with rollout.anthropic() as client:
-            stream = client.messages.stream(model="m", max_tokens=9, messages=[user("?")])
-            with pytest.raises(anthropic.APIStatusError, match="engine"):
-                async with stream as events:
-                    await reached.wait()
-                    await proxy.engine_server.close()
-                    await events.get_final_message()
-
-    proxied(work, request_timeout_s=2.0)
 
 
 def test_paths_keys_probes_and_models(proxied: Any) -> None:

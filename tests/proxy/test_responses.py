@@ -184,50 +184,6 @@ def test_the_events_in_their_order(proxied: Any) -> None:
     proxied(work, reasoning_parser="think")
 
 
-def test_the_first_token_arrives_before_the_second_is_sampled(proxied: Any) -> None:
-    async def work(proxy: Any) -> None:
-        proxy.engine.says("abc<|im_end|>")
-        seen = asyncio.Event()
-
-        async def gate(position: int) -> None:
-            if position == 1:
-                await seen.wait()
-
-        proxy.engine.gate = gate
-        rollout = await proxy.open()
-        async with rollout.client() as client:
-            async for event in await client.responses.create(model="m", input="?", stream=True):
-                if event.type == "response.output_text.delta":
-                    seen.set()
-        assert seen.is_set()
-
-    proxied(work)
-
-
-def test_hanging_up_aborts_the_generation(proxied: Any) -> None:
-    async def work(proxy: Any) -> None:
-        proxy.engine.says("abc<|im_end|>")
-        reached = asyncio.Event()
-
-        async def gate(position: int) -> None:
-            if position == 2:
-                reached.set()
-                await asyncio.Event().wait()
-
-        proxy.engine.gate = gate
-        rollout = await proxy.open()
-        async with rollout.client() as client:
-            stream = await client.responses.create(model="m", input="?", stream=True)
-            await reached.wait()
-            await stream.close()
-        await proxy.engine.until(lambda: proxy.engine.num_aborted == 1)
-        await rollout.end()
-        [turn] = rollout.turns()
-        assert (turn.finish_reason, len(turn.token_ids)) == ("aborted", 2)
-
-    proxied(work)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_was_cut_is_incomplete(proxied: Any, stream: bool) -> None:
     async def work(proxy: Any) -> None:
