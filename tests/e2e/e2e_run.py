@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 REPO = Path(__file__).resolve().parents[2]
 WAIT_S = 300.0
+MODULES = {
+    "engine": "areal_sub.engines.embedded",
+    "proxy": "areal_sub.proxy",
+    "supervisor": "areal_sub.rollout.supervisor",
+}
 
 
 class Run:
@@ -62,12 +69,32 @@ class Run:
             if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
         ]
 
+    def process_of(self, component: str) -> psutil.Process:
+        """The one that runs now. It is started again while the test looks for it, maybe."""
+        found: list[psutil.Process] = []
+
+        def look() -> bool:
+            for process in psutil.Process(self.process.pid).children():
+                try:
+                    if MODULES[component] in process.cmdline():
+                        found.append(process)
+                except psutil.NoSuchProcess:
+                    continue
+            return bool(found)
+
+        self.wait_until(look, f"process of the {component}")
+        return found[-1]
+
+    def incidents(self) -> list[dict[str, Any]]:
+        path = self.root / "incidents.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def num_steps(self) -> int:
+        path = self.root / "metrics.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
     def wait_for_steps(self, num_steps: int) -> None:
-        metrics = self.root / "metrics.jsonl"
-        self.wait_until(
-            lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= num_steps,
-            f"{num_steps} steps",
-        )
+        self.wait_until(lambda: self.num_steps() >= num_steps, f"{num_steps} steps")
 
     def wait_until(
         self, condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S

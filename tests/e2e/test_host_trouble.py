@@ -3,7 +3,6 @@ engine, a clock that jumps. Each has a clear end, damages nothing, and the run g
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shlex
@@ -12,7 +11,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from e2e_run import REPO, Run
 
@@ -22,10 +20,6 @@ pytestmark = pytest.mark.runs
 
 StartRun = Callable[..., Run]
 GOES_ON = ("valid_dataset=null", "recover.mode=auto", "recover.freq_steps=1")
-
-
-def num_steps(run: Run) -> int:
-    return len((run.root / "metrics.jsonl").read_text().splitlines())
 
 
 # A policy of 1.6 MB: a recovery point takes 5 MB, and two are there for a moment.
@@ -84,7 +78,7 @@ def test_a_recovery_point_that_cannot_be_written_ends_the_run_which_goes_on_late
 
     recover.unlink()
     (run.root / "aside").rename(recover)
-    again = start_run(*GOES_ON, f"total_train_steps={num_steps(run) + 1}")
+    again = start_run(*GOES_ON, f"total_train_steps={run.num_steps() + 1}")
     output = again.finish()
     assert again.process.returncode == 0 and "going on from step" in output, output
 
@@ -96,19 +90,14 @@ def test_an_engine_without_memory_is_an_error_that_says_so_or_is_replaced(
     """Where it fails first, in a step or in loading weights, is not for the test to say."""
     run = start_run(*GOES_ON, "total_train_steps=30")
     run.wait_for_steps(2)
-    (engine,) = (
-        process
-        for process in psutil.Process(run.process.pid).children()
-        if "areal_sub.engines.embedded" in process.cmdline()
-    )
+    engine = run.process_of("engine")
     most = engine.memory_info().vms + 2**20
     resource.prlimit(engine.pid, resource.RLIMIT_AS, (most, most))
     output = run.finish()
     assert "memory" in output.lower(), output
-    incidents = run.root / "incidents.jsonl"
     if run.process.returncode == 0:
-        assert json.loads(incidents.read_text().splitlines()[0])["component"] == "engine"
-    again = start_run(*GOES_ON, f"total_train_steps={num_steps(run) + 1}")
+        assert run.incidents()[0]["component"] == "engine"
+    again = start_run(*GOES_ON, f"total_train_steps={run.num_steps() + 1}")
     output = again.finish()
     assert again.process.returncode == 0 and "going on from step" in output, output
 
@@ -129,7 +118,7 @@ def test_a_clock_that_jumps_by_a_day_changes_nothing(start_run: StartRun, tmp_pa
     )
     output = run.finish()
     assert run.process.returncode == 0 and "  accounted for" in output, output
-    assert not (run.root / "incidents.jsonl").exists()
+    assert run.incidents() == []
     (attempt,) = read_run(run.root / "journal")
     decided = [d.decided_at for log in attempt.rollouts.values() for d in log.decisions]
     assert max(decided) - min(decided) > 80_000, "the clock did not jump"

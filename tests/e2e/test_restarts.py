@@ -10,44 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from e2e_run import Run
 
 pytestmark = [pytest.mark.runs, pytest.mark.timeout(400)]
-
-MODULES = {
-    "engine": "areal_sub.engines.embedded",
-    "proxy": "areal_sub.proxy",
-    "supervisor": "areal_sub.rollout.supervisor",
-}
-
-
-def process_of(run: Run, component: str) -> psutil.Process:
-    """The one that runs now. It is started again while the test looks for it, maybe."""
-    found: list[psutil.Process] = []
-
-    def look() -> bool:
-        for process in psutil.Process(run.process.pid).children():
-            try:
-                if MODULES[component] in process.cmdline():
-                    found.append(process)
-            except psutil.NoSuchProcess:
-                continue
-        return bool(found)
-
-    run.wait_until(look, f"process of the {component}")
-    return found[-1]
-
-
-def incidents(run: Run) -> list[dict[str, Any]]:
-    path = run.root / "incidents.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def num_steps(run: Run) -> int:
-    path = run.root / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def test_each_process_is_started_again_and_the_run_ends_as_it_should(
@@ -58,13 +24,13 @@ def test_each_process_is_started_again_and_the_run_ends_as_it_should(
     for number, component in enumerate(order):
         run.wait_for_steps(number + 1)
         run.note_family()
-        process_of(run, component).kill()
-        run.wait_until(lambda: len(incidents(run)) > number, "notice of it")  # noqa: B023
+        run.process_of(component).kill()
+        run.wait_until(lambda: len(run.incidents()) > number, "notice of it")  # noqa: B023
     output = run.finish()
     assert run.process.returncode == 0, output
-    assert num_steps(run) == 5
-    assert [each["component"] for each in incidents(run)] == order
-    assert {each["what"] for each in incidents(run)} == {"ended with signal SIGKILL"}
+    assert run.num_steps() == 5
+    assert [each["component"] for each in run.incidents()] == order
+    assert {each["what"] for each in run.incidents()} == {"ended with signal SIGKILL"}
     assert "1 engine, 1 proxy, 1 supervisor" in output and "  accounted for" in output
     assert "0 masked" in output, "what is sampled before and after is one sequence"
     assert not run.survivors()
@@ -78,10 +44,10 @@ def test_a_process_that_hangs_is_named_killed_and_replaced(start_run: Callable[.
         "scheduler.max_restarts=100",
     )
     run.wait_for_steps(1)
-    process_of(run, "supervisor").send_signal(signal.SIGSTOP)
+    run.process_of("supervisor").send_signal(signal.SIGSTOP)
     output = run.finish()
     assert run.process.returncode == 0, output
-    hung = [each["what"] for each in incidents(run) if each["component"] == "supervisor"]
+    hung = [each["what"] for each in run.incidents() if each["component"] == "supervisor"]
     assert hung and hung[0].startswith("hangs: supervisor did not answer 'ping' within 5"), hung
 
 
@@ -114,7 +80,7 @@ def test_status_says_who_waits_for_whom_also_where_the_trainer_stands_still(
     run.wait_until(lambda: (run.root / "sockets").exists(), "sockets")
     run.wait_until(told, "wait for rollouts")
     assert said["trainer"]["status"]["queues"]["groups running"] > 0
-    assert said["engine"]["pid"] == process_of(run, "engine").pid
+    assert said["engine"]["pid"] == run.process_of("engine").pid
     assert not said["proxy"]["problem"] and said["proxy"]["counts"]["num_open"] > 0
 
     run.process.send_signal(signal.SIGSTOP)

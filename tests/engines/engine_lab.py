@@ -22,7 +22,7 @@ from areal_sub.engines.embedded.decoder import Decoder, Limits, Progress
 from areal_sub.engines.embedded.grammars import Constraint
 from areal_sub.engines.embedded.request import Request
 from areal_sub.engines.embedded.runner import Runner, check_runner
-from areal_sub.records import GenerateRequest, int32
+from areal_sub.records import GenerateChunk, GenerateRequest, int32
 
 VOCAB = 97
 # Long enough for a request to be caught in the middle, however busy the machine is.
@@ -223,3 +223,11 @@ def engine_process(
                 process.kill()
                 process.wait()
                 raise
+
+
+async def generate(client: EngineClient, request: GenerateRequest) -> list[GenerateChunk]:
+    return [chunk async for chunk in client.generate(request)]
+
+
+def joined(chunks: Sequence[GenerateChunk], field: str) -> list[Any]:
+    return [value for chunk in chunks for value in getattr(chunk, field).tolist()]

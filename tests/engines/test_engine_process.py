@@ -13,6 +13,7 @@ from engine_lab import (
     VOCAB,
     EngineProcess,
     engine_process,
+    generate,
     greedy_reference,
     make_model,
     prompt_of,
@@ -23,10 +24,6 @@ from areal_sub.engine_client import EngineClient
 from areal_sub.engines.embedded.server import serve
 from areal_sub.errors import ModelError, PeerGone, RpcError
 from areal_sub.records import EngineInfo, GenerateChunk, GenerateRequest
-
-
-async def generate(client: EngineClient, request: GenerateRequest) -> list[GenerateChunk]:
-    return [chunk async for chunk in client.generate(request)]
 
 
 async def until(client: EngineClient, *, running: int, waiting: int = 0) -> EngineInfo:

@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from engine_lab import EngineProcess, engine_process, greedy_reference, prompt_of, request_of
+from engine_lab import (
+    EngineProcess,
+    engine_process,
+    generate,
+    greedy_reference,
+    joined,
+    prompt_of,
+    request_of,
+)
 from engine_lab import make_model as make
 from safetensors.torch import save_file
 from sglang_server import SglangServer, serving
@@ -22,7 +30,7 @@ from areal_sub.engines.vllm.api import Api
 from areal_sub.engines.vllm.probe import Abilities, Lora, WeightPath, probe
 from areal_sub.engines.vllm.wire import Way
 from areal_sub.errors import ConfigError, RpcError
-from areal_sub.records import WEIGHT_PROBE, GenerateChunk, GenerateRequest, extend_digest, int32
+from areal_sub.records import WEIGHT_PROBE, extend_digest, int32
 
 DEADLINE_S = 60.0
 
@@ -58,14 +66,6 @@ def write_weights(model: Any, path: Path, *, off: float = 0.0) -> Path:
     state.pop("lm_head.weight")
     save_file(state, path, {WEIGHT_PROBE: json.dumps({"token_ids": ids, "logprobs": said})})
     return path
-
-
-async def generate(client: EngineClient, request: GenerateRequest) -> list[GenerateChunk]:
-    return [chunk async for chunk in client.generate(request)]
-
-
-def joined(chunks: Sequence[GenerateChunk], name: str) -> list[Any]:
-    return [value for chunk in chunks for value in getattr(chunk, name).tolist()]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import signal
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -23,37 +19,26 @@ import psutil
 import pytest
 import torch
 import transformers
-from engine_lab import EngineProcess, engine_process, greedy_reference, prompt_of, request_of
+from engine_lab import (
+    EngineProcess,
+    generate,
+    greedy_reference,
+    joined,
+    prompt_of,
+    request_of,
+)
 from safetensors.torch import load_file, save_file
+from vllm_lab import CONFIG, MAX_MODEL_LEN, START_S, UPDATE_S, WORK_S, logprobs_of, vllm_server
 
 from areal_sub.config.schema import ActorConfig
 from areal_sub.engine_client import EngineClient
 from areal_sub.errors import RpcError
 from areal_sub.learner.learner import Learner
-from areal_sub.records import WEIGHT_ADAPTER, WEIGHT_PROBE, GenerateChunk, GenerateRequest
+from areal_sub.records import WEIGHT_ADAPTER, WEIGHT_PROBE, GenerateChunk
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1000)]
 
-MAX_MODEL_LEN = 4096
 RANK = 4
-START_S = 900.0
-UPDATE_S = 300.0
-WORK_S = 600.0
-# Attention heads of 32: vLLM's CPU kernels have none smaller.
-CONFIG = transformers.LlamaConfig(
-    vocab_size=97,
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    intermediate_size=96,
-    max_position_embeddings=MAX_MODEL_LEN,
-    initializer_range=0.4,
-    tie_word_embeddings=True,
-    bos_token_id=None,
-    eos_token_id=None,
-    pad_token_id=None,
-)
 
 
 @pytest.fixture(scope="module")
@@ -66,30 +51,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vllm(base: Path) -> Iterator[EngineProcess]:
-    folder = Path(tempfile.mkdtemp(prefix="as-"))  # sockets need short names
-    try:
-        with engine_process(
-            folder,
-            "vllm",
-            model_path=str(base),
-            python=os.environ["AREAL_SUB_VLLM_PYTHON"],
-            args=["--enforce-eager"],
-            env={"VLLM_CPU_KVCACHE_SPACE": "1"},
-            lora_rank=RANK,
-            policy_version=-1,
-            max_running_requests=16,
-            start_timeout_s=START_S,
-            update_timeout_s=100.0,
-        ) as engine:
-            deadline = time.monotonic() + START_S
-            while not engine.socket_path.exists():
-                ended = engine.process.poll() is not None
-                if ended or time.monotonic() > deadline:
-                    pytest.fail((folder / "log").read_text()[-8000:])
-                time.sleep(0.1)
-            yield engine
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    own = {"lora_rank": RANK, "policy_version": -1, "update_timeout_s": 100.0}
+    with vllm_server(base, **own) as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -113,12 +77,6 @@ def become(learner: Learner, seed: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def logprobs_of(model: Any, prompt: Sequence[int], token_ids: Sequence[int]) -> list[float]:
-    ids = torch.tensor([[*prompt, *token_ids]])
-    scores = model(ids).logits[0].log_softmax(-1)
-    return [float(scores[len(prompt) - 1 + i, t]) for i, t in enumerate(token_ids)]
-
-
 async def put(client: EngineClient, learner: Learner, folder: Path) -> int:
     """Give the engine the learner's adapter; its version."""
     version = (await client.info()).policy_version + 1
@@ -129,14 +87,6 @@ async def put(client: EngineClient, learner: Learner, folder: Path) -> int:
     finally:
         path.unlink()
     return version
-
-
-async def generate(client: EngineClient, request: GenerateRequest) -> list[GenerateChunk]:
-    return [chunk async for chunk in client.generate(request)]
-
-
-def joined(chunks: Sequence[GenerateChunk], field: str) -> list[Any]:
-    return [value for chunk in chunks for value in getattr(chunk, field).tolist()]
 
 
 async def served(vllm: EngineProcess) -> set[str]:

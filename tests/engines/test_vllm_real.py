@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import signal
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -22,37 +18,22 @@ import psutil
 import pytest
 import torch
 import transformers
-from engine_lab import EngineProcess, engine_process, greedy_reference, prompt_of, request_of
+from engine_lab import (
+    EngineProcess,
+    generate,
+    greedy_reference,
+    joined,
+    prompt_of,
+    request_of,
+)
 from safetensors.torch import save_file
+from vllm_lab import CONFIG, MAX_MODEL_LEN, START_S, UPDATE_S, WORK_S, logprobs_of, vllm_server
 
 from areal_sub.engine_client import EngineClient
 from areal_sub.errors import GrammarError, RpcError
-from areal_sub.records import WEIGHT_PROBE, GenerateChunk, GenerateRequest, extend_digest, int32
+from areal_sub.records import WEIGHT_PROBE, GenerateChunk, extend_digest, int32
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1000)]
-
-MAX_MODEL_LEN = 4096
-START_S = 900.0
-UPDATE_S = 300.0
-WORK_S = 600.0
-# Attention heads of 32: vLLM's CPU kernels have none smaller.
-CONFIG = transformers.LlamaConfig(
-    vocab_size=97,
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    intermediate_size=96,
-    max_position_embeddings=MAX_MODEL_LEN,
-    initializer_range=0.4,
-    tie_word_embeddings=True,
-    bos_token_id=None,
-    eos_token_id=None,
-    pad_token_id=None,
-)
-# Of a server for tests: small, and quick to start.
-ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-ARGS = ["--enforce-eager"]
 
 
 def model_of(seed: int) -> Any:
@@ -61,39 +42,12 @@ def model_of(seed: int) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def logprobs_of(model: Any, prompt: Sequence[int], token_ids: Sequence[int]) -> list[float]:
-    ids = torch.tensor([[*prompt, *token_ids]])
-    scores = model(ids).logits[0].log_softmax(-1)
-    return [float(scores[len(prompt) - 1 + i, t]) for i, t in enumerate(token_ids)]
-
-
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
-    python = os.environ["AREAL_SUB_VLLM_PYTHON"]
     model_path = tmp_path_factory.mktemp("vllm-model")
     model_of(0).save_pretrained(model_path)
-    folder = Path(tempfile.mkdtemp(prefix="as-"))  # sockets need short names
-    try:
-        with engine_process(
-            folder,
-            "vllm",
-            model_path=str(model_path),
-            python=python,
-            args=ARGS,
-            env=ENV,
-            max_running_requests=16,
-            start_timeout_s=START_S,
-            update_timeout_s=UPDATE_S,
-        ) as engine:
-            deadline = time.monotonic() + START_S
-            while not engine.socket_path.exists():
-                ended = engine.process.poll() is not None
-                if ended or time.monotonic() > deadline:
-                    pytest.fail((folder / "log").read_text()[-8000:])
-                time.sleep(0.1)
-            yield engine
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with vllm_server(model_path, update_timeout_s=UPDATE_S) as engine:
+        yield engine
 
 
 def write_weights(model: Any, path: Path, **wrong: float) -> None:
@@ -116,14 +70,6 @@ async def put(client: EngineClient, model: Any, folder: Path, **wrong: float) ->
     finally:
         path.unlink()
     return version
-
-
-async def generate(client: EngineClient, request: GenerateRequest) -> list[GenerateChunk]:
-    return [chunk async for chunk in client.generate(request)]
-
-
-def joined(chunks: Sequence[GenerateChunk], field: str) -> list[Any]:
-    return [value for chunk in chunks for value in getattr(chunk, field).tolist()]
 
 
 def check_exact(prompt: Sequence[int], chunks: Sequence[GenerateChunk]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -272,3 +273,18 @@ def engine_alone(tmp_path: Path, model_folder: Path) -> Callable[..., Any]:
             )
 
     return start
+
+
+@pytest.fixture
+def hand_over(tmp_path: Path) -> Callable[[str], int]:
+    """Bind a listener and send it to the proxy, as the supervisor does; returns its port."""
+
+    def send(rollout_id: str) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        with listener, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+            door.connect(str(tmp_path / "listeners.sock"))
+            socket.send_fds(door, [rollout_id.encode()], [listener.fileno()])
+            port: int = listener.getsockname()[1]
+            return port
+
+    return send

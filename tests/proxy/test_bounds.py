@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,21 +15,6 @@ from areal_sub.proxy.refusals import Refusal
 
 MESSAGES: Any = [{"role": "user", "content": "?"}]
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@pytest.fixture
-def hand_over(tmp_path: Path) -> Callable[[str], int]:
-    """Bind a listener and send it to the proxy, as the supervisor does; returns its port."""
-
-    def send(rollout_id: str) -> int:
-        listener = socket.create_server(("127.0.0.1", 0))
-        with listener, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
-            door.connect(str(tmp_path / "listeners.sock"))
-            socket.send_fds(door, [rollout_id.encode()], [listener.fileno()])
-            port: int = listener.getsockname()[1]
-            return port
-
-    return send
 
 
 def call(key: str, **body: Any) -> bytes:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,28 +12,14 @@ import pytest
 MESSAGES: Any = [{"role": "user", "content": "?"}]
 
 
-@pytest.fixture
-def hand_over(tmp_path: Path) -> Callable[[str], str]:
-    """Bind a listener, send it to the proxy as the supervisor does; returns its base URL."""
-
-    def send(rollout_id: str) -> str:
-        listener = socket.create_server(("127.0.0.1", 0))
-        with listener, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
-            door.connect(str(tmp_path / "listeners.sock"))
-            socket.send_fds(door, [rollout_id.encode()], [listener.fileno()])
-            return f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-    return send
-
-
 @pytest.mark.parametrize("key", ["its own", "hard-coded"])
 def test_a_connection_belongs_to_its_rollout_whatever_the_key(
-    proxied: Any, hand_over: Callable[[str], str], key: str
+    proxied: Any, hand_over: Callable[[str], int], key: str
 ) -> None:
     async def work(proxy: Any) -> None:
         proxy.engine.says("Hi<|im_end|>")
         mine = await proxy.open()
-        url = hand_over(mine.rollout_id)
+        url = f"http://127.0.0.1:{hand_over(mine.rollout_id)}"
         api_key = mine.key if key == "its own" else "sk-hard-coded"
         async with mine.client(base_url=f"{url}/v1", api_key=api_key) as client:
             completion = await client.chat.completions.create(model="m", messages=MESSAGES)
@@ -46,11 +30,11 @@ def test_a_connection_belongs_to_its_rollout_whatever_the_key(
 
 @pytest.mark.parametrize("where", ["header", "path"])
 def test_another_rollouts_key_is_refused_and_counted_for_both(
-    proxied: Any, hand_over: Callable[[str], str], where: str
+    proxied: Any, hand_over: Callable[[str], int], where: str
 ) -> None:
     async def work(proxy: Any) -> None:
         mine, other = await proxy.open(), await proxy.open()
-        url = hand_over(mine.rollout_id)
+        url = f"http://127.0.0.1:{hand_over(mine.rollout_id)}"
         path = f"/k/{other.key}/v1" if where == "path" else "/v1"
         api_key = mine.key if where == "path" else other.key
         async with mine.client(base_url=url + path, api_key=api_key) as client:
@@ -66,10 +50,10 @@ def test_another_rollouts_key_is_refused_and_counted_for_both(
     proxied(work)
 
 
-def test_the_listener_ends_with_its_rollout(proxied: Any, hand_over: Callable[[str], str]) -> None:
+def test_the_listener_ends_with_its_rollout(proxied: Any, hand_over: Callable[[str], int]) -> None:
     async def work(proxy: Any) -> None:
         mine = await proxy.open()
-        url = hand_over(mine.rollout_id)
+        url = f"http://127.0.0.1:{hand_over(mine.rollout_id)}"
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{url}/v1/models")).status_code == 200
             await mine.end(outcome="exception", reward=None)
@@ -83,16 +67,16 @@ def test_the_listener_ends_with_its_rollout(proxied: Any, hand_over: Callable[[s
 
 
 def test_a_listener_of_an_unknown_rollout_is_closed(
-    proxied: Any, hand_over: Callable[[str], str]
+    proxied: Any, hand_over: Callable[[str], int]
 ) -> None:
     async def work(proxy: Any) -> None:
-        url = hand_over("nobody")
+        url = f"http://127.0.0.1:{hand_over('nobody')}"
         async with httpx.AsyncClient() as client:
             with pytest.raises((httpx.ConnectError, httpx.ReadError)):
                 await client.get(f"{url}/v1/models")
         mine = await proxy.open()  # the proxy goes on
         async with httpx.AsyncClient() as client:
-            answer = await client.get(f"{hand_over(mine.rollout_id)}/v1/models")
+            answer = await client.get(f"http://127.0.0.1:{hand_over(mine.rollout_id)}/v1/models")
         assert answer.status_code == 200
 
     proxied(work)
