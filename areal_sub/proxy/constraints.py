@@ -35,6 +35,9 @@ from areal_sub.proxy.refusals import Refusal, invalid
 MAX_GRAMMAR_CHARS = 2**20
 # Models that indent are not made to write densely, and none can fill its answer with white space.
 WHITE_SPACE = r"( |\n[ \t]{0,24})"
+# RFC 8259, section 6: what every JSON reader takes for the same integer. The engine's is one that
+# takes larger ones for the nearest double, and would write that.
+MAX_EXACT_INTEGER = 2**53
 ANY_TEXT = r"/(.|\n)*/"
 
 
@@ -162,6 +165,7 @@ class _Calls:
             given = {"properties": {}, "additionalProperties": False}
         if not isinstance(given, dict):
             raise invalid(f"The parameters of the tool {tool['name']!r} must be a schema.", "tools")
+        _check_values(given, "tools")
         strict = tool["name"] in self._call.strict_tools
         return _term({**given, "type": "object"}, strict=strict)
 
@@ -201,7 +205,25 @@ def _json(call: Call) -> str:
     wanted = call.output_format
     if wanted.kind == "json_object":
         return _term({"type": "object"}, strict=True)
+    _check_values(wanted.schema, "response_format")
     return _term(wanted.schema or {}, strict=wanted.strict)
+
+
+def _check_values(schema: object, field: str) -> None:
+    """Raises `Refusal` where a value that the answer may have is an integer that is not exact."""
+    pending: list[tuple[object, bool]] = [(schema, False)]
+    while pending:
+        part, is_value = pending.pop()
+        if isinstance(part, dict):
+            pending += [(p, is_value or key in ("const", "enum")) for key, p in part.items()]
+        elif isinstance(part, list):
+            pending += [(p, is_value) for p in part]
+        elif is_value and isinstance(part, int) and abs(part) > MAX_EXACT_INTEGER:
+            raise invalid(
+                f"{field}: the answer cannot be held to {part}: integers beyond 2**53 are not "
+                "exact in JSON. Let the schema have it as a string.",
+                field,
+            )
 
 
 def _term(schema: Mapping[str, Any], *, strict: bool) -> str:

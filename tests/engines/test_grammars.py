@@ -38,7 +38,7 @@ from areal_sub.engines.embedded.matching import FRAME, MASK, TOKEN
 from areal_sub.errors import GrammarError
 from areal_sub.records import GenerateChunk, GenerateRequest
 
-# Beyond them the library takes enum and const for the nearest double, as many JSON readers do.
+# Beyond them the library takes enum and const for the nearest double: the proxy refuses those.
 EXACT_INTEGERS = st.integers(-(2**53), 2**53)
 # Two characters at most between any two: what a random model writes stays short.
 COMPACT = {"x-guidance": {"whitespace_pattern": " "}}
@@ -98,7 +98,7 @@ def schemas() -> st.SearchStrategy[dict[str, Any]]:
         st.integers(0, 6).map(lambda n: {"type": "string", "maxLength": n}),
         st.sampled_from([{"type": "string", "pattern": "^[a-c]{2,4}$"}, {"const": {"k": [1]}}]),
         st.lists(
-            st.one_of(names, st.integers(), st.none()), min_size=1, max_size=4, unique=True
+            st.one_of(names, EXACT_INTEGERS, st.none()), min_size=1, max_size=4, unique=True
         ).map(lambda values: {"enum": values}),
     )
 

@@ -229,6 +229,32 @@ def test_refusals_name_the_field(asked: Call, param: str) -> None:
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
+ID = 2**60 + 1
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": ID},
+        {"properties": {"id": {"enum": ["none", -ID]}}},
+        {"anyOf": [{"const": {"ids": [{"id": ID}]}}]},
+    ],
+)
+def test_an_integer_that_json_readers_take_for_another_is_refused(schema: Any) -> None:
+    for asked in (
+        call(output_format=OutputFormat("json_schema", schema)),
+        required(tools=(tool("f", schema),)),
+    ):
+        with pytest.raises(Refusal, match=f"{ID}: integers beyond"):
+            grammar_of(asked, FORMATS["hermes"], {})
+
+
+def test_bounds_beyond_exact_integers_are_taken(takes: Any) -> None:
+    bounded = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
+    assert takes(call(output_format=OutputFormat("json_schema", bounded)), "17")
+    assert takes(call(output_format=OutputFormat("json_schema", {"const": 2**53})), str(2**53))
+
+
 def test_where_a_fault_is() -> None:
     assert described_in(required(output_format=JSON)) == "tools"
     assert described_in(call(output_format=JSON, tools=(tool("f"),))) == "response_format"
