@@ -1,4 +1,7 @@
-"""Sampling under a grammar: with the engine's real process, a random model and a real tokenizer."""
+"""Sampling under a grammar: with the engines' real processes, a random model and a real tokenizer.
+
+With vLLM: `make test-vllm`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +33,13 @@ from grammar_lab import SPECIAL, make_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from vllm_lab import START_S, vllm_server
 
 from areal_sub.engine_client import EngineClient
 from areal_sub.engines.embedded import grammars
 from areal_sub.engines.embedded.grammars import Constraint, fault
 from areal_sub.engines.embedded.matching import FRAME, MASK, TOKEN
-from areal_sub.errors import GrammarError
+from areal_sub.errors import GrammarError, RpcError
 from areal_sub.records import GenerateChunk, GenerateRequest
 
 # Beyond them the library takes enum and const for the nearest double: the proxy refuses those.
@@ -49,6 +53,11 @@ class Lab:
     engine: EngineProcess
     tokenizer: Tokenizer
     folder: Path
+    hottest: float  # temperature that the engine takes
+
+    @property
+    def is_vllm(self) -> bool:
+        return self.hottest == VLLM_HOTTEST
 
     @property
     def stop(self) -> int:
@@ -80,12 +89,21 @@ async def whole(client: EngineClient, request: GenerateRequest) -> GenerateChunk
     return chunk
 
 
-@pytest.fixture(scope="module", params=["byte-level", "sentencepiece"])
+VLLM_HOTTEST = 2.0
+VLLM = pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(1000)])
+
+
+@pytest.fixture(scope="module", params=["byte-level", "sentencepiece", VLLM])
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("grammars")
-    tokenizer = make_folder(folder, request.param)
-    with engine_process(folder, model_path=str(folder), max_running_requests=8) as engine:
-        yield Lab(engine, tokenizer, folder)
+    if request.param == "vllm":
+        tokenizer = make_folder(folder)
+        with vllm_server(folder) as engine:
+            yield Lab(engine, tokenizer, folder, VLLM_HOTTEST)
+    else:
+        tokenizer = make_folder(folder, request.param)
+        with engine_process(folder, model_path=str(folder), max_running_requests=8) as engine:
+            yield Lab(engine, tokenizer, folder, hottest=50.0)
 
 
 def schemas() -> st.SearchStrategy[dict[str, Any]]:
@@ -125,7 +143,7 @@ def _any_of(options: list[dict[str, Any]]) -> dict[str, Any]:
     return {"anyOf": options}
 
 
-@given(st.lists(schemas(), min_size=1, max_size=6), st.sampled_from([0.0, 1.0, 3.0]))
+@given(st.lists(schemas(), min_size=1, max_size=6), st.sampled_from([0.0, 1.0, 2.0]))
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -158,7 +176,7 @@ def test_logprobs_are_the_models_own(lab: Lab) -> None:
 
 def test_only_tokens_of_text_match_text(lab: Lab) -> None:
     """Not the control tokens, nor the ids that the model has and the tokenizer has not."""
-    requests = [lab.request(r"start: /(.|\n)*/", temperature=50.0, max_new_tokens=500)] * 4
+    requests = [lab.request(r"start: /(.|\n)*/", temperature=lab.hottest, max_new_tokens=500)] * 4
     control = {lab.tokenizer.token_to_id(t) for t in (*SPECIAL, "<tool_call>", "</tool_call>")}
     for chunk in lab.sample(*requests):
         ids = chunk.token_ids.tolist()
@@ -201,18 +219,70 @@ def test_the_unconstrained_of_a_batch_do_not_notice(lab: Lab) -> None:
     assert [mixed[i].token_ids.tolist() for i in (1, 3, 6)] == alone
 
 
-def test_an_aborted_request_leaves_no_process(lab: Lab) -> None:
-    process = psutil.Process(lab.engine.process.pid)
+def matchers(lab: Lab) -> list[psutil.Process]:
+    """The processes that match, templates not among them."""
+    found: dict[int, psutil.Process] = {}
+    forks = []
+    for process in psutil.Process(lab.engine.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any("matching" in part for part in process.cmdline()):
+                found[process.pid] = process
+                if process.ppid() in found:  # parents come first
+                    forks.append(process)
+    return forks
 
+
+ENDLESS = {"type": "string", "minLength": 10**6}
+
+
+def test_an_aborted_request_leaves_no_process(lab: Lab) -> None:
     async def work(client: EngineClient) -> None:
-        request = lab.json({"type": "string", "minLength": 10**6}, max_new_tokens=1900, stream=True)
+        request = lab.json(ENDLESS, max_new_tokens=1900, stream=True)
         async with aclosing(client.generate(request)) as chunks:
             await anext(chunks)
-            assert len(process.children(recursive=True)) == 2  # the template, and its fork
-        while len(process.children(recursive=True)) > 1:
+            assert len(matchers(lab)) == (2 if lab.is_vllm else 1)  # vLLM has one of its own
+        while matchers(lab):
             await client.info()
 
     lab.engine.run(work)
+
+
+def test_a_killed_matcher_ends_its_request_alone(lab: Lab) -> None:
+    async def work(client: EngineClient) -> None:
+        beside = asyncio.ensure_future(whole(client, lab.request("", max_new_tokens=1900)))
+        request = lab.json(ENDLESS, max_new_tokens=1900, stream=True)
+        async with aclosing(client.generate(request)) as chunks:
+            await anext(chunks)
+            for process in matchers(lab):
+                process.kill()
+            with pytest.raises(RpcError, match="more CPU time, memory or stack"):
+                async for _ in chunks:
+                    pass
+        assert (await beside).finish_reason in ("length", "stop")
+
+    lab.engine.run(work)
+
+
+@pytest.mark.parametrize("lab", [VLLM], indirect=True)
+def test_an_answer_goes_on_after_its_server_was_killed(lab: Lab) -> None:
+    schema = {"type": "array", "items": {"const": "value"}, "minItems": 30, "maxItems": 30}
+
+    async def work(client: EngineClient) -> list[GenerateChunk]:
+        chunks = []
+        request = lab.json(schema, max_new_tokens=1900, stream=True)
+        async with aclosing(client.generate(request)) as given:
+            async for chunk in given:
+                chunks.append(chunk)
+                if len(chunks) == 20:
+                    servers = psutil.Process(lab.engine.process.pid).children()
+                    (server,) = [p for p in servers if "vllm" in " ".join(p.cmdline())]
+                    server.kill()
+        return chunks
+
+    chunks = lab.engine.run(work, START_S)
+    assert len(chunks) > 20 and chunks[-1].finish_reason == "stop"
+    ids = [i for chunk in chunks for i in chunk.token_ids.tolist()]
+    assert json.loads(lab.tokenizer.decode(ids[:-1])) == ["value"] * 30
 
 
 @pytest.mark.parametrize(

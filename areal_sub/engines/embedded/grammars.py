@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import math
 import re
@@ -22,10 +23,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 from transformers.utils import cached_file
@@ -160,8 +160,9 @@ class Grammars:
         self, grammar: str, *, stop_token_ids: Iterable[int], max_new_tokens: int
     ) -> Constraint:
         """With the mask of the first token. Raises `GrammarError`."""
-        cpu_s = math.ceil(CPU_S + CPU_S_PER_TOKEN * max_new_tokens)
-        asked = {"grammar": grammar, "stops": list(stop_token_ids), "cpu_s": cpu_s}
+        order = order_of(
+            grammar, stop_token_ids=stop_token_ids, max_new_tokens=max_new_tokens
+        ).encode()
         await self._open.acquire()
         constraint: Constraint | None = None
         try:
@@ -169,7 +170,7 @@ class Grammars:
                 if (refused := self._refused.get(grammar)) is not None:
                     raise GrammarError(refused)
                 constraint = self._fork(await self._ready())
-                error = await self._first_mask(constraint, msgpack.packb(asked))
+                error = await self._first_mask(constraint, order)
                 if error:
                     self._refuse(grammar, error)
                     raise GrammarError(error)
@@ -206,12 +207,12 @@ class Grammars:
         self.num_open += 1
         return Constraint(here, self._vocab_size, lambda: self._loop.call_soon_threadsafe(end))
 
-    async def _first_mask(self, constraint: Constraint, asked: bytes) -> str:
+    async def _first_mask(self, constraint: Constraint, order: bytes) -> str:
         """Why there is none, or "". Raises `GrammarError` where asking again may bring one."""
         connection = constraint.connection
         try:
             async with asyncio.timeout(COMPILE_TIMEOUT_S):
-                await self._loop.sock_sendall(connection, FRAME.pack(ASKED, len(asked)) + asked)
+                await self._loop.sock_sendall(connection, FRAME.pack(ASKED, len(order)) + order)
                 while constraint.is_waiting:
                     data = await self._loop.sock_recv(connection, READ_BYTES)
                     if not data:
@@ -267,6 +268,19 @@ class Grammars:
             pass_fds=[fd],
             stdin=subprocess.DEVNULL,
         )
+
+
+def order_of(
+    grammar: str,
+    *,
+    stop_token_ids: Iterable[int],
+    max_new_tokens: int,
+    taken: Sequence[int] = (),
+) -> str:
+    """What a process that matches is asked for. `taken`: sampled already, held to the grammar."""
+    cpu_s = math.ceil(CPU_S + CPU_S_PER_TOKEN * max_new_tokens)
+    stops = sorted(stop_token_ids)
+    return json.dumps({"grammar": grammar, "stops": stops, "cpu_s": cpu_s, "taken": [*taken]})
 
 
 def fault(text: str) -> str:

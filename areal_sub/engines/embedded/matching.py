@@ -1,7 +1,8 @@
 """The processes that match grammars: one template, and a fork of it per constrained request.
 
 `python -m areal_sub.engines.embedded.matching FD TOKENIZER_JSON VOCAB_SIZE`, started by `grammars`,
-which is the other side of both protocols. No torch here: a fork is small and takes milliseconds.
+which is the other side of both protocols; by its path within vLLM, where our other modules are not
+to be had (`engines/vllm/plugin`). No torch here: a fork is small and takes milliseconds.
 
 Why llguidance: it needs nothing but itself (xgrammar needs torch, transformers, triton and an FFI
 package), speaks context-free grammars with JSON schemas and token ids in them (outlines-core knows
@@ -17,7 +18,7 @@ grammar does ends that request alone.
     engine → template   b"+" number, with a socket      fork one for it
                         b"-" number                     kill it, and forget it
     template → engine   READY | why not, once
-    engine → fork       a msgpack map {grammar, stops, cpu_s}, as a frame; then u32 per token
+    engine → fork       a JSON map {grammar, stops, cpu_s, taken}, as a frame; then u32 per token
     fork → engine       per grammar and per token one frame: "M" and a bit per token of the
                         vocabulary (little-endian): what may come next; or "E" and a text
 """
@@ -36,7 +37,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import llguidance
-import msgpack
 
 FRAME = struct.Struct("<cI")  # kind, length of what follows
 TOKEN = struct.Struct("<I")
@@ -117,10 +117,12 @@ def serve_request(
     """In the fork: until the engine closes `connection`, or a limit ends the process."""
     reader = connection.makefile("rb")
     _, length = FRAME.unpack(reader.read(FRAME.size))
-    asked: dict[str, Any] = msgpack.unpackb(reader.read(length))
+    asked: dict[str, Any] = json.loads(reader.read(length))
     limit_resources(asked["cpu_s"])
     try:
         matcher = Matcher(tokenizer, vocab_size, asked["grammar"], asked["stops"])
+        for token_id in asked["taken"]:
+            matcher.consume(token_id)
         _send(connection, MASK, matcher.mask())
         resource.setrlimit(resource.RLIMIT_CPU, (COMPILE_CPU_S + asked["cpu_s"],) * 2)
         while token := reader.read(TOKEN.size):

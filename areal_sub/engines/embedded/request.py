@@ -41,6 +41,7 @@ class Request:
     stop_token_ids: frozenset[int]
     stream: bool
     affinity: str
+    grammar: str  # empty: any output
     constraint: Constraint | None = None  # what the sampled tokens are held to; closed by the owner
 
     token_ids: list[int] = field(default_factory=list)
@@ -90,6 +91,7 @@ class Request:
             stop_token_ids=frozenset(record.stop_token_ids),
             stream=bool(record.stream),
             affinity=str(record.affinity),
+            grammar=str(record.grammar),
         )
 
     @property

@@ -119,9 +119,9 @@ class Engine:
             vocab_size=self._vocab_size,
             max_model_len=self._limits.max_model_len,
         )
-        if record.grammar:
+        if request.grammar:
             request.constraint = await self._grammars.compile(
-                record.grammar,
+                request.grammar,
                 stop_token_ids=request.stop_token_ids,
                 max_new_tokens=request.max_new_tokens,
             )

@@ -15,6 +15,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
 
+from areal_sub.engines.embedded.grammars import TOO_MUCH
 from areal_sub.engines.embedded.request import Request, RequestError
 from areal_sub.engines.vllm.api import Refused, ServerGone
 from areal_sub.engines.vllm.fleet import Fleet
@@ -108,7 +109,8 @@ class Calls:
         num_before = len(sampled.token_ids)
         way = member.can.way
         # Without spans only the time of arrival tells versions apart, so tokens have to arrive.
-        stream = request.stream or way is Way.COMPLETIONS
+        # Of what is held to a grammar, too: the server gives it up where that takes too much.
+        stream = request.stream or way is Way.COMPLETIONS or request.grammar != ""
         began_with, fixed = member.version, member.takes_adapters
         body = body_of(
             way,
@@ -137,7 +139,8 @@ class Calls:
                 raise ServerGone(str(error)) from None
             raise RequestError(str(error)) from None
         except ReplyError as error:
-            raise RequestError(str(error)) from None
+            held = f"; it was held to a grammar: perhaps {TOO_MUCH}" if request.grammar else ""
+            raise RequestError(f"{error}{held}") from None
         finally:
             member.num_running -= 1
             member.num_using[began_with] -= 1

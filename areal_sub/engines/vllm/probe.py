@@ -49,6 +49,7 @@ class Abilities:
     max_model_len: int
     num_slots: int
     dtype: str
+    no_grammars: str  # why outputs cannot be held to a grammar there; "": they can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +94,16 @@ async def probe(api: Api, *, max_model_len: int, lora: Lora | None = None) -> Ab
     if lora is not None:
         await _check_lora(api, config, lora)
         weight_path = WeightPath.ADAPTER
+    way = await _way(api, name)
     return Abilities(
         version=version,
-        way=await _way(api, name),
+        way=way,
         weight_path=weight_path,
         model=name,
         max_model_len=served_len,
         num_slots=int((config.get("scheduler_config") or {}).get("max_num_seqs") or 1),
         dtype=str(model.get("dtype", "")).removeprefix("torch."),
+        no_grammars=await _no_grammars(api, way, name, config),
     )
 
 
@@ -146,6 +149,8 @@ async def _probe_sglang(
         max_model_len=served_len,
         num_slots=int(server.get("max_running_requests") or 1),
         dtype=str(server.get("dtype", "")).removeprefix("torch."),
+        no_grammars=f"{api} is SGLang, whose logprobs would be of what the grammar leaves, while "
+        "the learner's are of the whole distribution",
     )
 
 
@@ -325,6 +330,45 @@ async def _way(api: Api, model: str) -> Way:
         f"train on: use a version near {TESTED_VERSION}"
     )
 
+
+async def _no_grammars(api: Api, way: Way, model: str, config: dict[str, Any]) -> str:
+    """Why outputs cannot be held to a grammar; found out by holding one to tokens that a model
+    would hardly choose by itself."""
+    if config.get("speculative_config"):
+        return f"{api} decodes speculatively: restart it without --speculative-config"
+    body = body_of(way, _FORCED, [], salt="probe", stream=False, model=model)
+    mend = (
+        "restart it with areal-sub's plugin on its PYTHONPATH, --structured-outputs-config "
+        """'{"backend": "guidance"}', VLLM_USE_V2_MODEL_RUNNER=0 and a tokenizer"""
+    )
+    try:
+        piece = _piece(way, await api.post(way.value, body, timeout_s=FIRST_TOKEN_TIMEOUT_S), 0)
+    except Refused as error:
+        return f"{api} says: {error.said}; {mend}"
+    except ReplyError as error:
+        return f"{api}: {error}; {mend}"
+    if piece.token_ids != FORCED_TOKEN_IDS:
+        return f"{api} does not hold outputs to a grammar; {mend}"
+    if sum(piece.logprobs) > -0.1:
+        return f"{api} gives logprobs of what the grammar leaves; {mend}"
+    return ""
+
+
+# The first few of a vocabulary may have a meaning.
+FORCED_TOKEN_IDS = [11, 10, 11, 10]
+
+_FORCED = Request.checked(
+    GenerateRequest(
+        prompt_token_ids=int32([1, 2]),
+        max_new_tokens=len(FORCED_TOKEN_IDS),
+        temperature=1.0,
+        stop_token_ids=[2],
+        grammar="start: " + " ".join(f"<[{token_id}]>" for token_id in FORCED_TOKEN_IDS),
+    ),
+    request_id=0,
+    vocab_size=12,
+    max_model_len=2 + len(FORCED_TOKEN_IDS),
+)
 
 _ONE_TOKEN = Request.checked(
     GenerateRequest(prompt_token_ids=int32([1]), max_new_tokens=1, temperature=0.0),

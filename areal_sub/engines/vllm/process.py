@@ -92,10 +92,16 @@ def command_of(settings: VllmSettings, facts: ModelFacts, socket: Path) -> list[
         *("--logprobs-mode", LOGPROBS_MODE),
         *("--generation-config", "vllm"),  # the model folder's own defaults are not ours
         *_weight_flags(settings),
-        "--skip-tokenizer-init",  # tokens in, tokens out: the proxy has the tokenizer
+        *_grammar_flags(settings),
         *("--enable-scale-out", "--disable-uvicorn-access-log"),
         *settings.args,
     ]
+
+
+def _grammar_flags(settings: VllmSettings) -> list[str]:
+    if not (settings.model_path / "tokenizer.json").is_file():
+        return ["--skip-tokenizer-init"]  # tokens in, tokens out: only grammars need it
+    return ["--structured-outputs-config", json.dumps({"backend": "guidance"})]
 
 
 def _weight_flags(settings: VllmSettings) -> list[str]:

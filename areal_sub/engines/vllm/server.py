@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from areal_sub.engines.embedded.grammars import Grammars
 from areal_sub.engines.embedded.request import Request
 from areal_sub.engines.vllm.calls import Calls
 from areal_sub.engines.vllm.fleet import Fleet
@@ -36,6 +37,11 @@ class Engine:
         self._facts = facts
         self._fleet = fleet
         self._calls = Calls(fleet, max_retries=settings.max_retries)
+        self._grammars = Grammars(
+            str(settings.model_path),
+            vocab_size=facts.vocab_size,
+            max_open=sum(member.can.num_slots for member in fleet.members),
+        )
         self._ids = itertools.count()
 
     async def serve(self) -> None:
@@ -54,6 +60,7 @@ class Engine:
             await self._fleet.watch()
         finally:
             await server.close()
+            self._grammars.close()
 
     async def _info(self, params: dict[str, Any]) -> dict[str, Any]:
         num_slots = sum(member.can.num_slots for member in self._fleet.members)
@@ -70,21 +77,36 @@ class Engine:
 
     async def _generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         record = GenerateRequest.from_map(params)
-        if record.grammar:
-            # vLLM's logprobs would be of the masked distribution, the learner's are of the whole.
-            raise GrammarError(
-                "engine.type=vllm does not hold outputs to a grammar: ask without an output format "
-                "and with tool_choice auto, or use engine.type=embedded"
-            )
         request = Request.checked(
             record,
             request_id=next(self._ids),
             vocab_size=self._facts.vocab_size,
             max_model_len=self._facts.max_model_len,
         )
-        async with aclosing(self._calls.run(request)) as chunks:
+        # Compiled here to know what is wrong with it; the server does it again for itself. Open
+        # until the end, so that there are no more at once than the servers can run.
+        async with self._held_to(request), aclosing(self._calls.run(request)) as chunks:
             async for chunk in chunks:
                 yield chunk.to_map()
+
+    @asynccontextmanager
+    async def _held_to(self, request: Request) -> AsyncIterator[None]:
+        """Raises `GrammarError` where the output cannot be held to the request's grammar."""
+        if not request.grammar:
+            yield
+            return
+        for member in self._fleet.members:
+            if member.can.no_grammars:
+                raise GrammarError(member.can.no_grammars)
+        constraint = await self._grammars.compile(
+            request.grammar,
+            stop_token_ids=request.stop_token_ids,
+            max_new_tokens=request.max_new_tokens,
+        )
+        try:
+            yield
+        finally:
+            constraint.close()
 
     async def _update_weights(self, params: dict[str, Any]) -> None:
         await self._fleet.update(Path(params["path"]), params["version"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from areal_sub.engines.embedded.grammars import order_of
 from areal_sub.engines.embedded.request import Request
 from areal_sub.errors import ArealSubError
 
@@ -62,6 +63,14 @@ def body_of(
         "stop_token_ids": sorted(request.stop_token_ids),
         "ignore_eos": True,  # what ends a turn, the caller says
     }
+    if request.grammar:  # for `plugin/areal_sub_vllm/grammars.py`
+        order = order_of(
+            request.grammar,
+            stop_token_ids=request.stop_token_ids,
+            max_new_tokens=request.max_new_tokens,
+            taken=token_ids,
+        )
+        sampling["structured_outputs"] = {"grammar": order}
     common = {"stream": stream, "return_token_ids": True, "cache_salt": salt, "model": model}
     if way is Way.GENERATE:
         return {"token_ids": prompt, "sampling_params": {**sampling, "detokenize": False}, **common}

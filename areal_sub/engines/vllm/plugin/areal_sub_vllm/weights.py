@@ -1,9 +1,6 @@
-"""Runs inside vLLM: a weight-transfer backend that reads safetensors files and checks what it did.
+"""A weight-transfer backend that reads safetensors files and checks what it did.
 
-The only file here that imports vllm. vLLM's own interpreter loads it, in each of its processes,
-through the entry point in the `.dist-info` folder beside it: this folder is on the server's
-PYTHONPATH, and nothing is installed. The server is started with
-`--weight-transfer-config '{"backend": "areal-sub-file"}'`.
+The server is started with `--weight-transfer-config '{"backend": "areal-sub-file"}'`.
 
 Why a backend of our own: NCCL and CUDA IPC need a GPU, and vLLM's `reload_weights` leaves a tied
 output embedding as it was on a CPU, where it is kept a second time, packed. A file in /dev/shm is
