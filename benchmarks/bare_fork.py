@@ -15,14 +15,15 @@ import sys
 from benchmarks.one_turn import TASK
 from sandbox import kernel
 from sandbox.target import bind, resolve
-from sandbox.warmup import stub_listener, warm_up
+from sandbox.warmup import stub_listener, warm_up, warm_up_imported
 
 
 def main() -> None:
     target, port = sys.argv[1:]
     with stub_listener() as listener:
         warm_up(listener)
-    agent = resolve(target)
+        agent = resolve(target)
+        warm_up_imported(listener)
     os.environ |= {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": "key"}
     gc.collect()
     gc.freeze()

@@ -3,7 +3,7 @@
 Measured on openai 3: fork → client → first call costs about 8 times as much with the imports
 alone as after one call of each kind and with TLS contexts in stock. Called by `zygote`: for openai
 before the agent's module is imported, so that what the agent patches there stays patched; then for
-what else the agent has imported (anthropic, httpx2, httpx).
+what else the agent has imported (anthropic, openai-agents, httpx2, httpx).
 
 Nothing of the SDK's behaviour changes, and a failing warm-up is a slower first call, never an
 error: it is noted and passed on with the zygote's "ready".
@@ -54,7 +54,7 @@ _COMPLETION = {
             "finish_reason": "tool_calls",
             "message": {
                 "role": "assistant",
-                "content": "",
+                "content": "warm-up",
                 "tool_calls": [
                     {
                         "id": "call",
@@ -150,6 +150,30 @@ def _warm_anthropic(base_url: str) -> None:
         client.messages.create(**request)
 
 
+def _warm_openai_agents(base_url: str) -> None:
+    agents: Any = sys.modules["agents"]
+    openai: Any = sys.modules["openai"]
+    if not all(hasattr(agents, name) for name in _OF_OPENAI_AGENTS):
+        return  # a module of the agent's own that has this name
+
+    def warm_up() -> str:
+        return "warm"
+
+    async def run() -> None:
+        async with openai.AsyncOpenAI(**_OPTIONS, base_url=f"{base_url}/v1") as client:
+            model = agents.OpenAIChatCompletionsModel("warm-up", client)
+            agent = agents.Agent(name="warm-up", model=model, tools=[agents.function_tool(warm_up)])
+            with contextlib.suppress(agents.MaxTurnsExceeded):  # the stub asks for the tool
+                await agents.Runner.run(
+                    agent,
+                    "warm-up",
+                    max_turns=1,
+                    run_config=agents.RunConfig(tracing_disabled=True),
+                )
+
+    _run(run())
+
+
 def _warm_http(base_url: str, *, name: str) -> None:
     http: Any = sys.modules[name]
 
@@ -162,8 +186,13 @@ def _warm_http(base_url: str, *, name: str) -> None:
         client.post(base_url, json={})
 
 
+_OF_OPENAI_AGENTS = (
+    *("Agent", "MaxTurnsExceeded", "OpenAIChatCompletionsModel", "RunConfig", "Runner"),
+    "function_tool",
+)
 _OTHERS: Mapping[str, Callable[[str], None]] = {
     "anthropic": _warm_anthropic,
+    "agents": _warm_openai_agents,
     "httpx2": functools.partial(_warm_http, name="httpx2"),
     "httpx": functools.partial(_warm_http, name="httpx"),
 }

@@ -175,6 +175,24 @@ def test_clients_that_the_agent_imports_are_warm(
     assert num_taken >= 1, "the client's TLS context was ready"
 
 
+def test_a_module_of_the_agents_own_named_like_an_sdk_is_left_alone(lab: Any, code: Path) -> None:
+    (code / "agents.py").write_text("class Agent:\n    num_made = 0\n")
+    (code / "own.py").write_text(
+        "import openai\nimport agents\ndef agent(data):\n    return agents.Agent.num_made\n"
+    )
+
+    async def go() -> tuple[list[str], ChildReport]:
+        options: dict[str, Any] = {"python": sys.executable, "python_path": [str(code)]}
+        zygote = await lab.start("own:agent", timeout_s=60.0, **options)
+        try:
+            return zygote.notes, await zygote.run(None)
+        finally:
+            await zygote.close()
+
+    notes, report = lab.run(go())
+    assert (notes, report.value) == ([], 0)
+
+
 def test_an_environment_without_sdks_is_not_warmed(lab: Any, code: Path) -> None:
     (code / "plain.py").write_text(
         "import sys\n"
