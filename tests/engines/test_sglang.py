@@ -7,6 +7,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,9 @@ def probed(server: SglangServer, lora: Lora | None = None) -> Abilities:
 
 
 def test_what_it_can_do_is_found_out() -> None:
-    assert probed(SglangServer(make("llama"))) == Abilities(
+    abilities = probed(SglangServer(make("llama")))
+    assert "whose logprobs would be of what the grammar leaves" in abilities.no_grammars
+    assert replace(abilities, no_grammars="") == Abilities(
         version="0.5.23",
         way=Way.SGLANG,
         weight_path=WeightPath.DISK,
@@ -160,6 +163,7 @@ def test_what_it_can_do_is_found_out() -> None:
         max_model_len=1024,
         num_slots=16,
         dtype="float32",
+        no_grammars="",
     )
 
 

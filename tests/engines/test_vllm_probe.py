@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from areal_sub.engines.vllm.api import Api
-from areal_sub.engines.vllm.probe import Abilities, Lora, WeightPath, probe
+from areal_sub.engines.vllm.probe import FORCED_TOKEN_IDS, Abilities, Lora, WeightPath, probe
 from areal_sub.engines.vllm.wire import Way
 from areal_sub.errors import ConfigError
 
@@ -64,8 +64,16 @@ def probe_stub(answers: Answers, lora: Lora | None = None) -> Abilities:
     return asyncio.run(main())
 
 
+def _forced(answers: Answers, logprob: float) -> Answers:
+    """As a server answers that holds outputs to a grammar."""
+    entries = [{"logprob": logprob} for _ in FORCED_TOKEN_IDS]
+    choice = {"token_ids": FORCED_TOKEN_IDS, "logprobs": {"content": entries}}
+    body = {"prompt_token_ids": [1, 2], "choices": [choice]}
+    return answers | {"/inference/v1/generate": (200, body)}
+
+
 def test_a_good_server_is_known_for_what_it_can_do() -> None:
-    assert probe_stub(good_answers()) == Abilities(
+    assert probe_stub(_forced(good_answers(), -4.0)) == Abilities(
         version="0.32.0",
         way=Way.GENERATE,
         weight_path=WeightPath.FILE,
@@ -73,7 +81,17 @@ def test_a_good_server_is_known_for_what_it_can_do() -> None:
         max_model_len=512,
         num_slots=8,
         dtype="float32",
+        no_grammars="",
     )
+
+
+def test_why_a_server_holds_no_output_to_a_grammar() -> None:
+    assert "does not hold outputs" in probe_stub(good_answers()).no_grammars
+    masked = probe_stub(_forced(good_answers(), 0.0)).no_grammars
+    assert "logprobs of what the grammar leaves; restart it with areal-sub's plugin" in masked
+    speculative = _forced(good_answers(), -4.0)
+    speculative["/server_info"][1]["vllm_config"]["speculative_config"] = {"method": "ngram"}
+    assert "without --speculative-config" in probe_stub(speculative).no_grammars
 
 
 def test_what_is_not_there_has_a_substitute() -> None:

@@ -197,9 +197,9 @@ def test_requests_in_flight_over_an_update_finish_with_both_versions(
         assert max(abs(a - b) for a, b in zip(got, want, strict=True)) < 1e-3
 
 
-def test_a_grammar_is_refused(vllm: EngineProcess) -> None:
+def test_without_a_tokenizer_a_grammar_is_refused(vllm: EngineProcess) -> None:
     async def work(client: EngineClient) -> None:
-        with pytest.raises(GrammarError, match="does not hold outputs to a grammar"):
+        with pytest.raises(GrammarError, match="requires a tokenizer"):
             await generate(client, request_of(prompt_of(5), grammar="start: <[1]>"))
 
     vllm.run(work, WORK_S)
