@@ -1,9 +1,11 @@
-"""Does it matter for learning who samples? The default run on the embedded engine and on vLLM.
+"""Does it matter for learning who samples? The same run on the embedded engine and on vLLM.
 
     python -m benchmarks.curves --vllm-python PYTHON [--seeds 1 2 3] [--plot FILE] [--folder FOLDER]
+    python -m benchmarks.curves --vllm-python PYTHON --config FILE --steps 20 [KEY=VALUE ...]
 
-Per seed one whole run with each engine: the same policy, tasks, agent and seed, children and proxy
-and all. The engines draw other random numbers, and an asynchronous run is another each time, so
+The default run, or another. Per seed one whole run with each engine: the same policy, tasks, agent
+and seed, children and proxy and all. The engines draw other random numbers, and an asynchronous run
+is another each time, so
 curves of one seed are not equal; they should differ by no more than those of two seeds of one
 engine. Runs that `--folder` has already are not made again. Prints both means per step, the
 difference between the engines beside the spread between seeds, and the sampler's distance to the
@@ -23,24 +25,28 @@ from pathlib import Path
 from statistics import mean, pstdev
 
 REPO = Path(__file__).resolve().parents[1]
+DEFAULT = REPO / "examples" / "proxy" / "config.yaml"
+NAME = "curves"
 LAST = 5
 Curves = dict[str, list[list[float]]]
 
 
-def run(folder: Path, engine: str, seed: int, settings: Sequence[str]) -> list[dict[str, float]]:
+def run(
+    config: Path, folder: Path, engine: str, seed: int, settings: Sequence[str]
+) -> list[dict[str, float]]:
     """The rows of its metrics, one per step."""
-    ended = folder / "calculator" / f"{engine}-{seed}"
+    ended = folder / NAME / f"{engine}-{seed}"
     if not (ended / "checkpoints" / "final").exists():
-        make_run(folder, engine, seed, settings)
+        make_run(config, folder, engine, seed, settings)
     rows = [json.loads(line) for line in (ended / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["step"]]
 
 
-def make_run(folder: Path, engine: str, seed: int, settings: Sequence[str]) -> None:
+def make_run(config: Path, folder: Path, engine: str, seed: int, settings: Sequence[str]) -> None:
     command = [
-        *(sys.executable, "-m", "areal_sub", "train"),
-        *("--config", str(REPO / "examples/proxy/config.yaml")),
-        *(f"seed={seed}", f"trial_name={engine}-{seed}", f"cluster.fileroot={folder}"),
+        *(sys.executable, "-m", "areal_sub", "train", "--config", str(config)),
+        *(f"experiment_name={NAME}", f"seed={seed}", f"trial_name={engine}-{seed}"),
+        f"cluster.fileroot={folder}",
         *("stats_logger.tensorboard=false", "stats_logger.plot=false"),
         *settings,
     ]
@@ -71,11 +77,13 @@ def plot(curves: Curves, path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vllm-python", required=True, help="the interpreter that has vLLM")
+    parser.add_argument("--config", type=Path, default=DEFAULT)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--within", type=float, default=0.1)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--folder", type=Path, help="where the runs are, and stay")
+    parser.add_argument("settings", nargs="*", help="for all runs: actor.optimizer.lr=1e-5 ...")
     arguments = parser.parse_args()
     engines = {
         "embedded": [],
@@ -91,15 +99,17 @@ def main() -> int:
         folder = (arguments.folder or Path(name)).resolve()
         for seed in arguments.seeds:
             for engine, settings in engines.items():
-                settings = [*settings, f"total_train_steps={arguments.steps}"]
-                rows = run(folder, engine, seed, settings)
+                steps = f"total_train_steps={arguments.steps}"
+                settings = [*settings, steps, *arguments.settings]
+                rows = run(arguments.config.resolve(), folder, engine, seed, settings)
                 rewards = [row["reward/train"] for row in rows]
                 held_out = [row["reward/valid"] for row in rows if row.get("reward/valid")]
+                shown = f"held out {held_out[-1]:.2f}, " if held_out else ""
                 curves[engine].append(rewards)
+                distance = rows[0]["learner/logprob_delta_mean"]
                 print(
                     f"seed {seed}, {engine}: last {LAST} steps {mean(rewards[-LAST:]):.3f}, "
-                    f"held out {held_out[-1]:.2f}, "
-                    f"mean |Δ logprob| at step 1 {rows[0]['learner/logprob_delta_mean']:.1e}, "
+                    f"{shown}mean |Δ logprob| at step 1 {distance:.1e}, "
                     f"{sum(row['time/step_s'] for row in rows):.0f} s",
                     flush=True,
                 )
