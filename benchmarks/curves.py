@@ -5,12 +5,11 @@
 
 The default run, or another. Per seed one whole run with each engine: the same policy, tasks, agent
 and seed, children and proxy and all. The engines draw other random numbers, and an asynchronous run
-is another each time, so
-curves of one seed are not equal; they should differ by no more than those of two seeds of one
-engine. Runs that `--folder` has already are not made again. Prints both means per step, the
-difference between the engines beside the spread between seeds, and the sampler's distance to the
-learner at step 1. Exits with 1 where the engines' means of the last five steps differ by more than
-`--within`.
+is another each time, so curves of one seed are not equal; they should differ by no more than those
+of two seeds of one engine. Runs that `--folder` has already are not made again. Prints both means
+per step, the difference between the engines beside the spread between seeds, and the sampler's
+distance to the learner at step 1. Exits with 1 where the engines' means of the last five steps
+differ by more than `--within`.
 """
 
 from __future__ import annotations
