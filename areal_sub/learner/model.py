@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
+from areal_sub import linear
 from areal_sub.config.schema import LoraConfig
 from areal_sub.errors import ModelError
 from areal_sub.learner.adapter import Adapter
@@ -338,6 +339,7 @@ def _load_hf(path: str) -> Any:
         if info[problem]:
             names = ", ".join(sorted(map(str, info[problem]))[:5])
             raise ModelError(f"model {path!r} is incomplete: {problem.replace('_', ' ')}: {names}")
+    linear.use_in(hf)
     return hf
 
 

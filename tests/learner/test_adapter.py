@@ -128,7 +128,7 @@ def test_a_checkpoint_is_a_model_with_the_adapter_beside_it(
 
     base = AutoModelForCausalLM.from_pretrained(model_folder)
     model = PeftModel.from_pretrained(base, tmp_path / "final" / "adapter").eval()
-    torch.testing.assert_close(logprobs(model, ids), said, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logprobs(model, ids), said, rtol=0, atol=1e-5)
     with safe_open(tmp_path / "final/adapter/adapter_model.safetensors", "pt") as file:
         names = set(file.keys())
     assert {name.split(".")[-3] for name in names} == {"q_proj", "down_proj"}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from areal_sub.engines.embedded.cache import SlotCache
+from areal_sub.linear import linear
 
 # Rotations that do not depend on how long the sequence is.
 _FIXED_ROPES = ("default", "linear", "llama3")
@@ -77,7 +78,7 @@ class FusedLlama:
         num_rotated = self._num_heads + self._num_kv
         for layer, slots in zip(self._layers, cache.layers, strict=True):
             normed = F.rms_norm(hidden, hidden.shape[-1:], layer.input_norm, eps)
-            heads = F.linear(normed, layer.qkv, layer.qkv_bias)
+            heads = linear(normed, layer.qkv, layer.qkv_bias)
             heads = heads.view(*ids.shape, -1, self._head_dim)
             rotated = _rotate(heads[:, :, :num_rotated], cos, sin)
             keys, values = slots.update(
@@ -85,14 +86,14 @@ class FusedLlama:
                 heads[:, :, num_rotated:].transpose(1, 2),
             )
             attended = self._attend(rotated[:, :, : self._num_heads], keys, values, mask)
-            hidden = hidden + F.linear(
+            hidden = hidden + linear(
                 attended.reshape(*ids.shape, width), layer.output, layer.output_bias
             )
             normed = F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, eps)
-            gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-            hidden = hidden + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+            gate, up = linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+            hidden = hidden + linear(F.silu(gate) * up, layer.down, layer.down_bias)
         last = F.rms_norm(hidden[:, -1], hidden.shape[-1:], self._model.norm.weight, eps)
-        return F.linear(last, self._head.weight, self._head.bias)
+        return linear(last, self._head.weight, self._head.bias)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """`queries` [rows, new, heads, head_dim] over [rows, kv_heads, view, head_dim]; contiguous

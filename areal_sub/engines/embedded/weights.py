@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from areal_sub import linear
 from areal_sub.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def load_model(path: str, *, dtype: str, device: torch.device) -> Any:
             model = load("eager")
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"cannot load a causal LM from {path!r}: {error}") from error
+    linear.use_in(model)
     return model.to(device).eval().requires_grad_(False)
 
 
