@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 @cache
@@ -34,8 +35,9 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         "cpu"
     ):
         return F.linear(rows, weight, bias)
-    if torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad):
-        result: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    inputs = (rows, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        result: Tensor = _Linear.apply(*inputs)  # type: ignore[no-untyped-call]
         return result
     return _product(rows, weight, bias)
 
@@ -74,6 +76,7 @@ class _Linear(torch.autograd.Function):
         return _product(rows, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         rows, weight = ctx.saved_tensors
         flat = gradient.reshape(-1, gradient.shape[-1])

@@ -55,6 +55,12 @@ def test_only_what_needs_a_gradient_gets_one(products: list[Tensor]) -> None:
     assert len(products) == 2  # forward, and of the rows
 
 
+def test_a_bias_alone_can_be_learned() -> None:
+    bias = torch.zeros(40, requires_grad=True)
+    linear.linear(torch.randn(5, 24), torch.randn(40, 24), bias).sum().backward()
+    torch.testing.assert_close(bias.grad, torch.full((40,), 5.0))
+
+
 def test_a_view_of_weights_and_rows_that_are_not_contiguous() -> None:
     whole = torch.randn(64, 24)
     rows = torch.randn(24, 9).t()
