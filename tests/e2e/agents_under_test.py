@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,33 @@ async def another_prompt(data: dict[str, Any]) -> float:
     """As `plain_function`, but that it asks something else."""
     text = "And " + data["messages"][0]["content"]
     return float(len(await ask({"messages": [{"role": "user", "content": text}]})) % 2)
+
+
+ONE_TO_NINE = {
+    "type": "object",
+    "properties": {"n": {"enum": list(range(1, 10))}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+
+
+async def structured(data: dict[str, Any]) -> float:
+    """Fails where an answer is not what it was to be held to."""
+    schema = {"name": "number", "schema": ONE_TO_NINE, "strict": True}
+    tool = {"type": "function", "function": {"name": "pick", "parameters": ONE_TO_NINE}}
+    common: Any = {"model": "policy", "messages": data["messages"]}
+    async with AsyncOpenAI(max_retries=0) as client:
+        text = await client.chat.completions.create(
+            **common, response_format={"type": "json_schema", "json_schema": schema}
+        )
+        call = await client.chat.completions.create(
+            **common, tools=[tool], tool_choice="required", parallel_tool_calls=False
+        )
+    first = json.loads(text.choices[0].message.content or "")["n"]
+    (picked,) = call.choices[0].message.tool_calls or []
+    second = json.loads(picked.function.arguments)["n"]
+    assert {first, second} <= set(range(1, 10))
+    return float(first > second)
 
 
 def sync_function(data: dict[str, Any]) -> bool:
