@@ -163,6 +163,8 @@ def test_what_it_can_do_is_found_out() -> None:
         max_model_len=1024,
         num_slots=16,
         dtype="float32",
+        num_workers=1,
+        broadcasts="",
         no_grammars="",
     )
 

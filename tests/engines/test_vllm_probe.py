@@ -81,6 +81,8 @@ def test_a_good_server_is_known_for_what_it_can_do() -> None:
         max_model_len=512,
         num_slots=8,
         dtype="float32",
+        num_workers=1,
+        broadcasts="",
         no_grammars="",
     )
 

@@ -7,7 +7,6 @@ does not matter.
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
@@ -17,7 +16,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import transformers
 from engine_lab import (
     EngineProcess,
     generate,
@@ -27,19 +25,23 @@ from engine_lab import (
     request_of,
 )
 from safetensors.torch import save_file
-from vllm_lab import CONFIG, MAX_MODEL_LEN, START_S, UPDATE_S, WORK_S, logprobs_of, vllm_server
+from vllm_lab import (
+    MAX_MODEL_LEN,
+    START_S,
+    UPDATE_S,
+    WORK_S,
+    logprobs_of,
+    model_of,
+    put,
+    vllm_server,
+    write_weights,
+)
 
 from areal_sub.engine_client import EngineClient
 from areal_sub.errors import GrammarError, RpcError
-from areal_sub.records import WEIGHT_PROBE, GenerateChunk, extend_digest, int32
+from areal_sub.records import GenerateChunk, extend_digest, int32
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1000)]
-
-
-def model_of(seed: int) -> Any:
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32)
-    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +50,6 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
     model_of(0).save_pretrained(model_path)
     with vllm_server(model_path, update_timeout_s=UPDATE_S) as engine:
         yield engine
-
-
-def write_weights(model: Any, path: Path, **wrong: float) -> None:
-    """`model`'s weights, as the learner leaves them for an engine."""
-    ids = prompt_of(17)
-    said = [value + wrong.get("off", 0.0) for value in logprobs_of(model, ids[:1], ids[1:])]
-    probe = json.dumps({"token_ids": ids, "logprobs": said})
-    state = model.state_dict()
-    del state["lm_head.weight"]
-    save_file(state, path, {WEIGHT_PROBE: probe})
-
-
-async def put(client: EngineClient, model: Any, folder: Path, **wrong: float) -> int:
-    """Give the engine `model`'s weights; their version."""
-    version = (await client.info()).policy_version + 1
-    path = folder / f"v{version}.safetensors"
-    write_weights(model, path, **wrong)
-    try:
-        await client.update_weights(path, version, timeout_s=UPDATE_S)
-    finally:
-        path.unlink()
-    return version
 
 
 def check_exact(prompt: Sequence[int], chunks: Sequence[GenerateChunk]) -> None:

@@ -6,6 +6,7 @@
                                                      ├── process: starts vLLM, ends it
                                                      ├── probe: what it can do, what is wrong
                                                      ├── update: pause → load → resume → verify
+                                                     ├── broadcast: `load` to another machine
                                                      └── adapters: or, with LoRA, beside one another
 
 Who waits for whom: a call waits for its server's tokens, and for a server to be ready again where

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -15,6 +16,7 @@ from areal_sub.errors import ArealSubError, DeadlineExceeded
 
 MAX_ERROR_CHARS = 500
 CONNECT_TIMEOUT_S = 10.0
+LOCAL = "127.0.0.1"
 
 
 class ServerGone(ArealSubError):
@@ -46,7 +48,12 @@ class Api:
 
     @classmethod
     def at_socket(cls, name: str, path: Path) -> Self:
-        return cls(name, _session(aiohttp.UnixConnector(str(path), limit=0)), "http://vllm")
+        return cls(name, _session(aiohttp.UnixConnector(str(path), limit=0)), f"http://{LOCAL}")
+
+    @property
+    def host(self) -> str:
+        """Where it runs: a name or an address."""
+        return urlsplit(self._base).hostname or LOCAL
 
     def __str__(self) -> str:
         return f"{self.kind} at {self.name}"

@@ -152,9 +152,7 @@ class Fleet:
                 members, lambda m: update.pause(m.api, m.can, timeout_s=limit)
             )
             try:
-                members = await self._on_all(
-                    members, lambda m: update.load(m.api, m.can, kept, version, timeout_s=limit)
-                )
+                members = await self._on_all(members, lambda m: self._load(m, kept, version))
             except Refused as error:
                 # What has begun to load is neither the old policy nor the new one.
                 self._weights, self.version = old
@@ -172,6 +170,26 @@ class Fleet:
                     members, lambda m: update.resume(m.api, m.can, timeout_s=limit)
                 )
                 await self._on_all(members, self._verify)
+
+    async def _load(self, member: Member, path: Path, version: int) -> None:
+        limit = self._limit
+        if member.can.broadcasts and member.sender is None:
+            # torch is large, and needed for this alone.
+            from areal_sub.engines.vllm.broadcast import Sender
+
+            member.sender = Sender(
+                member.can.broadcasts,
+                member.api.host,
+                num_workers=member.can.num_workers,
+                timeout_s=limit,
+            )
+        try:
+            await update.load(
+                member.api, member.can, path, version, sender=member.sender, timeout_s=limit
+            )
+        except BaseException:
+            member.sender = None  # its group may be broken
+            raise
 
     async def _update_adapter(self, adapters: Adapters, path: Path, version: int) -> None:
         adapters.keep(path, version)
@@ -330,7 +348,7 @@ class Fleet:
         await update.pause(member.api, member.can, timeout_s=limit)
         # A server that ran before us has weights that we know nothing of.
         if member.process is None or self._weights != self._settings.model_path:
-            await update.load(member.api, member.can, self._weights, self.version, timeout_s=limit)
+            await self._load(member, self._weights, self.version)
         else:
             await update.name_version(member.api, self.version, timeout_s=limit)
         member.version = self.version

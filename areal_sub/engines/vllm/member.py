@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from areal_sub.engines.vllm.api import Api
 from areal_sub.engines.vllm.probe import Abilities, WeightPath
 from areal_sub.engines.vllm.process import VllmProcess
 from areal_sub.engines.vllm.wire import Way
 from areal_sub.errors import ArealSubError
+
+if TYPE_CHECKING:
+    from areal_sub.engines.vllm.broadcast import Sender
 
 # A dead server refuses the connection at once; a busy one is not to be killed for being so.
 HEALTH_TIMEOUT_S = 60.0
@@ -22,6 +26,7 @@ class Member:
         self.index = index
         self.api = api
         self.process: VllmProcess | None = None
+        self.sender: Sender | None = None  # of weights, to a server that takes them by broadcast
         self.abilities: Abilities | None = None  # None until it has been probed
         self.ready = False
         self.version = -1  # of the tokens that it samples now

@@ -25,6 +25,7 @@ SGLANG_VERSION = "0.5.23"
 # By how much its longest prompt (`max_req_input_len`) is shorter than its context.
 SGLANG_RESERVED = 6
 BACKEND = "areal-sub-file"
+BROADCASTS = {"areal-sub-gloo": "gloo", "areal-sub-nccl": "nccl"}
 LOGPROBS_MODE = "processed_logprobs"
 ANSWER_TIMEOUT_S = 30.0
 # The first tokens of a fresh server may compile kernels.
@@ -34,7 +35,8 @@ FIRST_TOKEN_TIMEOUT_S = 300.0
 class WeightPath(StrEnum):
     """How new weights get into a server."""
 
-    FILE = "file"  # the backend of ours, in `plugin/`
+    FILE = "file"  # a backend of ours, in `plugin/`
+    BROADCAST = "broadcast"  # two others of ours, for servers that do not see the file
     RELOAD = "reload"  # vLLM's own `reload_weights`
     ADAPTER = "adapter"  # vLLM's own loading of LoRA adapters
     DISK = "disk"  # SGLang's `/update_weights_from_disk`
@@ -49,6 +51,8 @@ class Abilities:
     max_model_len: int
     num_slots: int
     dtype: str
+    num_workers: int  # processes that have weights
+    broadcasts: str  # by what: "gloo" or "nccl"; "": not
     no_grammars: str  # why outputs cannot be held to a grammar there; "": they can
 
 
@@ -89,8 +93,11 @@ async def probe(api: Api, *, max_model_len: int, lora: Lora | None = None) -> Ab
             f"from: restart it with --logprobs-mode {LOGPROBS_MODE}"
         )
     name = (await api.get("/v1/models", timeout_s=ANSWER_TIMEOUT_S))["data"][0]["id"]
-    backend = (config.get("weight_transfer_config") or {}).get("backend")
+    backend = str((config.get("weight_transfer_config") or {}).get("backend"))
+    broadcasts = BROADCASTS.get(backend, "")
     weight_path = WeightPath.FILE if backend == BACKEND else WeightPath.RELOAD
+    if broadcasts:
+        weight_path = WeightPath.BROADCAST
     if lora is not None:
         await _check_lora(api, config, lora)
         weight_path = WeightPath.ADAPTER
@@ -103,6 +110,8 @@ async def probe(api: Api, *, max_model_len: int, lora: Lora | None = None) -> Ab
         max_model_len=served_len,
         num_slots=int((config.get("scheduler_config") or {}).get("max_num_seqs") or 1),
         dtype=str(model.get("dtype", "")).removeprefix("torch."),
+        num_workers=_num_workers(config),
+        broadcasts=broadcasts,
         no_grammars=await _no_grammars(api, way, name, config),
     )
 
@@ -149,6 +158,8 @@ async def _probe_sglang(
         max_model_len=served_len,
         num_slots=int(server.get("max_running_requests") or 1),
         dtype=str(server.get("dtype", "")).removeprefix("torch."),
+        num_workers=1,
+        broadcasts="",
         no_grammars=f"{api} is SGLang, whose logprobs would be of what the grammar leaves, while "
         "the learner's are of the whole distribution",
     )
@@ -300,6 +311,11 @@ async def _server_config(api: Api) -> dict[str, Any]:
             f"near {TESTED_VERSION}"
         ) from None
     return config
+
+
+def _num_workers(config: dict[str, Any]) -> int:
+    parallel = config.get("parallel_config") or {}
+    return int(parallel.get("world_size") or 1) * int(parallel.get("data_parallel_size") or 1)
 
 
 async def _way(api: Api, model: str) -> Way:

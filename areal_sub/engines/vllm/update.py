@@ -11,16 +11,21 @@ compared before that.
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from areal_sub.engines.vllm.api import Api, Refused
+from areal_sub.engines.vllm.api import Api, Refused, ServerGone
 from areal_sub.engines.vllm.probe import Abilities, WeightPath
 from areal_sub.engines.vllm.weights_file import Probe
 from areal_sub.engines.vllm.wire import ReplyError, Way, score_body_of, scores_of
 from areal_sub.errors import ModelError
+
+if TYPE_CHECKING:
+    from areal_sub.engines.vllm.broadcast import Sender
 
 # Mean difference of a probe's logprobs, in nats, that rounding alone can make.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.1}
@@ -41,13 +46,23 @@ async def resume(api: Api, abilities: Abilities, *, timeout_s: float) -> None:
 
 
 async def load(
-    api: Api, abilities: Abilities, path: Path, version: int, *, timeout_s: float
+    api: Api,
+    abilities: Abilities,
+    path: Path,
+    version: int,
+    *,
+    sender: Sender | None = None,
+    timeout_s: float,
 ) -> None:
-    """Into a server that is paused. Raises `Refused`, `ServerGone`, `DeadlineExceeded`."""
-    if abilities.weight_path is WeightPath.FILE:
+    """Into a server that is paused; with a `sender` by broadcast. Raises `Refused`, `ServerGone`,
+    `DeadlineExceeded`."""
+    if abilities.weight_path in (WeightPath.FILE, WeightPath.BROADCAST):
         await api.post("/start_weight_update", timeout_s=timeout_s)
-        info = {"update_info": {"path": str(path)}}
-        await api.post("/update_weights", info, timeout_s=timeout_s)
+        if sender is not None:
+            await _broadcast(api, sender, path, timeout_s=timeout_s)
+        else:
+            info = {"update_info": {"path": str(path)}}
+            await api.post("/update_weights", info, timeout_s=timeout_s)
         await api.post(
             "/finish_weight_update", {"weight_version": str(version)}, timeout_s=timeout_s
         )
@@ -65,6 +80,26 @@ async def load(
             call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
             await api.post("/collective_rpc", call, timeout_s=timeout_s)
         await name_version(api, version, timeout_s=timeout_s)
+
+
+async def _broadcast(api: Api, sender: Sender, path: Path, *, timeout_s: float) -> None:
+    """Its workers receive while the call lasts. Who fails first says what was wrong: the other
+    would wait for it."""
+    info = {"update_info": sender.update_info(path)}
+    receiving = asyncio.ensure_future(api.post("/update_weights", info, timeout_s=timeout_s))
+    sending = asyncio.ensure_future(asyncio.to_thread(sender.send, path))
+    try:
+        await asyncio.wait((receiving, sending), return_when=asyncio.FIRST_EXCEPTION)
+        if receiving.done():
+            await receiving
+        await sending
+    except RuntimeError as error:  # torch's
+        raise ServerGone(f"{api} did not receive the weights: {error}") from None
+    finally:
+        for task in (receiving, sending):
+            if not task.done():
+                task.cancel()
+                sender.abort()
 
 
 async def name_version(api: Api, version: int, *, timeout_s: float) -> None:

@@ -17,6 +17,7 @@ from areal_sub.records import WEIGHT_ADAPTER, WEIGHT_PROBE
 MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 OUTPUT_EMBEDDING = "lm_head.weight"
 ADAPTER_PREFIX = "base_model.model."
+TORCH_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _MAX_SHOWN = 8
 
 
@@ -39,15 +40,15 @@ class Probe:
 
 def shapes_of(path: Path) -> dict[str, list[int]]:
     """Of a safetensors file, or of all those in a folder. Raises `ModelError`."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise ModelError(f"no *.safetensors in {path}")
-    return {
-        name: entry["shape"]
-        for file in files
-        for name, entry in _header(file).items()
-        if name != "__metadata__"
-    }
+    return {name: entry["shape"] for name, entry in _entries(path).items()}
+
+
+def dtypes_of(path: Path) -> dict[str, str]:
+    """By torch's names. Raises `ModelError`."""
+    entries = _entries(path)
+    if unknown := sorted({e["dtype"] for e in entries.values()} - TORCH_DTYPES.keys()):
+        raise ModelError(f"{path} holds {unknown[0]}; there are: {', '.join(TORCH_DTYPES)}")
+    return {name: TORCH_DTYPES[entry["dtype"]] for name, entry in entries.items()}
 
 
 def check_update(path: Path, base: dict[str, list[int]], *, tied: bool) -> None:
@@ -114,6 +115,18 @@ def check_adapter(path: Path, base: dict[str, list[int]], *, rank: int) -> None:
             f"the adapter in {path} does not fit the model, the old one stays in force: "
             f"{'; '.join(problems[:_MAX_SHOWN])}"
         )
+
+
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise ModelError(f"no *.safetensors in {path}")
+    return {
+        name: entry
+        for file in files
+        for name, entry in _header(file).items()
+        if name != "__metadata__"
+    }
 
 
 def _header(path: Path) -> dict[str, Any]:

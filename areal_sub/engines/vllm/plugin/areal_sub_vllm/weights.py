@@ -1,14 +1,17 @@
-"""A weight-transfer backend that reads safetensors files and checks what it did.
+"""Weight-transfer backends: from a safetensors file, or by broadcast from the trainer's machine.
 
-The server is started with `--weight-transfer-config '{"backend": "areal-sub-file"}'`.
+A server is started with `--weight-transfer-config '{"backend": "areal-sub-file"}'`, or
+`areal-sub-gloo` or `areal-sub-nccl`.
 
-Why a backend of our own: NCCL and CUDA IPC need a GPU, and vLLM's `reload_weights` leaves a tied
-output embedding as it was on a CPU, where it is kept a second time, packed. A file in /dev/shm is
-memory that trainer and server share.
+Why backends of our own: vLLM's need a GPU, and its `reload_weights` leaves a tied output embedding
+as it was on a CPU, where it is kept a second time, packed. A file in /dev/shm is memory that
+trainer and server share; a broadcast reaches servers on other machines. Its group is made with
+the first update, and anew for each sender: nothing has to be agreed on before.
 
-Invariant: once `finish_weight_update` returned, every tensor of the file that the model keeps
+Invariant: once `finish_weight_update` returned, every tensor of a file that the model keeps
 unpacked, under its own name or as a part of a fused one, was compared with it, value by value. What
-is packed or split over ranks only shows in what the model computes: whoever updates checks that.
+is packed or split over ranks, or was broadcast, only shows in what the model computes: whoever
+updates checks that.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
@@ -30,9 +35,9 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-log = logging.getLogger("vllm.areal_sub")  # a name that vLLM's logging shows
+from . import group
 
-BACKEND = "areal-sub-file"
+log = logging.getLogger("vllm.areal_sub")  # a name that vLLM's logging shows
 
 
 @dataclass
@@ -70,16 +75,73 @@ class FileWeights(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.model.load_weights(_tensors(self._path))
 
     def finish_weight_update(self) -> None:
+        self._finalize()
+        num_compared, num_tensors = _compare(self.model, self._path)
+        log.info("%d of %d tensors of %s compared", num_compared, num_tensors, self._path)
+
+    def _finalize(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
         for module in self.model.modules():
             # A tied one has no tensor of its own in the file, so it was not processed again.
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
-        num_compared, num_tensors = _compare(self.model, self._path)
-        log.info("%d of %d tensors of %s compared", num_compared, num_tensors, self._path)
 
     def shutdown(self) -> None:
         pass
+
+
+@dataclass
+class BroadcastInfo(WeightTransferUpdateInfo):
+    group: str
+    """Its name. Another one than before: the sender has begun anew."""
+    host: str
+    port: int
+    """Of the sender's store."""
+    size: int
+    timeout_s: float
+    tensors: list[tuple[str, str, list[int]]]
+    """Names, dtypes, shapes."""
+
+
+class GlooWeights(FileWeights):
+    update_info_cls = BroadcastInfo
+    kind = "gloo"
+
+    _name = ""
+    _group: Any = None
+
+    def receive_weights(self, update_info: BroadcastInfo) -> None:
+        if update_info.group != self._name:
+            self._group = self._join(update_info)
+            self._name = update_info.group
+        self.model.load_weights(group.receive(self._group, self.kind, update_info.tensors))
+
+    def _join(self, info: BroadcastInfo) -> Any:
+        parallel = self.parallel_config
+        worker = parallel.data_parallel_index * parallel.world_size + parallel.rank
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            info.host,
+            info.port,
+            info.size,
+            is_master=False,
+            timeout=timedelta(seconds=info.timeout_s),
+        )
+        return group.join(
+            self.kind,
+            store,
+            info.group,
+            rank=group.SENDER + 1 + worker,
+            size=info.size,
+            address=group.address_towards(info.host),
+            timeout_s=info.timeout_s,
+        )
+
+    def finish_weight_update(self) -> None:
+        self._finalize()
+
+
+class NcclWeights(GlooWeights):
+    kind = "nccl"
 
 
 def _tensors(path: str) -> Iterator[tuple[str, Tensor]]:
@@ -142,6 +204,14 @@ def _same(parameter: Tensor, row: int, tensor: Tensor, name: str) -> bool:
     return True
 
 
+BACKENDS = {
+    "areal-sub-file": FileWeights,
+    "areal-sub-gloo": GlooWeights,
+    "areal-sub-nccl": NcclWeights,
+}
+
+
 def register() -> None:
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, FileWeights)
+    for name, backend in BACKENDS.items():
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, backend)
