@@ -48,7 +48,7 @@ class Sender:
         except OSError as error:
             raise ConfigError(f"no way to {host}, where a server is: {error}") from None
         self._port: int = listener.getsockname()[1]
-        self._store = dist.TCPStore(  # type: ignore[attr-defined]
+        self._store: Any = dist.TCPStore(  # type: ignore[attr-defined]
             self._address,
             self._port,
             self._size,
@@ -84,11 +84,13 @@ class Sender:
             )
         group.send(self._group, self._kind, (tensor for _, tensor in _tensors(path)))
 
-    def abort(self) -> None:
-        """Ends a `send` that waits, as far as the group's kind can."""
+    def close(self) -> None:
+        """Ends a `send` that waits, as far as the group's kind can. A group that is still there at
+        the interpreter's end may end it by `abort()`."""
         if self._group is not None:
             with suppress(RuntimeError):
                 self._group.abort()
+        self._group = self._store = None
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

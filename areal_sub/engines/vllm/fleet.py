@@ -82,6 +82,7 @@ class Fleet:
                     await member.process.stop()
                 elif self._adapters is not None:
                     await self._adapters.leave(member)
+                member.forget_sender()
                 await member.api.close()
             self._drop(self._weights)
             if self._adapters is not None:
@@ -188,7 +189,7 @@ class Fleet:
                 member.api, member.can, path, version, sender=member.sender, timeout_s=limit
             )
         except BaseException:
-            member.sender = None  # its group may be broken
+            member.forget_sender()  # its group may be broken
             raise
 
     async def _update_adapter(self, adapters: Adapters, path: Path, version: int) -> None:

@@ -49,6 +49,11 @@ class Member:
         """The name that requests give now."""
         return self.adapters[self.version] if self.takes_adapters else self.can.model
 
+    def forget_sender(self) -> None:
+        if self.sender is not None:
+            self.sender.close()
+            self.sender = None
+
     def done_with(self) -> list[int]:
         """Versions of adapters that nothing uses any more."""
         return [v for v in self.adapters if v != self.version and not self.num_using[v]]

@@ -97,9 +97,7 @@ async def _broadcast(api: Api, sender: Sender, path: Path, *, timeout_s: float) 
         raise ServerGone(f"{api} did not receive the weights: {error}") from None
     finally:
         for task in (receiving, sending):
-            if not task.done():
-                task.cancel()
-                sender.abort()
+            task.cancel()
 
 
 async def name_version(api: Api, version: int, *, timeout_s: float) -> None:
