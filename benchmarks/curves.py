@@ -57,6 +57,7 @@ def make_run(config: Path, folder: Path, engine: str, seed: int, settings: Seque
 def plot(curves: Curves, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -66,8 +67,10 @@ def plot(curves: Curves, path: Path) -> None:
         for rewards in runs:
             axes.plot(steps, rewards, color=color, alpha=0.3, linewidth=1)
         means = [mean(at) for at in zip(*runs, strict=True)]
-        axes.plot(steps, means, color=color, label=f"{engine}, mean of {len(runs)} seeds")
+        of_seeds = f", mean of {len(runs)} seeds" if len(runs) > 1 else ""
+        axes.plot(steps, means, color=color, label=f"{engine}{of_seeds}")
     axes.set(xlabel="step", ylabel="mean training reward", ylim=(0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
