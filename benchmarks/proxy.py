@@ -2,7 +2,8 @@
 
     python -m benchmarks.proxy [--num 2000] [--litellm PYTHON] [--json FILE]
     python -m benchmarks.proxy --memory 100000      does its memory grow?
-    python -m benchmarks.proxy --turns 100          what a turn costs late in a long rollout
+    python -m benchmarks.proxy --turns 100          what a turn costs late in a long rollout,
+                                                    in each dialect, or --dialect NAME
 
 Every proxy answers the same requests, of ~1 KB, with 64 tokens, whole or streamed token by token,
 from a model that answers at once. Ours also renders, tokenises, detokenises and records them. CPU
@@ -18,6 +19,7 @@ import asyncio
 import json
 import secrets
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import openai
+import httpx
 import psutil
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -37,6 +39,7 @@ from benchmarks.load import QUESTION, SYSTEM
 from benchmarks.rollouts import ROOT, read_line, start
 from benchmarks.tree import tree_cpu_s
 from benchmarks.upstream import TEXT
+from benchmarks.wires import WIRES
 
 OURS = "this proxy"
 TURNS_PER_ROLLOUT = 50
@@ -369,26 +372,46 @@ def _threads_cpu_s(process: psutil.Process) -> float:
     return sum(int(each.read_text().split()[0]) for each in stats) / 1e9
 
 
-def turns(num: int) -> None:
-    """The proxy's CPU per turn in one rollout whose history grows by one turn at a time."""
+class Rollout:
+    """One whose agent speaks `dialect`, and whose history grows by a question and its answer."""
+
+    def __init__(self, dialect: str, key: str, client: httpx.Client) -> None:
+        self._wire = WIRES[dialect]
+        self._headers = {"authorization": f"Bearer {key}"}
+        self._client = client
+        self._items: list[Any] = []
+        self.num_turns = 0
+        self.num_bytes = 0  # of its last request
+
+    def turn(self) -> None:
+        self.num_turns += 1
+        self._items.append(self._wire.asked(f"{QUESTION} ({self.num_turns})"))
+        body = json.dumps(self._wire.body(self._items)).encode()
+        self.num_bytes = len(body)
+        answer = self._client.post(self._wire.path, content=body, headers=self._headers)
+        self._items += self._wire.answered(answer.raise_for_status().json())
+
+
+def turns(num: int, dialects: list[str]) -> None:
+    """The proxy's CPU per turn of rollouts whose histories grow; they take turns, so that a busy
+    machine is as busy for each. Each figure is the median of `num` / 10 turns."""
     with tempfile.TemporaryDirectory() as name, ours(Path(name)) as proxy:
-        key = open_rollouts(Path(name), num, turns=num)[0]
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{proxy.port}/v1", api_key=key)
-        messages: list[Any] = [{"role": "system", "content": SYSTEM}]
-        print(f"{'turn':>6}{'CPU ms':>10}{'prompt tokens':>15}{'body KB':>9}")
-        before_s = _threads_cpu_s(proxy.process)
-        for turn in range(1, num + 1):
-            messages.append({"role": "user", "content": f"{QUESTION} ({turn})"})
-            answer = client.chat.completions.create(model="policy", messages=messages)
-            messages.append({"role": "assistant", "content": answer.choices[0].message.content})
-            if turn % (num // 10) == 0:
-                now_s = _threads_cpu_s(proxy.process)
-                cpu_ms = 1000 * (now_s - before_s) / (num // 10)
-                before_s = now_s
-                assert answer.usage is not None
-                size_kb = len(json.dumps(messages)) / 1000
-                tokens = answer.usage.prompt_tokens
-                print(f"{turn:>6}{cpu_ms:>10.2f}{tokens:>15}{size_kb:>9.0f}", flush=True)
+        keys = open_rollouts(Path(name), num * len(dialects), turns=num)
+        with httpx.Client(base_url=f"http://127.0.0.1:{proxy.port}", timeout=60.0) as client:
+            rollouts = [
+                Rollout(dialect, key, client) for dialect, key in zip(dialects, keys, strict=True)
+            ]
+            print("CPU ms" + "".join(f"{dialect:>12}" for dialect in dialects) + f"{'KB':>8}")
+            for tenth in range(1, 11):
+                costs_ms: list[list[float]] = [[] for _ in rollouts]
+                for _ in range(num // 10):
+                    for rollout, cost_ms in zip(rollouts, costs_ms, strict=True):
+                        before_s = _threads_cpu_s(proxy.process)
+                        rollout.turn()
+                        cost_ms.append(1000 * (_threads_cpu_s(proxy.process) - before_s))
+                row = "".join(f"{statistics.median(cost_ms):>12.2f}" for cost_ms in costs_ms)
+                size_kb = rollouts[0].num_bytes / 1000
+                print(f"{tenth * (num // 10):>6}{row}{size_kb:>8.0f}", flush=True)
 
 
 def main() -> None:
@@ -396,13 +419,14 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=2000, help="requests per figure")
     parser.add_argument("--litellm", metavar="PYTHON", help="an interpreter with litellm[proxy]")
     parser.add_argument("--memory", type=int, metavar="NUM", help="watch memory over NUM requests")
-    parser.add_argument("--turns", type=int, metavar="NUM", help="one rollout of NUM turns")
+    parser.add_argument("--turns", type=int, metavar="NUM", help="rollouts of NUM turns")
+    parser.add_argument("--dialect", choices=[*WIRES], help="of --turns; else all of them")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     if args.memory:
         memory(args.memory)
     elif args.turns:
-        turns(args.turns)
+        turns(args.turns, [args.dialect] if args.dialect else [*WIRES])
     else:
         costs = compare(args)
         if args.json:
