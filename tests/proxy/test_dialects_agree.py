@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def test_whatever_dialects_an_agent_speaks(
             said, tools = change(said, tools, move, text)
             engine.says(("<think>\nhm\n</think>\n" if thought else "") + reply + end or "x")
             more = {"stop": [stop]} if stop and not isinstance(wire, Responses) else {}
-            call = wire.dialect.parse(wire.asked(said, tools, stream, **more))
+            asked = wire.asked(said, tools, stream, **more)
+            call = wire.dialect.parse(replace(asked, seen=session.seen))
+            assert call.messages == wire.dialect.parse(asked).messages
             prepared = await turns.prepare(session, call, f"resp_{number}")
             whole, wired = Choice(), wire.dialect.stream(f"resp_{number}", call, 1)
             raw = b""

@@ -11,6 +11,7 @@ import orjson
 from areal_sub.proxy.dialects import EVENTS, Asked, fields, openai_errors
 from areal_sub.proxy.dialects.openai_errors import error_body as error_body
 from areal_sub.proxy.dialects.openai_errors import error_status as error_status
+from areal_sub.proxy.dialects.transcript import Transcript
 from areal_sub.proxy.neutral import (
     Call,
     Choice,
@@ -58,7 +59,7 @@ def parse(asked: Asked) -> Call:
     return Call(
         dialect=NAME,
         model=fields.text(body, "model", max_chars=fields.MAX_NAME_CHARS, default="policy"),
-        messages=tuple(asked.seen.parsed(messages, _message)),
+        messages=asked.seen.read(messages, _Reader()),
         tools=tuple(tool for tool, _ in tools),
         strict_tools=frozenset(tool["function"]["name"] for tool, strict in tools if strict),
         tool_choice=_tool_choice(body),
@@ -116,6 +117,11 @@ def _output_format(body: fields.Body) -> OutputFormat:
     schema = fields.mapping(given, "schema", where=where)
     strict = fields.boolean(given, "strict", where=where)
     return OutputFormat("json_schema", schema, fields.name(given, "name", where=where), strict)
+
+
+class _Reader(Transcript):
+    def read(self, item: Any, index: int) -> None:
+        self.add(_message(item, index))
 
 
 def _message(value: Any, index: int) -> Message:

@@ -54,7 +54,7 @@ def parse(asked: Asked) -> Call:
     return Call(
         dialect=NAME,
         model=model[: fields.MAX_NAME_CHARS],
-        messages=gemini_input.messages(body),
+        messages=gemini_input.messages(body, asked.seen),
         tools=tools,
         strict_tools=strict,
         tool_choice=choice,

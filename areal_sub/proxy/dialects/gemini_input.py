@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -11,6 +12,10 @@ from areal_sub.proxy.dialects import fields
 from areal_sub.proxy.dialects.transcript import Transcript
 from areal_sub.proxy.neutral import Message
 from areal_sub.proxy.refusals import invalid
+from areal_sub.proxy.seen import Seen
+
+MAX_UNANSWERED = fields.MAX_TOOL_CALLS
+"""Calls that a result without an id may be of; looking for it takes time that is everybody's."""
 
 
 def camel(value: Any, where: str) -> dict[str, Any]:
@@ -23,38 +28,46 @@ def _camel_key(key: str) -> str:
     return re.sub("_([a-z])", lambda match: match[1].upper(), key)
 
 
-def messages(body: fields.Body) -> tuple[Message, ...]:
-    reader = _Reader()
+def messages(body: fields.Body, seen: Seen) -> tuple[Message, ...]:
+    before: tuple[Message, ...] = ()
     if (system := body.get("systemInstruction")) is not None:
         where = "systemInstruction"
         texts = [system] if isinstance(system, str) else _texts(system, where)
         if text := "".join(texts):
-            reader.transcript.add(Message("system", text))
+            before = (Message("system", text),)
     contents = fields.items(body, "contents", at_most=fields.MAX_MESSAGES)
     if not contents:
         raise invalid("at least one content is required", "contents")
-    for index, content in enumerate(contents):
-        reader.read(camel(content, f"contents[{index}]"), f"contents[{index}]")
-    conversation = reader.transcript.messages()
+    conversation = seen.read(contents, _Reader())
     if conversation and conversation[-1].role == "assistant":
         raise invalid("the last content must not be the model's.", "contents")
-    return conversation
+    return before + conversation
 
 
-class _Reader:
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """A conversation's so far: results need not say which one they are of."""
+
+    num: int = 0
+    unanswered: tuple[tuple[str, str], ...] = ()
+    """(name, id) of the last `MAX_UNANSWERED`."""
+
+
+class _Reader(Transcript):
     def __init__(self) -> None:
-        self.transcript = Transcript()
-        self._unanswered: list[tuple[str, str]] = []  # (name, id) of calls
-        self._num_calls = 0
+        super().__init__()
+        self.state = _Calls()
 
-    def read(self, content: fields.Body, where: str) -> None:
+    def read(self, item: Any, index: int) -> None:
+        where = f"contents[{index}]"
+        content = camel(item, where)
         role = fields.text(content, "role", where=where + ".", max_chars=32, default="user")
         parts = fields.items(content, "parts", where=where + ".", at_most=fields.MAX_PARTS)
         if role == "model":
             # Agents keep a stream as it came, so neighbours are pieces of one answer.
-            self.transcript.say("")
-            for index, part in enumerate(parts):
-                at = f"{where}.parts[{index}]"
+            self.say("")
+            for i, part in enumerate(parts):
+                at = f"{where}.parts[{i}]"
                 self._model_part(camel(part, at), at)
         elif role in ("user", "function"):
             self._user(parts, where)
@@ -66,15 +79,16 @@ class _Reader:
             at = where + ".functionCall"
             call = camel(part["functionCall"], at)
             name = fields.name(call, "name", where=at + ".")
-            self._num_calls += 1
-            call_id = _id(call, at) or f"call_{self._num_calls}"
-            self._unanswered.append((name, call_id))
+            calls: _Calls = self.state
+            call_id = _id(call, at) or f"call_{calls.num + 1}"
+            unanswered = (*calls.unanswered, (name, call_id))[-MAX_UNANSWERED:]
+            self.state = _Calls(calls.num + 1, unanswered)
             args = fields.mapping(call, "args", where=at + ".")
-            self.transcript.call(fields.tool_call(call_id, name, args, at + ".args"), where)
+            self.call(fields.tool_call(call_id, name, args, at + ".args"), where)
         elif part.get("thought"):
-            self.transcript.think(_part_text(part, where))
+            self.think(_part_text(part, where))
         else:
-            self.transcript.say(_part_text(part, where))
+            self.say(_part_text(part, where))
 
     def _user(self, parts: list[Any], where: str) -> None:
         """Results of functions are messages of their own; the text between them is one."""
@@ -82,7 +96,7 @@ class _Reader:
 
         def say() -> None:
             if texts:
-                self.transcript.add(Message("user", "".join(texts)))
+                self.add(Message("user", "".join(texts)))
                 texts.clear()
 
         for index, value in enumerate(parts):
@@ -100,14 +114,15 @@ class _Reader:
         if result.get("parts"):
             raise invalid("the policy reads text only.", f"{where}.parts")
         call_id = _id(result, where)
-        answered = next(
-            (each for each in self._unanswered if call_id in ("", each[1]) and each[0] == name),
-            (name, call_id),
-        )
-        if answered in self._unanswered:
-            self._unanswered.remove(answered)
+        calls: _Calls = self.state
+        for i, (called, its_id) in enumerate(calls.unanswered):
+            if called == name and call_id in ("", its_id):
+                call_id = its_id
+                rest = calls.unanswered[:i] + calls.unanswered[i + 1 :]
+                self.state = _Calls(calls.num, rest)
+                break
         text = _result_text(fields.mapping(result, "response", where=where + "."))
-        self.transcript.add(Message("tool", text, tool_call_id=answered[1]))
+        self.add(Message("tool", text, tool_call_id=call_id))
 
 
 def _id(body: fields.Body, where: str) -> str:

@@ -62,12 +62,8 @@ def parse(asked: Asked) -> Call:
     messages = fields.items(body, "messages", at_most=fields.MAX_MESSAGES)
     if not messages:
         raise invalid("messages: at least one message is required", "messages")
-    transcript = Transcript()
-    if system := _text(body.get("system"), "system"):
-        transcript.add(Message("system", system))
-    for index, message in enumerate(messages):
-        _read_message(message, f"messages[{index}]", transcript)
-    conversation = transcript.messages()
+    system = _text(body.get("system"), "system")
+    conversation = asked.seen.read(messages, _Reader())
     if conversation and conversation[-1].role == "assistant":
         raise invalid(
             "messages: the last message must not be the assistant's: the policy does not go on "
@@ -82,7 +78,7 @@ def parse(asked: Asked) -> Call:
     return Call(
         dialect=NAME,
         model=fields.text(body, "model", max_chars=fields.MAX_NAME_CHARS, default="policy"),
-        messages=conversation,
+        messages=((Message("system", system),) if system else ()) + conversation,
         tools=tuple(tool for tool, _ in tools),
         strict_tools=frozenset(tool["function"]["name"] for tool, strict in tools if strict),
         tool_choice=_tool_choice(choice),
@@ -101,6 +97,11 @@ def parse(asked: Asked) -> Call:
         if body.get("context_management")
         else {},
     )
+
+
+class _Reader(Transcript):
+    def read(self, item: Any, index: int) -> None:
+        _read_message(item, f"messages[{index}]", self)
 
 
 def _read_message(value: Any, where: str, transcript: Transcript) -> None:

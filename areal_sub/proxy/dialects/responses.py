@@ -54,7 +54,7 @@ def parse(asked: Asked) -> Call:
         raise invalid("truncation may be 'disabled': nothing is left out here.", "truncation")
     tools = Tools(body)
     previous = _previous(body, asked.kept)
-    given = responses_input.messages(body, tools, asked.kept)
+    given = responses_input.messages(body, asked)
     if not given:
         raise invalid("Missing required parameter: 'input'.", "input")
     instructions = fields.text(body, "instructions", max_chars=fields.MAX_TEXT_CHARS)

@@ -56,9 +56,6 @@ class Tools:
             else:
                 self._add(tool, where, "")
 
-    def shown_name(self, namespace: str, name: str) -> str:
-        return f"{namespace}{_SEPARATOR}{name}" if namespace else name
-
     def item(self, call: ToolCall, item_id: str, status: str) -> dict[str, Any]:
         """The output item that a sampled call is."""
         arguments = call.parsed_arguments()
@@ -96,15 +93,15 @@ class Tools:
                 f"{where}.type",
             )
         name = fields.name(tool, "name", where=where + ".")
-        shown_name = self.shown_name(space, name)
+        as_shown = shown_name(space, name)
         if space:
-            self._spaces[shown_name] = (space, name)
+            self._spaces[as_shown] = (space, name)
         parameters = tool.get("parameters")
         if kind == "custom":
-            self._custom.add(shown_name)
+            self._custom.add(as_shown)
             parameters = _CUSTOM
         function = {
-            "name": shown_name,
+            "name": as_shown,
             "description": _description(tool),
             "parameters": parameters,
             "strict": tool.get("strict"),
@@ -112,7 +109,11 @@ class Tools:
         shown, strict = fields.tool(function, where)
         self.shown.append(shown)
         if strict:
-            self.strict.add(shown_name)
+            self.strict.add(as_shown)
+
+
+def shown_name(namespace: str, name: str) -> str:
+    return f"{namespace}{_SEPARATOR}{name}" if namespace else name
 
 
 def _description(tool: fields.Body) -> Any:
