@@ -121,15 +121,15 @@ class _EventStream(Response):
         stream, answering = self._stream, self._answering
         is_kept = answering.prepared.call.conversation is not None
 
-        async def send_events(index: int, delta: Delta) -> None:
+        async def send_events(index: int, delta: Delta, is_first: bool = False) -> None:
             if is_kept:
                 answering.add(index, delta)
             body = b"".join(stream.events(index, delta))
-            if body:
+            if body or is_first:  # without events, that is the head, which waits for a body
                 await send({"type": "http.response.body", "body": body, "more_body": True})
 
         try:
-            await send_events(*self._first)
+            await send_events(*self._first, is_first=True)
             async for index, delta in self._deltas:
                 await send_events(index, delta)
             if is_kept:

@@ -24,6 +24,7 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from areal_sub.proxy.answering import header, request_headers
+from areal_sub.proxy.connection import has_arrived
 from areal_sub.proxy.dialects import JSON, Asked, Dialect
 from areal_sub.proxy.listeners import STATE_KEY
 from areal_sub.proxy.refusals import Reason, Refusal
@@ -180,25 +181,31 @@ async def read_body(request: Request, take: Callable[[int], None]) -> bytes:
     length = header(request, b"content-length")
     if length.isdigit() and int(length) > MAX_BODY_BYTES:
         raise _too_large()
-    parts: list[bytes] = []
-    num_bytes, is_more = 0, True
+    if has_arrived(request):
+        return await _read_parts(request, take)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            while is_more:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                part = message["body"]
-                num_bytes += len(part)
-                if num_bytes > MAX_BODY_BYTES:
-                    raise _too_large()
-                take(len(part))
-                parts.append(part)
-                is_more = message["more_body"]
+            return await _read_parts(request, take)
     except TimeoutError:
         raise Refusal(
             Reason.INVALID_REQUEST, f"The request did not arrive within {BODY_TIMEOUT_S} s."
         ) from None
+
+
+async def _read_parts(request: Request, take: Callable[[int], None]) -> bytes:
+    parts: list[bytes] = []
+    num_bytes, is_more = 0, True
+    while is_more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part = message["body"]
+        num_bytes += len(part)
+        if num_bytes > MAX_BODY_BYTES:
+            raise _too_large()
+        take(len(part))
+        parts.append(part)
+        is_more = message["more_body"]
     return b"".join(parts)
 
 

@@ -28,6 +28,8 @@ HEAD_TIMEOUT_S = 30.0
 SEND_TIMEOUT_S = 300.0
 _STATE_KEY = "line"
 """Under which a request's `scope["state"]` holds the `Line` that it came by."""
+_ARRIVED_KEY = "arrived"
+"""There once the whole request is."""
 # For the journal, the engine, the control plane, listeners and whatever else is no connection.
 NUM_OTHER_FILES = 192
 MIN_CONNECTIONS, MAX_FILES = 16, 2**20
@@ -138,11 +140,45 @@ class Line:
             self._answering.cancel()
 
 
+class _AnswerTransport(asyncio.Transport):
+    """What one answer is written to. Its head waits for the first of its body: one packet less, for
+    which its agent wakes up."""
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        super().__init__()
+        self._transport = transport
+        self._cycle = cycle
+        self._head: bytes | None = None  # as long as it waits
+        self._has_begun = False
+
+    def write(self, data: Any) -> None:
+        # Before that, uvicorn asks the agent to go on with a body ("100 Continue").
+        if self._cycle.response_started and not self._has_begun:
+            self._has_begun, self._head = True, data
+        elif self._head is not None:
+            data, self._head = self._head + data, None
+            self._transport.write(data)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        if self._head is not None:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, among: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._among = among
-        self._unanswered: deque[RequestResponseCycle] = deque()  # of requests, in order
+        # Of requests, in order, and what their answers are written to.
+        self._unanswered: deque[tuple[RequestResponseCycle, _AnswerTransport]] = deque()
         self._line = Line()
         self.app_state = {**self.app_state, _STATE_KEY: self._line}
         self._num_head_bytes = 0
@@ -163,7 +199,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._among.discard(self)
         self._head_arrived()
-        for cycle in self._unanswered:  # uvicorn tells the last one only
+        for cycle, _ in self._unanswered:  # uvicorn tells the last one only
             cycle.disconnected = True
             cycle.message_event.set()
         self._taken()
@@ -198,10 +234,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_arrived()
         super().on_headers_complete()
-        self._unanswered.append(self.cycle)
+        answer = _AnswerTransport(self.transport, self.cycle)
+        self.cycle.transport = answer
+        self._unanswered.append((self.cycle, answer))
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.scope["state"][_ARRIVED_KEY] = True
 
     def on_response_complete(self) -> None:
-        self._unanswered.popleft()
+        _, answer = self._unanswered.popleft()
+        answer.flush()
         if not self.transport.is_closing():
             self._among.note_answer(self)
         super().on_response_complete()
@@ -226,6 +269,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._head_timeout = None
         self.transport.close()
+
+
+def has_arrived(request: Request) -> bool:
+    """Whether the whole of it is here, as it mostly is when its head is."""
+    return _ARRIVED_KEY in request.scope["state"]
 
 
 @contextmanager

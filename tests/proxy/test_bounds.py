@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from areal_sub.proxy import connection, listeners, sessions
+from areal_sub.proxy import app, connection, listeners, sessions
 from areal_sub.proxy.dialects import Asked, chat
 from areal_sub.proxy.refusals import Refusal
 
@@ -93,6 +93,20 @@ def test_a_head_that_does_not_end_is_hung_up_on(
             writer.write(raw)
             assert await reader.read() == b""
             writer.close()
+
+    proxied(work)
+
+
+def test_a_body_that_does_not_end_is_refused(proxied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "BODY_TIMEOUT_S", 0.1)
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open()
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(call(rollout.key)[:-1])
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+        assert b"did not arrive within 0.1 s" in await reader.readuntil(b"}")
+        writer.close()
 
     proxied(work)
 

@@ -24,6 +24,7 @@ class Answering:
     """An app that answers each call with `work`, and what became of that."""
 
     def __init__(self, work: Callable[[Send], Any]) -> None:
+        self.receive: Receive
         self.began = asyncio.Event()
         self.ended: asyncio.Future[BaseException | None] = (
             asyncio.get_running_loop().create_future()
@@ -31,6 +32,7 @@ class Answering:
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.receive = receive
         self.began.set()
         try:
             with until_hung_up(Request(scope)):
@@ -130,3 +132,74 @@ def test_a_call_that_has_ended_is_not_cancelled_by_its_connection() -> None:
         assert await answering.ended is None
 
     serve(at_once, use)
+
+
+@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
+def test_a_head_comes_with_the_first_of_its_body(method: bytes) -> None:
+    """Loopback has delivered what was sent when sending returns, so that nothing came is known."""
+    sent, looked = asyncio.Event(), asyncio.Event()
+
+    async def in_parts(send: Send) -> None:
+        await send({**HEAD, "headers": [(b"content-length", b"2")]})
+        sent.set()
+        await looked.wait()
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def use(answering: Answering, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(REQUEST.replace(b"POST", method))
+            await sent.wait()
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+            looked.set()
+            answer = await loop.sock_recv(client, 2**16)
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+            assert answer.endswith(b"\r\n\r\n" + (b"ok" if method == b"POST" else b""))
+
+    serve(in_parts, use)
+
+
+def test_a_head_may_come_alone() -> None:
+    looked = asyncio.Event()
+
+    async def in_parts(send: Send) -> None:
+        await send(HEAD)
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        await looked.wait()
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def use(answering: Answering, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(REQUEST.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+        looked.set()
+        assert await reader.read() == b"2\r\nok\r\n0\r\n\r\n"
+        writer.close()
+
+    serve(in_parts, use)
+
+
+def test_an_agent_that_waits_to_be_asked_for_its_body_is() -> None:
+    asked: list[Answering] = []
+
+    async def echo(send: Send) -> None:
+        body = b""
+        while not body:
+            body = (await asked[0].receive())["body"]
+        await send({**HEAD, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": body})
+
+    async def use(answering: Answering, port: int) -> None:
+        asked.append(answering)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        expecting = b"content-length: 2\r\nexpect: 100-continue"
+        writer.write(REQUEST.replace(b"content-length: 0", expecting))
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"ok")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
+        assert await reader.readexactly(2) == b"ok"
+        writer.close()
+
+    serve(echo, use)
