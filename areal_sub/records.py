@@ -395,7 +395,8 @@ _LEDGER_KINDS: dict[str, type[BeganRecord] | type[FateRecord] | type[ClosedRecor
 
 
 def encode_record(record: TrajectoryRecord | LedgerRecord) -> bytes:
-    packed: bytes = msgpack.packb(record.to_map(), use_bin_type=True)
+    # By default it takes 256 KB first, which is as much work as all the rest.
+    packed: bytes = msgpack.packb(record.to_map(), use_bin_type=True, buf_size=1024)
     return packed
 
 

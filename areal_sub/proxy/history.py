@@ -125,12 +125,16 @@ class Keys:
         bare = list(earlier.bare[:num_same]) if earlier else []
         sorts = list(earlier.sorts[:num_same]) if earlier else []
         for message in messages[num_same:]:
-            digest = message_hash(message)
-            hashes.append(digest)
-            chain.append(link(chain[-1] if chain else b"", digest))
-            exact.append(link(exact[-1] if exact else b"", digest, ids_of(message)))
+            digest, ids = message_hash(message), ids_of(message)
+            # Until there is an id, or something was thought, the three are the same.
+            is_exact = not ids and exact[-1:] == chain[-1:]
+            is_bare = not message.reasoning and bare[-1:] == chain[-1:]
+            linked = link(chain[-1] if chain else b"", digest)
+            exact.append(linked if is_exact else link(exact[-1] if exact else b"", digest, ids))
             bare_digest = bare_hash(message) if message.reasoning else digest
-            bare.append(link(bare[-1] if bare else b"", bare_digest))
+            bare.append(linked if is_bare else link(bare[-1] if bare else b"", bare_digest))
+            hashes.append(digest)
+            chain.append(linked)
             if sort is not None:
                 sorts.append(sort(message))
         tools_digest = _digest(orjson.dumps(list(tools), option=orjson.OPT_SORT_KEYS))

@@ -120,6 +120,7 @@ class Thought:
 
 
 Part = Thought | str | ToolCall
+_NOTHING: tuple[Part, ...] = ("", Thought(""))
 
 
 @dataclass(slots=True)
@@ -138,7 +139,7 @@ class Choice:
             self.parts[-1] = last + part
         elif isinstance(part, Thought) and isinstance(last, Thought):
             self.parts[-1] = Thought(last.text + part.text)
-        elif isinstance(part, ToolCall) or part not in ("", Thought("")):
+        elif part not in _NOTHING:
             self.parts.append(part)
 
     def add(self, delta: Delta) -> None:

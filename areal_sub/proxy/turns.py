@@ -345,8 +345,10 @@ class Turns:
             parser: AnswerParser = TwoPartParser(None, None)
         else:
             tools = call.tools if call.parses_tool_calls else ()
-            prompt_end = self._end_of(prepared.request.prompt_token_ids)
-            parser = self._renderer.format.parser(tools, prompt_end)
+            answer_format, prompt_end = self._renderer.format, ""
+            if answer_format.begins_in_prompt:
+                prompt_end = self._end_of(prepared.request.prompt_token_ids)
+            parser = answer_format.parser(tools, prompt_end)
         return Sampled(call, vocabulary, self._hidden, parser)
 
     def _end_of(self, prompt: Int32Array) -> str:

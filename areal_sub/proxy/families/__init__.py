@@ -69,9 +69,14 @@ class AnswerFormat:
     def echoed(self) -> tuple[str, ...]:
         return self.tags if self.shows_tags else ()
 
+    @property
+    def begins_in_prompt(self) -> bool:
+        """Whether a prompt's last text may have begun the answer."""
+        return self.is_harmony or self.thinking is not None
+
     def parser(self, tools: Tools, prompt_end: str) -> AnswerParser:
         """For one answer. `tools`: those that may be called; `prompt_end`: the prompt's last text,
-        which may have begun the answer."""
+        where that matters (`begins_in_prompt`)."""
         if self.is_harmony:
             return HarmonyParser(prompt_end)
         thinking = self.thinking(prompt_end) if self.thinking else None
