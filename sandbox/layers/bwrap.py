@@ -6,14 +6,15 @@ the host can be written from in there: what the processes need, they make in the
 
 As root there is no user namespace around (it could hold no user but root): the guardian becomes an
 unprivileged user itself, before it starts anything.
+
+What starts programs is imported where it is used: guardians and keepers load this module, too, and
+never do, but each of their forks would pay for those modules' memory, and for `threading`'s hook.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -70,6 +71,8 @@ def around(args: Mapping[str, Any], interpreter: Iterable[str]) -> list[str]:
     `interpreter`: what the interpreter inside needs to read. Raises `FileNotFoundError` where
     there is no bwrap.
     """
+    import shutil
+
     program = shutil.which(NAME)
     if program is None:
         raise FileNotFoundError(_how_to_install())
@@ -84,6 +87,8 @@ def around(args: Mapping[str, Any], interpreter: Iterable[str]) -> list[str]:
 
 def probe() -> str:
     """Runs it around an interpreter that tries our own namespaces inside."""
+    import subprocess
+
     # Here, since `interpreter` is for the agent's: this one may differ from it.
     from ..interpreter import interpreter_paths
 

@@ -4,18 +4,16 @@
 show, and `runsc` runs the relay in it. Nothing of the host can be written from in there, and there
 is no network but loopback. As root, runsc makes its own processes unprivileged; else it runs
 rootless.
+
+What starts programs is imported where it is used, as in `bwrap`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .context import Context
@@ -119,6 +117,9 @@ def prepare(
 ) -> tuple[list[str], list[str]]:
     """Write the bundle for a step's `readable`, `hidden`, `scratch_bytes` below `folder`, which is
     removed by whoever made it. Returns `command`. Raises `FileNotFoundError` without runsc."""
+    import shutil
+    from pathlib import Path
+
     program = shutil.which(PROGRAM)
     if program is None:
         raise FileNotFoundError(_how_to_install())
@@ -155,6 +156,9 @@ def prepare(
 
 def probe() -> str:
     """Runs it around an interpreter that tries inside what the tier needs there."""
+    import subprocess
+    import tempfile
+
     # Here, since `interpreter` is for the agent's: this one may differ from it.
     from ..interpreter import interpreter_paths
 
@@ -175,6 +179,8 @@ def probe() -> str:
 
 
 def _try(run: Sequence[str]) -> str:
+    import subprocess
+
     tried = subprocess.Popen(
         # As root, runsc gives what it gets here to nobody: never a file of the host's.
         run,

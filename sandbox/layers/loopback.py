@@ -35,6 +35,10 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
             if error.errno != errno.ENOTTY:  # in gVisor it is up from the start
                 raise
     for port in args["ports"]:
-        listener = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
-        listener.setblocking(False)
+        # The plain type: `socket.socket` and `create_server` take detours by enums, whose pages
+        # each child's init would pay for.
+        listener = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(BACKLOG)
         context.listeners.append(listener.detach())

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .. import kernel
@@ -119,7 +118,8 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
         os.makedirs(_in_root(folder), 0o755, exist_ok=True)
     kernel.mount("proc", _in_root("/proc"), "proc", flags | kernel.MS_NOEXEC, PROC_OPTIONS)
     for path, text in _FILES.items():
-        Path(_in_root(path)).write_text(text, encoding="utf-8")  # at hand, in every version
+        with open(_in_root(path), "w", encoding="utf-8") as file:  # at hand, in every version
+            file.write(text)
     for link, target in {**_LINKS, **wanted.links}.items():
         if any(is_below(path, link) for path in wanted.mounts):
             continue  # /tmp, where the project lies in it: a folder, then, and read-only
@@ -171,7 +171,7 @@ def _attach(fd: int, path: str, attributes: int) -> None:
             os.makedirs(target, 0o755, exist_ok=True)
         else:
             os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
-            Path(target).touch(exist_ok=True)
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT, 0o666))
         kernel.restrict_tree(fd, attributes)
         kernel.attach_tree(fd, target)
     finally:
