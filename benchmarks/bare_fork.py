@@ -1,19 +1,18 @@
 """A warm process that forks a child per line of its input: `python -m benchmarks.bare_fork`.
 
-As warm as a zygote: the SDK imported and exercised, garbage frozen, memory on huge pages. Prints
+As warm as a zygote: the SDK imported and exercised, memory packed, frozen and on huge pages. Prints
 each child's exit code. What this costs no sandbox that forks per child can go below.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import os
 import sys
 
 from benchmarks.one_turn import TASK
-from sandbox import kernel
+from sandbox import density, kernel
 from sandbox.target import bind, resolve
 from sandbox.warmup import stub_listener, warm_up, warm_up_imported
 
@@ -25,8 +24,7 @@ def main() -> None:
         agent = resolve(target)
         warm_up_imported(listener)
     os.environ |= {"OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1", "OPENAI_API_KEY": "key"}
-    gc.collect()
-    gc.freeze()
+    density.settle()
     kernel.collapse_private_memory()
     print("ready", flush=True)
     for _ in sys.stdin:

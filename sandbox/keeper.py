@@ -10,7 +10,6 @@ and every cell.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import socket
@@ -18,7 +17,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from . import cell, kernel, reaper, zygote
+from . import cell, density, kernel, reaper, zygote
 from .interpreter import interpreter_paths
 from .layers import Context
 from .layers.root import INSIDE_ID
@@ -69,8 +68,7 @@ def _run(settings: dict[str, Any], channel: socket.socket, mapped: int) -> NoRet
         for fd in settings["group"]:
             os.close(fd)
         # Each init is a fork of this process: what is not visited stays shared with it.
-        gc.collect()
-        gc.freeze()
+        density.settle()
         kernel.collapse_private_memory()
         code = _keep(made, pid, channel, near)
     except BaseException:

@@ -11,7 +11,6 @@ but for the one by which it reports an end.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import socket
@@ -20,7 +19,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from . import kernel, reaper
+from . import density, kernel, reaper
 from .child import agent_traceback, run_agent
 from .errors import TargetError
 from .init import run_init
@@ -108,11 +107,11 @@ def _prepare(
         }
         channel.send(json.dumps(message).encode())
         return None
-    gc.collect()
-    gc.freeze()  # what is here now is never visited again, so its pages stay shared with children
-    kernel.collapse_private_memory()
+    density.settle()
     if not is_program:
         rehearse(listener)
+    # Last: what is written to while forks share it leaves its huge page.
+    kernel.collapse_private_memory()
     num_threads = len(os.listdir("/proc/self/task"))
     channel.send(json.dumps({"ready": True, "num_threads": num_threads, "notes": notes}).encode())
     return target
