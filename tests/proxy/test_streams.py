@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,6 +11,9 @@ import anthropic
 import openai
 import pytest
 from google.genai import errors
+
+from areal_sub.proxy.dialects import chat as chat_dialect
+from areal_sub.proxy.neutral import Call, Delta, Message, TokenLogprob, ToolCall
 
 QUESTION: Any = {"role": "user", "content": "?"}
 OnText = Callable[[str], None]
@@ -134,3 +138,19 @@ def test_an_engine_that_goes_in_mid_stream_is_the_sdks_error(proxied: Any, read:
             await reading
 
     proxied(work, request_timeout_s=2.0)
+
+
+def test_each_call_of_a_chat_has_a_chunk_of_its_own() -> None:
+    """As OpenAI's have: LlamaIndex takes the first of a chunk's calls."""
+    call = Call(dialect="chat", model="m", messages=(Message("user"),), stream=True)
+    delta = Delta([ToolCall(name, name, "{}") for name in ("f", "g", "h")])
+    delta.logprobs = [TokenLogprob("f", -1.0, b"f")]
+    chunks = [
+        json.loads(event.removeprefix(b"data: "))["choices"][0]
+        for event in chat_dialect.stream("chatcmpl-1", call, 1).events(0, delta)
+    ]
+    calls = [called for chunk in chunks for called in chunk["delta"]["tool_calls"]]
+    assert len(chunks) == 3
+    assert [(called["index"], called["id"]) for called in calls] == [(0, "f"), (1, "g"), (2, "h")]
+    assert [bool(chunk["logprobs"]) for chunk in chunks] == [True, False, False]
+    assert [chunk["delta"].get("role") for chunk in chunks] == ["assistant", None, None]

@@ -236,14 +236,16 @@ class Stream:
             body["reasoning_content"] = reasoning
         if text := delta.text:
             body["content"] = text
-        if calls := delta.tool_calls:
-            start = self._num_calls[index]
-            self._num_calls[index] += len(calls)
-            body["tool_calls"] = [
-                {"index": start + i, **_call_body(call)} for i, call in enumerate(calls)
-            ]
-        if body or delta.logprobs:
-            yield self._chunk(index, body, None, delta.logprobs)
+        logprobs = delta.logprobs
+        for tool_call in delta.tool_calls:
+            # Each in a chunk of its own, as OpenAI's are: of several LlamaIndex takes the first.
+            if "tool_calls" in body:
+                yield self._chunk(index, body, None, logprobs)
+                body, logprobs = {}, []
+            body["tool_calls"] = [{"index": self._num_calls[index], **_call_body(tool_call)}]
+            self._num_calls[index] += 1
+        if body or logprobs:
+            yield self._chunk(index, body, None, logprobs)
         if delta.finish_reason is not None:
             yield self._chunk(index, {}, delta.finish_reason, [])
 
