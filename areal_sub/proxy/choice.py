@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
+from dataclasses import replace
 
 from areal_sub.proxy.decode import StopStrings, TextDecoder
 from areal_sub.proxy.neutral import (
@@ -86,6 +87,14 @@ class Sampled:
     def answer(self) -> Message:
         """What the agent will say was sampled, when it goes on from here."""
         return self._answer.message()
+
+    def answer_with_stop(self) -> Message | None:
+        """The answer with the stop string that ended it, which was sampled and cut: agents that
+        live by marks (a closing tag) put it back. None: none did, or a call stands behind it."""
+        if self._stops.found is None or self._answer.tool_calls:
+            return None
+        answer = self.answer()
+        return replace(answer, content=answer.content + self._stops.found)
 
     def _has_ended(self) -> bool:
         return self._is_cut or self._stops.found is not None

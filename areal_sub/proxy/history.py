@@ -270,19 +270,27 @@ class History:
         return self._prompts.setdefault(key, prompt)
 
     def add_turn(
-        self, turn_id: str, prompt: Prompt, token_ids: Int32Array, answer: Message
+        self,
+        turn_id: str,
+        prompt: Prompt,
+        token_ids: Int32Array,
+        answer: Message,
+        respelt: Message | None = None,
     ) -> Turn:
-        """Remember that `answer`, in tokens `token_ids`, was sampled from `prompt`."""
-        digest = message_hash(answer)
-        exact = link(prompt.exact, digest, ids_of(answer))
+        """Remember that `answer`, in tokens `token_ids`, was sampled from `prompt`.
+
+        `respelt`: how else the agent may say it."""
+        exact = link(prompt.exact, message_hash(answer), ids_of(answer))
         turn = Turn(turn_id, prompt, token_ids, exact, answer.content.strip())
-        chain = link(prompt.chain, digest)
-        self._answers.setdefault(chain, []).append(turn)
-        bare_digest = bare_hash(answer) if answer.reasoning else digest
-        self._bare[link(prompt.bare, bare_digest)] = turn
-        self._seen.add(chain)
-        self._seen_exact.add(turn.exact)
-        self._said[digest] = turn
+        for said in (answer,) if respelt is None else (answer, respelt):
+            digest = message_hash(said)
+            chain = link(prompt.chain, digest)
+            self._answers.setdefault(chain, []).append(turn)
+            bare_digest = bare_hash(said) if said.reasoning else digest
+            self._bare[link(prompt.bare, bare_digest)] = turn
+            self._seen.add(chain)
+            self._seen_exact.add(link(prompt.exact, digest, ids_of(said)))
+            self._said[digest] = turn
         if prompt.chain in self._asked:
             self._asked[prompt.chain] = turn
         prompt.num_recorded += 1

@@ -430,7 +430,9 @@ class Turns:
         self._journal.append(record)
         prepared.num_sampled_tokens += len(sampled.token_ids)
         answer = sampled.answer()
-        turn = session.history.add_turn(turn_id, prompt, record.token_ids, answer)
+        turn = session.history.add_turn(
+            turn_id, prompt, record.token_ids, answer, sampled.answer_with_stop()
+        )
         if session.transcript is not None:
             session.transcript.add(turn, answer, record.finish_reason)
         session.turn_ids.add(turn_id)

@@ -46,6 +46,14 @@ def test_a_stop_string_ends_at_its_token_wherever_chunks_end(
     assert vocabulary.decode(sampled.token_ids) == "one STOP"
     assert (answer.text, answer.finish_reason) == ("one ", "stop")
     assert len(sampled.logprobs) == len(sampled.versions) == len(sampled.token_ids)
+    assert sampled.answer_with_stop() == Message("assistant", "one STOP")
+
+
+def test_only_what_stopped_a_text_can_be_put_back(vocabulary: Vocabulary) -> None:
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    for text in ("one", f"{call}STOP"):
+        sampled, _ = sample(vocabulary, text, 4, stop=("STOP",), tools=TOOLS)
+        assert sampled.answer_with_stop() is None
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

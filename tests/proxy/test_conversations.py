@@ -63,3 +63,27 @@ def test_a_template_that_strips_thinking(proxied: Any, thinking_folder: Path) ->
         assert main_branch(whole) == {first, second}
 
     proxied(work, model=thinking_folder)
+
+
+def test_a_stop_string_may_be_put_back(proxied: Any) -> None:
+    """It was sampled, so smolagents' closing tag is where it was."""
+
+    async def work(proxy: Any) -> None:
+        proxy.engine.says("<code>f()</code>", "<code>g()</code>", "ok<|im_end|>")
+        rollout = await proxy.open()
+        messages: list[Any] = [{"role": "user", "content": "Hi"}]
+        async with rollout.client() as client:
+            for put_back in ("</code>", ""):
+                answer = await client.chat.completions.create(
+                    model="m", messages=messages, stop=["</code>"]
+                )
+                said = answer.choices[0].message.content
+                messages += [
+                    {"role": "assistant", "content": said + put_back},
+                    {"role": "user", "content": "It says 1."},
+                ]
+            await say(client, messages)
+        await rollout.end()
+        assert [turn.fork for turn in rollout.turns()] == [Fork.ROOT, Fork.NONE, Fork.NONE]
+
+    proxied(work)
