@@ -35,18 +35,22 @@ NOT_EXECUTABLE_CODE, NOT_FOUND_CODE = 126, 127
 _PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
-def run_agent(target: Any, steps: Sequence[Step], context: Context, failures: int) -> NoReturn:
-    """Apply `steps`, wait for the request, run `target`. `failures`: the pipe for a failed step."""
+def seal(steps: Sequence[Step], context: Context, failures: int) -> None:
+    """Apply `steps`; ends the process where one fails. `failures`: the pipe that tells which."""
+    try:
+        context.keep.append(failures)
+        apply(steps, context)
+        kernel.set_name("sandbox-child")
+    except Exception as error:
+        step = error.step if isinstance(error, StepFailed) else "apply"
+        _fail(failures, step, error.reason if isinstance(error, StepFailed) else str(error))
+
+
+def run_agent(target: Any, context: Context, failures: int) -> NoReturn:
+    """In a process that is sealed: wait for the request, run `target`."""
     code = SETUP_FAILED_CODE
     try:
-        try:
-            context.keep.append(failures)
-            apply(steps, context)
-            kernel.set_name("sandbox-child")
-            rehearsal.copy_ahead(context.request)
-        except Exception as error:
-            step = error.step if isinstance(error, StepFailed) else "apply"
-            _fail(failures, step, error.reason if isinstance(error, StepFailed) else str(error))
+        rehearsal.copy_ahead(context.request)
         request, workspace = _receive(context.request)
         if request is None:
             os._exit(0)  # nobody needs this child any more

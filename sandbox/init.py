@@ -16,10 +16,11 @@ import signal
 import socket
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
-from . import kernel, reaper
-from .child import run_agent
+from . import forking, kernel, reaper
+from .child import run_agent, seal
 from .errors import StepFailed
 from .folders import bytes_of, make_private, remove_tree
 from .interpreter import interpreter_paths
@@ -84,18 +85,18 @@ def _run_and_clear(
     """The status, and the order for outputs; b"" where none came."""
     watch = reaper.Watch(fds.control)
     failures, failure_writer = os.pipe()
-    agent = os.fork()
+    context = Context(
+        folder=folder,
+        stdout=fds.stdout,
+        stderr=fds.stderr,
+        result=fds.result,
+        request=fds.request,
+        readable=interpreter_paths(),
+        group=list(fds.group),
+    )
+    agent = forking.fork(partial(seal, made.child, context, failure_writer))
     if agent == 0:
-        context = Context(
-            folder=folder,
-            stdout=fds.stdout,
-            stderr=fds.stderr,
-            result=fds.result,
-            request=fds.request,
-            readable=interpreter_paths(),
-            group=list(fds.group),
-        )
-        run_agent(target, made.child, context, failure_writer)
+        run_agent(target, context, failure_writer)
     # Only the agent's processes hold these now: their end-of-file is the agent's.
     for fd in (fds.stdout, fds.stderr, fds.result, fds.request, failure_writer, *fds.group):
         os.close(fd)

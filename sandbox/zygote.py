@@ -16,17 +16,18 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
-from . import density, kernel, reaper
-from .child import agent_traceback, run_agent
+from . import density, forking, kernel, reaper
+from .child import agent_traceback, run_agent, seal
 from .errors import TargetError
 from .init import run_init
 from .interpreter import enter_environment, interpreter_paths
 from .layers import Context
 from .layers.scratch import BOX
-from .plan import Plan, apply, prepare
+from .plan import Plan, Step, apply, prepare
 from .target import Program, import_error, load_target
 from .warmup import rehearse, stub_listener, warm_up, warm_up_imported
 from .wire import (
@@ -56,6 +57,7 @@ _DOORS = (
 def run(settings: Mapping[str, Any], channel: socket.socket) -> NoReturn:
     """In a fork of the guardian or the keeper. Never returns."""
     code = 1
+    forking.prepare()
     try:
         kernel.set_name("sandbox-zygote")
         made: Plan = settings["plan"]
@@ -136,27 +138,26 @@ def _serve_cells(target: Any, made: Plan, channel: socket.socket) -> None:
         if not message:
             return
         doors, (tell, failures, *for_agent) = received[: len(_DOORS)], received[len(_DOORS) :]
+        request, stdout, stderr, result, *group = for_agent
+        context = Context(
+            folder=BOX, stdout=stdout, stderr=stderr, result=result, request=request, group=group
+        )
         try:
             kernel.enter(doors[1], kernel.CLONE_NEWPID)  # for the next fork
-            pid = os.fork()
+            pid = forking.fork(partial(_enclose, doors, made.child, context, failures))
         except OSError as error:
             _tell(tell, Exit(error=f"cannot enter the cell: {error}"))
         else:
             if pid == 0:
-                _enter(doors, failures)
-                request, stdout, stderr, result, *group = for_agent
-                context = Context(
-                    folder=BOX,
-                    stdout=stdout,
-                    stderr=stderr,
-                    result=result,
-                    request=request,
-                    group=group,
-                )
-                run_agent(target, made.child, context, failures)
+                run_agent(target, context, failures)
             tells[pid] = tell
         for fd in (*doors, failures, *for_agent):
             os.close(fd)
+
+
+def _enclose(doors: list[int], steps: Sequence[Step], context: Context, failures: int) -> None:
+    _enter(doors, failures)
+    seal(steps, context, failures)
 
 
 def _enter(doors: list[int], failures: int) -> None:

@@ -104,6 +104,29 @@ def test_a_threaded_import_is_noted(lab: Any, code: Path) -> None:
     assert report.value == 1
 
 
+def test_threads_that_are_started_after_each_fork_are_started_in_the_sandbox(
+    lab: Any, code: Path
+) -> None:
+    """As by lancedb and OpenTelemetry, which CrewAI imports. No process with threads can go into
+    namespaces, and none of its threads but one would be sealed."""
+    (code / "restarts.py").write_text(
+        "import os, threading\n"
+        "seals = []\n"
+        "def start():\n"
+        "    thread = threading.Thread(target=lambda: seals.append(seal()), daemon=True)\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "def seal():\n"
+        "    with open('/proc/thread-self/status') as file:\n"
+        "        lines = file.read().splitlines()\n"
+        "    return [line for line in lines if line.startswith(('Seccomp', 'NoNewPrivs'))]\n"
+        "os.register_at_fork(after_in_child=start)\n"
+        "def agent(data): return seals[-1] == seal()\n"
+    )
+    report = run_once(lab, "restarts:agent", {}, python_path=[str(code)])
+    assert (report.ending, report.value) == (Ending.RETURNED, True), report.error
+
+
 def test_an_agents_own_sandbox_module_is_its_own(lab: Any, code: Path) -> None:
     (code / "sandbox.py").write_text("def agent(data): return 'the agent\\'s'\n")
     report = run_once(lab, "sandbox:agent", {}, python_path=[str(code)])
