@@ -401,8 +401,9 @@ def message_hash(message: Message) -> bytes:
     is_assistant = message.role == "assistant"
     content = message.content.strip() if is_assistant else message.content
     calls = [[call.name, call.parsed_arguments()] for call in message.tool_calls]
-    # Only some dialects repeat the tool's name in its result.
-    name = "" if message.role == "tool" else message.name
+    # Only some dialects repeat the tool's name in its result; agents put their own on answers,
+    # which had none (Semantic Kernel).
+    name = "" if message.role in ("tool", "assistant") else message.name
     said = [message.role, content, name, calls, message.reasoning.strip()]
     return _digest(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))
 

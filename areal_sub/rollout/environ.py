@@ -14,15 +14,18 @@ MODEL = "default"
 
 SILENCE: Mapping[str, str] = {
     # What would call home, or would like to.
+    "AGNO_TELEMETRY": "false",
     "ANONYMIZED_TELEMETRY": "False",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "COPILOT_OFFLINE": "true",
     "CREWAI_DISABLE_TELEMETRY": "true",
     "DISABLE_AUTOUPDATER": "1",
     "DO_NOT_TRACK": "1",
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "KIMI_DISABLE_TELEMETRY": "1",
+    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "OPENAI_AGENTS_DISABLE_TRACING": "1",
     "OTEL_SDK_DISABLED": "true",
@@ -64,6 +67,7 @@ def redirection(*, port: int, key: str) -> dict[str, str]:
         "GEMINI_API_BASE": host,
         "GEMINI_API_KEY": key,
         "GEMINI_MODEL": MODEL,
+        "GOOGLE_GENERATIVE_AI_API_KEY": key,
         # CAMEL's names for the same.
         "OPENAI_API_BASE_URL": openai,
         "OPENAI_COMPATIBILITY_API_BASE_URL": openai,

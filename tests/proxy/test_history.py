@@ -214,12 +214,15 @@ def test_reasoning_is_part_of_an_answer() -> None:
     assert rollout.match([U, A, U2], [TOOL])[0].fork is Fork.REASONING_DROPPED
 
 
-def test_the_name_in_a_result_does_not_matter() -> None:
+def test_the_name_in_a_result_or_on_an_answer_does_not_matter() -> None:
     rollout = Rollout()
     rollout.ask(U, answer=A)
     rollout.ask(U, A, T, answer=B)
-    match, _ = rollout.match([U, A, Message("tool", "56", name="calc"), B, U2], [])
+    result, named = Message("tool", "56", name="calc"), Message("assistant", "56.", name="solver")
+    match, _ = rollout.match([U, A, result, named, U2], [])
     assert match.fork is Fork.NONE
+    match, _ = rollout.match([Message("user", "7*8?", name="bob"), A, T], [])
+    assert match.fork is Fork.HISTORY_EDITED
 
 
 def test_prompts_of_tokens_continue_the_longest_turn_that_they_begin_with() -> None:
