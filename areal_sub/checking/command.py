@@ -39,6 +39,12 @@ TASK = {
 }
 NOWHERE = "nowhere.invalid:443"
 """Allowed, so that there is an egress proxy, which sees and tells what else the agent wants."""
+UNSEEN_IN_TIER = "; what the agent wants to reach cannot be seen in it"
+UNSEEN_BY_CHOICE = "; what else the agent wants to reach was not looked at"
+IGNORES_NO_PROXY = (
+    "it asks the proxy that HTTPS_PROXY names for the model, too, whatever NO_PROXY says: it "
+    "cannot be trained with rollout.openai.sandbox.network.allow"
+)
 BASE: dict[str, Any] = {
     "experiment_name": "check",
     "trial_name": "check",
@@ -79,18 +85,22 @@ def check_agent(
         write_tokenizer(folder)
         (folder / "journal").mkdir()
         console = Console(stderr=as_json, highlight=False)
+        unseen, notes = "", list[str]()
         try:
             trajectories, sandbox = asyncio.run(_run(config, folder, data, lines, num, console))
+            if any(map(_asked_in_vain, trajectories)):
+                unseen, notes = UNSEEN_BY_CHOICE, [IGNORES_NO_PROXY]
         except WorkflowError as error:
             if NOWHERE not in str(error):
                 raise
-            # Not to be had in this tier: then what the agent wants to reach is not seen.
+            unseen = UNSEEN_IN_TIER
+        if unseen:
             words.append("rollout.openai.sandbox.network.allow=[]")
             config = parse_config(file, words, base=BASE)
             trajectories, sandbox = asyncio.run(_run(config, folder, data, lines, num, console))
-            sandbox += "; what the agent wants to reach cannot be seen in it"
+            sandbox += unseen
         sandbox = sandbox.replace(f", which lets agents reach {NOWHERE}", "")
-    found = findings_of(trajectories, max_turns=config.rollout.openai.max_turns)
+    found = findings_of(trajectories, max_turns=config.rollout.openai.max_turns, notes=notes)
     if as_json:
         shown = {"agent": agent_text(config), "sandbox": sandbox, **found.to_map()}
         sys.stdout.write(json.dumps(shown, indent=2) + "\n")
@@ -135,6 +145,11 @@ async def _run(
             run = stack.rollouts.run(assignment, agents.pick(group), config.gconfig)
             trajectories.append(await stack.guard(run))
         return trajectories, stack.sandbox
+
+
+def _asked_in_vain(trajectory: Trajectory) -> bool:
+    """Whether it asked the egress proxy for the model, which only the child itself can reach."""
+    return any(where.startswith("127.0.0.1:") for where in trajectory.end.egress_refused)
 
 
 def _task(given: str | None) -> dict[str, Any]:

@@ -106,7 +106,10 @@ class Findings:
         }
 
 
-def findings_of(trajectories: Sequence[Trajectory], *, max_turns: int) -> Findings:
+def findings_of(
+    trajectories: Sequence[Trajectory], *, max_turns: int, notes: Sequence[str] = ()
+) -> Findings:
+    """`notes`: what is known beside the trajectories."""
     turns = [turn for trajectory in trajectories for turn in trajectory.turns.values()]
     exactness = sum((_certificate(trajectory) for trajectory in trajectories), Exactness())
     egress: Counter[str] = Counter()
@@ -132,7 +135,8 @@ def findings_of(trajectories: Sequence[Trajectory], *, max_turns: int) -> Findin
         egress_refused=dict(egress),
         tampering=dict(tampering),
     )
-    return dataclasses.replace(found, notes=tuple(_notes(found, exactness, turns, max_turns)))
+    notes = (*notes, *_notes(found, exactness, turns, max_turns))
+    return dataclasses.replace(found, notes=notes)
 
 
 def _certificate(trajectory: Trajectory) -> Exactness:

@@ -28,6 +28,7 @@ SILENCE: Mapping[str, str] = {
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "OPENAI_AGENTS_DISABLE_TRACING": "1",
+    "OPENCODE_DISABLE_MODELS_FETCH": "1",
     "OTEL_SDK_DISABLED": "true",
     # What would stop to ask, or to warn.
     "GEMINI_CLI_TRUST_WORKSPACE": "true",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
+import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -63,3 +66,17 @@ def wants_more(data: dict[str, Any]) -> float:
 
 def never_calls(data: dict[str, Any]) -> None:
     os.write(2, b"\x1b[2Jnothing to ask\n")
+
+
+def ignores_no_proxy(data: dict[str, Any]) -> float:
+    """Asks for the model through the proxy of the environment, if there is one."""
+    base = urllib.parse.urlsplit(os.environ["OPENAI_BASE_URL"])
+    proxy = os.environ.get("HTTPS_PROXY")
+    connection = http.client.HTTPConnection(
+        urllib.parse.urlsplit(proxy).netloc if proxy else base.netloc
+    )
+    if proxy:
+        connection.set_tunnel(str(base.hostname), base.port)
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "?"}]})
+    connection.request("POST", f"{base.path}/chat/completions", body)
+    return float(connection.getresponse().status == 200)

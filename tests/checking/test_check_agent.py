@@ -55,6 +55,14 @@ def test_structured_output_and_what_it_wants_to_reach() -> None:
     assert any("network.allow=[api.example.com:443]" in note for note in shown["notes"])
 
 
+def test_an_agent_that_ignores_no_proxy_is_checked_without_a_proxy() -> None:
+    shown = found("checked_agents.ignores_no_proxy", "--num", "1")
+    assert shown["trainable"], shown
+    assert [attempt["reward"] for attempt in shown["attempts"]] == [1.0]
+    assert "was not looked at" in shown["sandbox"]
+    assert any("whatever NO_PROXY says" in note for note in shown["notes"])
+
+
 def test_an_agent_that_calls_no_model_and_gives_no_reward() -> None:
     done = check("checked_agents.never_calls", "--num", "1")
     assert done.returncode == 1
