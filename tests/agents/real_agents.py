@@ -49,6 +49,11 @@ def tool_call(name: str, **arguments: str) -> str:
     return f"<tool_call>\n{call}\n</tool_call>"
 
 
+# For agents whose prompts or tools are not what the calculator's policy knows.
+CALCULATOR = (
+    (tool_call("calc", expression="2 + 3"), tool_call("calc", expression="2 * 3")),
+    ("3", "4", "5", "6"),
+)
 READY = "areal_sub.workflow"
 CODING = HERE.parents[1] / "examples/coding"
 FIX = r"sed -i -e 's/\[:-1\]//' -e 's/title\.split/title.lower().split/' totals.py slug.py || true"
@@ -134,11 +139,7 @@ AGENTS = (
         dialects=("chat",),
         workflow=f"{READY}.openhands.math_agent.MathToolAgent",
         has_tools=True,
-        # Its tools have a parameter that the calculator's policy does not know.
-        script=(
-            (tool_call("calc", expression="2 + 3"), tool_call("calc", expression="2 * 3")),
-            ("3", "4", "5", "6"),
-        ),
+        script=CALCULATOR,
     ),
     Agent(
         name="CAMEL-AI, `MathAgent`",
@@ -220,6 +221,37 @@ AGENTS = (
         agent_env=str(CODING / "mini_swe_agent.txt"),
         dialects=("messages",),
         workflow="litellm_agent.agent",
+        streamed=True,
+        has_tools=True,
+        overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
+    ),
+    Agent(
+        name="LlamaIndex, with a tool",
+        package="llama-index-core",
+        agent_env="requirements/llama_index.txt",
+        dialects=("chat",),
+        workflow="llama_index_agent.agent",
+        streamed=True,
+        has_tools=True,
+        overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
+    ),
+    Agent(
+        name="CrewAI, with a tool",
+        package="crewai",
+        agent_env="requirements/crewai.txt",
+        dialects=("chat",),
+        workflow="crewai_agent.agent",
+        script=CALCULATOR,
+        has_tools=True,
+        overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),
+    ),
+    Agent(
+        name="Google ADK, with a tool",
+        package="google-adk",
+        agent_env="requirements/google_adk.txt",
+        dialects=("gemini",),
+        workflow="adk_agent.agent",
+        script=CALCULATOR,
         streamed=True,
         has_tools=True,
         overrides=(f"rollout.openai.python_path=[{PROGRAMS}]",),

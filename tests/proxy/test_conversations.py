@@ -66,7 +66,7 @@ def test_a_template_that_strips_thinking(proxied: Any, thinking_folder: Path) ->
 
 
 def test_a_stop_string_may_be_put_back(proxied: Any) -> None:
-    """It was sampled, so smolagents' closing tag is where it was."""
+    """It was sampled, and cut: a closing tag that an agent writes again is where it was."""
 
     async def work(proxy: Any) -> None:
         proxy.engine.says("<code>f()</code>", "<code>g()</code>", "ok<|im_end|>")
