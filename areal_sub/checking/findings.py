@@ -160,6 +160,11 @@ def _notes(
     for attempt in found.attempts:
         if attempt.outcome is not Outcome.COMPLETED:
             notes.append(f"a run ended as {attempt.outcome}: {attempt.error or 'see its output'}")
+            if attempt.num_calls:
+                notes.append(
+                    "if that is of what the scripted model said (it knows no format that a prompt "
+                    "asks for): --script FILE gives it other answers"
+                )
         elif not attempt.has_reward:
             notes.append(
                 "it returned no reward: return a number, print one last, or set a grader "

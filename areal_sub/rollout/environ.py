@@ -15,6 +15,8 @@ MODEL = "default"
 SILENCE: Mapping[str, str] = {
     # What would call home, or would like to.
     "AGNO_TELEMETRY": "false",
+    "AIDER_ANALYTICS": "false",
+    "AIDER_CHECK_UPDATE": "false",
     "ANONYMIZED_TELEMETRY": "False",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "COPILOT_OFFLINE": "true",

@@ -80,3 +80,11 @@ def ignores_no_proxy(data: dict[str, Any]) -> float:
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "?"}]})
     connection.request("POST", f"{base.path}/chat/completions", body)
     return float(connection.getresponse().status == 200)
+
+
+def wants_a_format(data: dict[str, Any]) -> float:
+    """What the model is to say, it says in words."""
+    answer = OpenAI().chat.completions.create(
+        model="m", messages=[{"role": "user", "content": 'Say {"answer": 56}, and nothing else.'}]
+    )
+    return float(json.loads(answer.choices[0].message.content or "")["answer"])

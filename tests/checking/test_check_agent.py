@@ -55,6 +55,16 @@ def test_structured_output_and_what_it_wants_to_reach() -> None:
     assert any("network.allow=[api.example.com:443]" in note for note in shown["notes"])
 
 
+def test_an_agent_that_cannot_read_what_the_script_says_is_told_of_other_scripts() -> None:
+    shown = found("checked_agents.wants_a_format", "--num", "1")
+    assert any("--script FILE" in note for note in shown["notes"])
+    shown = found(
+        "checked_agents.wants_a_format", "--num", "1", "--script", '["{\\"answer\\": 56}"]'
+    )
+    assert [attempt["reward"] for attempt in shown["attempts"]] == [56.0]
+    assert not shown["notes"]
+
+
 def test_an_agent_that_ignores_no_proxy_is_checked_without_a_proxy() -> None:
     shown = found("checked_agents.ignores_no_proxy", "--num", "1")
     assert shown["trainable"], shown
