@@ -2,9 +2,10 @@
 
 uvicorn reads heads of any size at any speed, and waits for ever for who does not read. Here a head
 may have `MAX_HEAD_BYTES` and must be complete `HEAD_TIMEOUT_S` after its connection was opened or
-its first byte came, and who takes nothing of an answer for `SEND_TIMEOUT_S` is let go. A listener
-has at most as many connections as it was given room for (`Connections`), so no rollout can take the
-descriptors that others need.
+its first byte came, and who takes nothing of an answer for `SEND_TIMEOUT_S` is let go. What follows
+a body (trailers) is not kept, and bounded like a head. Nothing is read while requests wait for the
+answer to an earlier one, `MAX_WAITING` of them at most. A listener has at most as many connections
+as it was given room for (`Connections`), so no rollout can take the descriptors that others need.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import resource
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 * 2**10
 HEAD_TIMEOUT_S = 30.0
 SEND_TIMEOUT_S = 300.0
+MAX_WAITING = 256
+"""Of one connection. One read may hold thousands."""
 _STATE_KEY = "line"
 """Under which a request's `scope["state"]` holds the `Line` that it came by."""
 _ARRIVED_KEY = "arrived"
@@ -173,6 +177,22 @@ class _AnswerTransport(asyncio.Transport):
         return self._transport.is_closing()
 
 
+class TooManyRequests(Exception):
+    """On one connection; told to the parser, which stops there."""
+
+
+class _Flow(FlowControl):
+    """Reads no more while requests wait: uvicorn's does, with each that begins."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, among: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -181,13 +201,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._unanswered: deque[tuple[RequestResponseCycle, _AnswerTransport]] = deque()
         self._line = Line()
         self.app_state = {**self.app_state, _STATE_KEY: self._line}
-        self._num_head_bytes = 0
-        self._is_in_head = False
+        self._num_head_bytes = 0  # or of what else is no body, since the last of a body came
+        self._is_in_head = self._is_in_message = self._has_body = False
         self._head_timeout: asyncio.TimerHandle | None = None
         self._send_timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._expect_head()
         self._among.add(self)
 
@@ -216,22 +237,35 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         was_in_head = self._is_in_head
+        was_in_message = self._is_in_message
+        self._has_body = False
         super().data_received(data)
-        if not self._is_in_head:
+        if self._has_body or not self._is_in_message:
             self._num_head_bytes = 0
             return
-        if self._head_timeout is None:
+        if self._is_in_head and self._head_timeout is None:
             self._expect_head()
         # One read (256 KB at most) may hold more than a head, so a head within one read passes.
-        self._num_head_bytes = self._num_head_bytes + len(data) if was_in_head else len(data)
+        goes_on = was_in_head if self._is_in_head else was_in_message
+        self._num_head_bytes = self._num_head_bytes + len(data) if goes_on else len(data)
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("Request head too large.")
 
     def on_message_begin(self) -> None:
-        self._is_in_head = True
+        self._is_in_head = self._is_in_message = True
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:  # else a trailer: nobody asks for them, and their number is unbounded
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._has_body = True
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MAX_WAITING:
+            raise TooManyRequests
         self._head_arrived()
         super().on_headers_complete()
         answer = _AnswerTransport(self.transport, self.cycle)
@@ -239,6 +273,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._unanswered.append((self.cycle, answer))
 
     def on_message_complete(self) -> None:
+        self._is_in_message = False
         super().on_message_complete()
         self.scope["state"][_ARRIVED_KEY] = True
 

@@ -139,8 +139,14 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Not that something was no HTTP: it was answered, and agents could fill the disk with it."""
+    return record.msg != "Invalid HTTP request received."
+
+
 class AgentServer(uvicorn.Server):
     def __init__(self, app: Any) -> None:
+        logging.getLogger("uvicorn.error").addFilter(_is_worth_a_line)
         super().__init__(
             uvicorn.Config(
                 app,

@@ -89,9 +89,18 @@ def _said(report: ChildReport) -> str:
     return "stopped: bounded" if report.value == "left" else str(report.value)
 
 
-@observes("61a", "61c", "62a", "63a", "63b", "63c", "63f")
+@observes("61a", "61c", "61d", "61e", "62a", "63a", "63b", "63c", "63f")
 async def _(attacked: Attacked) -> str:
     return _said(await attacked.run())
+
+
+@observes("61f")
+async def _(attacked: Attacked) -> str:
+    log = attacked.house.folder / "proxy.log"
+    before = log.stat().st_size
+    said = _said(await attacked.run())
+    grown = log.stat().st_size - before
+    return f"SUCCEEDED: the log grew by {grown} bytes" if grown > 16_384 else said
 
 
 @observes("62b", "62c")
