@@ -7,6 +7,7 @@ Nothing is followed and nothing recurses.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 PARTS = ("home", "work", "tmp")
@@ -41,7 +42,8 @@ def remove_tree(folder: str) -> None:
     """Remove `folder` and all that is in it; a folder that is not there is fine.
 
     Directories inside directories are first moved up to the top, so that no path ever gets long
-    and depth costs neither stack nor descriptors. Nobody else may be writing there any more.
+    and depth costs neither stack nor descriptors; nor does a number of entries cost memory: none is
+    kept. Nobody else may be writing there any more.
     Raises `OSError`.
     """
     if os.path.islink(folder):  # put there in its place
@@ -53,27 +55,40 @@ def remove_tree(folder: str) -> None:
         os.rmdir(folder)
         return
     num_moved = 0
-    pending = [folder]
-    while pending:
-        directory = pending.pop()
-        try:
-            os.chmod(directory, 0o700)  # listing, and moving it, need this
-            with os.scandir(directory) as listing:
-                entries = list(listing)
-        except FileNotFoundError:
-            continue
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                os.unlink(entry.path)
-            elif directory == folder:
-                pending.append(entry.path)
-            else:
+    while os.path.lexists(folder):
+        os.chmod(folder, 0o700)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    num_moved = _remove_one(entry.path, folder, num_moved)
+                else:
+                    os.unlink(entry.path)
+        _remove_empty(folder)
+
+
+def _remove_one(directory: str, top: str, num_moved: int) -> int:
+    """Remove `directory`; those in it are moved to `top`. Returns how many were ever moved."""
+    os.chmod(directory, 0o700)  # listing, and moving it, need this
+    while True:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
                 os.chmod(entry.path, 0o700)
-                while os.path.lexists(moved := os.path.join(folder, f"moved-{num_moved}")):
+                while os.path.lexists(moved := os.path.join(top, f"moved-{num_moved}")):
                     num_moved += 1
                 os.rename(entry.path, moved)
-                pending.append(moved)
-        if directory != folder:
-            os.rmdir(directory)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(folder)
+        if _remove_empty(directory):
+            return num_moved
+
+
+def _remove_empty(directory: str) -> bool:
+    """False: there is something in it, which a listing did not show while others were removed."""
+    try:
+        os.rmdir(directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
