@@ -12,6 +12,7 @@ bounded and checked, and concerns that child alone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import math
 import os
@@ -44,6 +45,8 @@ from .wire import (
 
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts")
 KILL_TIMEOUT_S = 5.0
+FILES_HELD_CODE = 100
+"""Exit code of an init whose files somebody outside of its cell holds on to."""
 
 
 def report_failure(control_fd: int, step: str, error: str) -> None:
@@ -78,16 +81,17 @@ def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn
             apply(made.cell, context)
         except StepFailed as error:
             report_failure(fds.control, error.step, error.reason)
+            code = 0
         else:
-            _serve(fds, to_zygote, context)
-        code = 0
+            code = _serve(fds, to_zygote, context)
     except BaseException:
         traceback.print_exc()  # to the zygote's own stderr
     finally:
         os._exit(code)
 
 
-def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None:
+def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> int:
+    """The exit code."""
     control = socket.socket(fileno=fds.control)
     exited, tell_exit = os.pipe()
     failures, tell_failure = os.pipe()
@@ -108,7 +112,7 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None
     num_killed, error = _clear()
     agent = _read_exit(exited, KILL_TIMEOUT_S)
     if agent is None:
-        return  # without a status: the child is lost
+        return 0  # without a status: the child is lost
     if stopped_by and num_killed:
         num_killed -= 1  # the agent's own process was among them
     failed_step, _, reason = _read_available(failures).partition("\n")
@@ -126,11 +130,31 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None
     )
     if not order:
         _report(control.fileno(), status)
-        return
-    with contextlib.suppress(OSError):  # whoever wanted to know may be gone
-        control.send(encode_status(status))  # first: whatever becomes of the outputs
-        _send_outputs(control, order)
-        control.shutdown(socket.SHUT_RDWR)
+    else:
+        with contextlib.suppress(OSError):  # whoever wanted to know may be gone
+            control.send(encode_status(status))  # first: whatever becomes of the outputs
+            _send_outputs(control, order)
+            control.shutdown(socket.SHUT_RDWR)
+    return 0 if error or _are_files_gone() else FILES_HELD_CODE
+
+
+def _are_files_gone() -> bool:
+    """Take the child's files out of memory, whoever still has a door to its namespaces. False:
+    somebody has one of the files open. No process of the child's is left, so it is the zygote."""
+    os.chdir("/")
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while True:
+        try:
+            kernel.unmount(BOX, flags=0)
+        except OSError as failure:
+            if failure.errno != errno.EBUSY or time.monotonic() > deadline:
+                return False
+        else:
+            return True
+        # Those in flight between sockets that are gone are closed when the next one is.
+        for one in socket.socketpair():
+            one.close()
+        time.sleep(0.01)
 
 
 def _try_the_end() -> None:

@@ -274,9 +274,10 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
     _checked(result, f"mount {kind or source} at {target}")
 
 
-def unmount(target: str) -> None:
-    """Take it out of the tree at once; it ends when its last user does."""
-    _checked(_libc.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)), f"umount {target}")
+def unmount(target: str, flags: int = MNT_DETACH) -> None:
+    """Take it out of the tree at once; it ends when its last user does. With no flags it ends here,
+    or is refused (EBUSY) where it has users."""
+    _checked(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), f"umount {target}")
 
 
 def clone_tree(path: str) -> int:

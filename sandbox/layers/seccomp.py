@@ -170,14 +170,19 @@ _DENIED_IOCTLS = (
     # FS_IOC_SETFLAGS and its 32-bit twin, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY: change files
     # that are open for reading only.
     *(0x40086602, 0x40046602, 0x401C5820, 0x40806685),
+    # SIOCGIFBR, SIOCSIFBR, SIOCBRADDBR, SIOCBRDELBR, SIOCGIFVLAN, SIOCSIFVLAN, SIOCADDDLCI,
+    # SIOCDELDLCI: have the kernel load a module (bridge, 8021q, dlci), for whoever asks.
+    *(0x8940, 0x8941, 0x89A0, 0x89A1, 0x8982, 0x8983, 0x8980, 0x8981),
 )
 # F_SETLEASE: whoever opens the file for writing has to wait; F_NOTIFY: an inotify of old.
 _DENIED_FCNTLS = (1024, 1026)
 # PR_SCHED_CORE: keeps others off the core's other thread; PR_FUTEX_HASH: memory that no limit of a
-# process counts.
-_DENIED_PRCTLS = (62, 78)
+# process counts; PR_SET_MEMORY_MERGE: pages that become one with others' tell what is in those, and
+# the kernel's own time goes into the search.
+_DENIED_PRCTLS = (62, 78, 67)
 _POSIX_FADV_DONTNEED = 4  # throws what others have read out of memory
 _MADV_COLD, _MADV_PAGEOUT = 20, 21  # the same, where a file is mapped
+_MADV_MERGEABLE = 12  # as PR_SET_MEMORY_MERGE
 _SUID_SGID = 0o6000
 _CLONE_PARENT = 0x8000  # a child of the zygote's, whose CPU time would count for no child
 _NEW_NAMESPACES = kernel.ALL_NAMESPACES | 0x02000000 | 0x00000080  # and cgroup, time
@@ -187,9 +192,16 @@ _IPPROTO_TCP, _IPPROTO_UDP = 6, 17
 _MSG_FASTOPEN = 0x20000000
 _MSG_OOB = 0x1
 # Level → options: fast open and other protocols on top of TCP; programs for the kernel's filter
-# machine (BPF); ESP and L2TP in UDP.
-_SOL_SOCKET = 1
-_DENIED_OPTIONS = {_IPPROTO_TCP: (30, 31), _SOL_SOCKET: (26, 50, 51, 52), _IPPROTO_UDP: (100,)}
+# machine (BPF); ESP and L2TP in UDP; tables of netfilter's, for which a zygote that enters the
+# namespaces of its children has the rights.
+_SOL_IP, _SOL_SOCKET, _SOL_IPV6 = 0, 1, 41
+_DENIED_OPTIONS = {
+    _IPPROTO_TCP: (30, 31),
+    _SOL_SOCKET: (26, 50, 51, 52),
+    _IPPROTO_UDP: (100,),
+    _SOL_IP: (64, 65, 96, 97, 128, 129),
+    _SOL_IPV6: (64, 65),
+}
 _RLIMIT_CORE = 4
 
 # struct seccomp_data {int nr; u32 arch; u64 instruction_pointer; u64 args[6];}, little-endian
@@ -272,7 +284,7 @@ def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes
     code += _on(_number(_FCNTL), [*_refuse_values(1, _DENIED_FCNTLS), _ret(_ALLOW)])
     code += _on(_number(_PRCTL), [*_refuse_values(0, _DENIED_PRCTLS), _ret(_ALLOW)])
     code += _on(_number(_FADVISE), [*_refuse_values(3, (_POSIX_FADV_DONTNEED,)), _ret(_ALLOW)])
-    advice = [*_refuse_values(2, (_MADV_COLD, _MADV_PAGEOUT)), _ret(_ALLOW)]
+    advice = [*_refuse_values(2, (_MADV_MERGEABLE, _MADV_COLD, _MADV_PAGEOUT)), _ret(_ALLOW)]
     code += _on(_number(_MADVISE), advice)
     if only_tcp:
         # Without bind, which Landlock refuses, the kernel picks a port, of all addresses.
