@@ -255,6 +255,7 @@ PROCESSES = (
         stopped(_ABSENT, "ENOENT"),
         open_("/proc is the host's; /sys and /dev are refused by Landlock."),
     ),
+    row("31b", "have pages made one with others' of the same content", _seccomp("EPERM")),
     row("32a", "random numbers of siblings", stopped("reseeded in each child")),
     row(
         "32b",
@@ -351,6 +352,7 @@ NETWORK = (
         _NO_EGRESS,
     ),
     row("47g", "urgent data on Unix sockets", _seccomp("EPERM")),
+    row("47h", "have the kernel load modules for bridges and VLANs", _seccomp("EPERM")),
     row("48a", "Multipath TCP, TCP fast open", _seccomp("EPERM")),
     row(
         "48b",
@@ -523,6 +525,13 @@ PROXY = (
     ),
     row("61b", "lines and escapes for logs and records", stopped("escaped, or left out")),
     row("61c", "200 requests in one piece", stopped("answered one after the other")),
+    row("61d", "trailers without end, after a body", stopped("not kept, and bounded as heads are")),
+    row(
+        "61e",
+        "4,000 requests at once on each of 60 connections, behind one that takes a while",
+        stopped("no more is read; too many are refused"),
+    ),
+    row("61f", "what is no HTTP, for a line of the log each", stopped("answered, not told")),
     *(
         limited(attack, total_memory_bytes=2**31)
         for attack in (
@@ -599,6 +608,11 @@ HOUSE = (
         "the imports of 69b and 71b, with start=exec",
         stopped("each child has an interpreter and an import of its own", "EMFILE ENOMEM"),
     ),
+    row(
+        "69e",
+        "an import that leaves its children all rights in their namespaces: tables of netfilter's",
+        _seccomp("EPERM"),
+    ),
     row("70a", "LD_*, PYTHON* variables in a spec", stopped("refused, named")),
     row("70b", "sitecustomize, NODE_OPTIONS, .pth, .bashrc for the next child", stopped(_ABSENT)),
     row(
@@ -617,6 +631,18 @@ HOUSE = (
         "read and write the files of siblings and of the zygote",
         stopped(_ABSENT, "ENOENT EROFS"),
         stopped("refused by Landlock", "EACCES ENOENT"),
+    ),
+    row(
+        "71d",
+        "files of a child that has ended, through a door that the import keeps open",
+        stopped("taken out of memory at its end", "EPERM ENOENT"),
+        stopped("there are no such doors", "EPERM"),
+    ),
+    row(
+        "71e",
+        "the same, through a descriptor that it left with the import's processes",
+        stopped("its zygote is ended"),
+        open_("A file that one of the zygote's processes has open stays on the disk: as 11b."),
     ),
     row("72a", "data that is huge, with NULs, not JSON", stopped("a named error, or it runs")),
     row(

@@ -423,6 +423,7 @@ async def _taken(stage: Any, _: Any, attack: Attack) -> str:
 
 
 @observes("69b")
+@observes("69e")
 async def _torn_out(stage: Any, _: Any, attack: Attack) -> str:
     return await _run(stage, await _imported(stage, tear_out=True), attack)
 
@@ -447,11 +448,34 @@ async def _shared(stage: Any, _: Any, attack: Attack) -> str:
     return _said(await stage.attack(zygote, attack.function, part="reader"))
 
 
-async def _imported(stage: Any, *, tear_out: bool, start: str = "fork") -> Any:
-    aims = {**stage.world.aims, "guardian": os.getpid(), "tear_out": tear_out}
+@observes("71d")
+async def _door(stage: Any, _: Any, attack: Attack) -> str:
+    zygote = await _imported(stage, tear_out=False, helper=True)
+    wrote = await stage.attack(zygote, attack.function, part="writer")
+    assert wrote.value == "left", wrote
+    return _said(await stage.attack(zygote, attack.function, part="reader"))
+
+
+@observes("71e")
+async def _descriptor(stage: Any, _: Any, attack: Attack) -> str:
+    zygote = await _imported(stage, tear_out=True)
+    wrote = await stage.attack(zygote, attack.function, part="writer")
+    assert wrote.value == "left", wrote
+    try:
+        async with asyncio.timeout(8):
+            await zygote.gone()
+    except TimeoutError:
+        return _said(await stage.attack(zygote, attack.function, part="reader"))
+    return "stopped: its zygote is ended"
+
+
+async def _imported(
+    stage: Any, *, tear_out: bool, helper: bool = False, start: str = "fork"
+) -> Any:
+    aims = {**stage.world.aims, "guardian": os.getpid(), "tear_out": tear_out, "helper": helper}
     (stage.code / "aims.json").write_text(json.dumps(aims))
     # Keyed by a limit that changes nothing, so that both kinds can stand side by side.
-    limits = {"core_bytes": 0, "scratch_files": 2000 + tear_out}
+    limits = {"core_bytes": 0, "scratch_files": 2000 + tear_out + 2 * helper}
     return await stage.zygote("import_attacks:act", start=start, **limits)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import resource
 import signal
@@ -385,6 +386,48 @@ def a48a(data: dict[str, Any]) -> str:
         ),
         ("sendmmsg", lambda: fast(many)),
         ("TCP_FASTOPEN_CONNECT", lambda: fast(option)),
+    )
+
+
+def a47h(data: dict[str, Any]) -> str:
+    """What the kernel loads a module for before it looks who asks."""
+    codes = {
+        "SIOCGIFBR": 0x8940,
+        "SIOCSIFBR": 0x8941,
+        "SIOCBRADDBR": 0x89A0,
+        "SIOCBRDELBR": 0x89A1,
+        "SIOCGIFVLAN": 0x8982,
+        "SIOCSIFVLAN": 0x8983,
+        "SIOCADDDLCI": 0x8980,
+        "SIOCDELDLCI": 0x8981,
+    }
+
+    def ask(code: int) -> None:
+        with socket.socket() as client:
+            fcntl.ioctl(client, code, bytearray(64))
+
+    return attempt(*((name, lambda code=code: ask(code)) for name, code in codes.items()))
+
+
+def a69e(data: dict[str, Any]) -> str:
+    """Replace tables of netfilter's, with the rights that `import_attacks` has left to us."""
+
+    def replace(family: int, level: int, option: int) -> None:
+        with socket.socket(family) as client:
+            client.setsockopt(level, option, bytes(128))
+
+    ip, ipv6 = (socket.AF_INET, 0), (socket.AF_INET6, 41)
+    wanted = [(*ip, option) for option in (64, 65, 96, 97, 128, 129)] + [(*ipv6, 64), (*ipv6, 65)]
+    return attempt(*((f"{level} {o}", partial(replace, f, level, o)) for f, level, o in wanted))
+
+
+def a31b(data: dict[str, Any]) -> str:
+    """Pages that the kernel makes one with others' of the same content: writing to one tells."""
+    mapped = mmap.mmap(-1, 4096)
+    pr_set_memory_merge, mergeable = 67, 12
+    return attempt(
+        ("PR_SET_MEMORY_MERGE", lambda: call("prctl", pr_set_memory_merge, 1, 0, 0, 0)),
+        ("MADV_MERGEABLE", lambda: mapped.madvise(mergeable)),
     )
 
 

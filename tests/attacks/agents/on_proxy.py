@@ -257,6 +257,45 @@ def a61c(data: dict[str, Any]) -> str:
     return f"SUCCEEDED: {said.count(b'HTTP/1.1 ')} answers"
 
 
+def a61d(data: dict[str, Any]) -> str:
+    """Fields after a body, many and one that never ends: they are read like those before it."""
+    raw = json.dumps(BODY).encode()
+    whole = _head(CHAT, "Transfer-Encoding: chunked")
+    whole += b"\r\n%x\r\n%b\r\n0\r\n" % (len(raw), raw)
+    for first, more in ((b"", b"a:\r\n" * 2**18), (b"a: ", b"x" * MIB)):
+        with _connect(data) as client, contextlib.suppress(OSError):
+            client.sendall(whole + first)
+            for _ in range(24):
+                client.sendall(more)
+    return "left"
+
+
+def a61e(data: dict[str, Any]) -> str:
+    """Requests by the thousand that wait for an answer: on each connection to a call that has to
+    wait itself, for those of the other connections, which take the proxy a while to read."""
+    body = b'{"messages":[],"x":[' + b"[]," * 40_000 + b"1]}"
+    call = _head(CHAT, f"Content-Length: {len(body)}") + b"\r\n" + body
+    one = b"GET /%b HTTP/1.1\r\n\r\n" % (b"a" * 14)  # 32 bytes: reads end with one
+    held = []
+    for client in _many(data, 60, call):
+        held.append(client)
+    for _ in range(2):
+        time.sleep(0.2)
+        for client in held:
+            with contextlib.suppress(OSError):
+                client.send(one * 2048)
+    time.sleep(HOLD_S)
+    return "left"
+
+
+def a61f(data: dict[str, Any]) -> str:
+    """What is no HTTP, again and again."""
+    for _ in range(1000):
+        with contextlib.suppress(OSError):
+            _send(data, b"x\r\n\r\n")
+    return "left"
+
+
 def _many(data: dict[str, Any], number: int, first: bytes) -> Iterator[socket.socket]:
     """Connections that have sent `first`, as far as they are let in."""
     for _ in range(number):

@@ -395,6 +395,7 @@ def a71c(data: dict[str, Any]) -> str:
 
 
 SHARED: list[mmap.mmap] = []
+LEFT: list[socket.socket] = []
 
 
 def a71b(data: dict[str, Any]) -> str:
@@ -405,6 +406,33 @@ def a71b(data: dict[str, Any]) -> str:
         return "left"
     seen = region[:5]
     return "stopped: nothing there" if seen == b"\0" * 5 else f"SUCCEEDED: read {seen!r}"
+
+
+def a71d(data: dict[str, Any]) -> str:
+    """A door to this child's files, for a helper of the import's: see `import_attacks`."""
+    (region,) = SHARED
+    if data["part"] == "writer":
+        with open("kept", "wb") as file:
+            file.write(b"x" * 2**20)
+        doors = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in ("user", "mnt")]
+        socket.send_fds(LEFT[0], [b"doors"], doors)
+        return "left"
+    for _ in range(100):
+        if said := region[8:].rstrip(b"\0").decode():
+            return said
+        time.sleep(0.1)
+    return "the helper said nothing"
+
+
+def a71e(data: dict[str, Any]) -> str:
+    """A descriptor of one of this child's files, in a socket of the import's."""
+    if data["part"] == "writer":
+        with open("kept", "wb+") as file:
+            file.write(b"x" * 2**20)
+            socket.send_fds(LEFT[0], [b"file"], [file.fileno()])
+        return "left"
+    _, (fd,), _, _ = socket.recv_fds(LEFT[1], 16, 1)
+    return f"SUCCEEDED: {os.fstat(fd).st_size} bytes"
 
 
 def a69b(data: dict[str, Any]) -> str:
