@@ -68,19 +68,26 @@ def remove_tree(folder: str) -> None:
 
 def _remove_one(directory: str, top: str, num_moved: int) -> int:
     """Remove `directory`; those in it are moved to `top`. Returns how many were ever moved."""
-    os.chmod(directory, 0o700)  # listing, and moving it, need this
+    _make_usable(directory)
     while True:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
                     os.unlink(entry.path)
                     continue
-                os.chmod(entry.path, 0o700)
+                _make_usable(entry.path)
                 while os.path.lexists(moved := os.path.join(top, f"moved-{num_moved}")):
                     num_moved += 1
                 os.rename(entry.path, moved)
         if _remove_empty(directory):
             return num_moved
+
+
+def _make_usable(directory: str) -> None:
+    """Listing it, and moving it, need this. Writing it where it is so already would cost as much as
+    removing it."""
+    if os.lstat(directory).st_mode & 0o700 != 0o700:
+        os.chmod(directory, 0o700)
 
 
 def _remove_empty(directory: str) -> bool:

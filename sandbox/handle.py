@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -35,7 +36,15 @@ from .layers import bwrap
 from .outputs import make_order
 from .probe import Probe
 from .report import ChildReport, Ending
-from .run import KILL_TIMEOUT_S, READY_TIMEOUT_S, OutputSink, Pipe, Run, settle
+from .run import (
+    CLEANUP_TIMEOUT_S,
+    KILL_TIMEOUT_S,
+    READY_TIMEOUT_S,
+    OutputSink,
+    Pipe,
+    Run,
+    settle,
+)
 from .spec import SandboxSpec, check_env
 from .wire import MAX_READY_BYTES, one_line, text
 from .workspace import Templates
@@ -84,6 +93,9 @@ class Zygote:
         self._egress: EgressHandle | None = None
         self._fresh: dict[str, Any] | None = None
         """What each child imports by itself, where the zygote has not."""
+        # What children left may take long to remove: that takes none of the threads of others, nor
+        # does one removal get in the way of another.
+        self._removing = concurrent.futures.ThreadPoolExecutor(1, "sandbox-removal")
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._pidfd = os.pidfd_open(self._guardian.pid)
         self._loop.add_reader(self._pidfd, self._on_gone)
@@ -309,9 +321,11 @@ class Zygote:
                 leash.close()
             os.close(request_fd)
             self._release(run)
-            # It was kept for its outputs, or its init was killed before it came to that.
-            if run.is_over and run.folder.exists():
-                await asyncio.to_thread(_remove, run.folder)
+            # It was kept for its outputs, or its init was killed before it came to that. (What is
+            # left of a zygote that ends is removed as a whole.)
+            if run.is_over and self.is_alive and run.folder.exists():
+                removal = self._loop.run_in_executor(self._removing, _remove, run.folder)
+                await asyncio.wait({removal}, timeout=CLEANUP_TIMEOUT_S)
 
     async def _hand_over(self, run: Run) -> Leash | None:
         """A child never runs without the way out that it was promised: None ends it."""
@@ -505,8 +519,8 @@ class Zygote:
             self._egress.end()
         for run in self._runs:  # an init that outlived its guardian still obeys this
             run.stop(Ending.LOST)
-        # In a thread: what children left may be large, and the other zygotes go on.
-        removal = self._loop.run_in_executor(None, self._remove_all)
+        removal = self._loop.run_in_executor(self._removing, self._remove_all)
+        self._removing.shutdown(wait=False)
         removal.add_done_callback(lambda _: self._on_removed())
 
     def _remove_all(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -283,3 +284,35 @@ def test_removing_many_entries_takes_no_memory_for_each(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert not folder.exists()
     assert peak_bytes < 2**16
+
+
+def test_nobody_waits_for_long_removals(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may take minutes to remove the folders that a child made in seconds."""
+    if lab.tier != "process":
+        pytest.skip("this tier leaves nothing to remove")
+    may_end = threading.Event()
+
+    def remove_slowly(folder: str) -> None:
+        may_end.wait(30)
+        remove_tree(folder)
+
+    monkeypatch.setattr("sandbox.handle.remove_tree", remove_slowly)
+    monkeypatch.setattr("sandbox.handle.CLEANUP_TIMEOUT_S", 0.1)
+
+    async def go() -> list[ChildReport]:
+        zygote = await lab.start("acts:act")
+        try:
+            runs = [
+                zygote.run({"do": "leave_file", "end": "return"}, outputs=["left"])
+                for _ in range(40)
+            ]
+            async with asyncio.timeout(20):
+                return [await each for each in runs]
+        finally:
+            may_end.set()
+            await zygote.close()
+
+    reports = lab.run(go())
+    assert {report.ending for report in reports} == {Ending.RETURNED}
+    assert all(report.outputs for report in reports)
+    assert not list(lab.folder.glob("*/*/work/left"))
