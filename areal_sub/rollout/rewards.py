@@ -16,6 +16,10 @@ from areal_sub.records import Outcome, RunReport
 _show = reprlib.Repr()
 _show.maxstring = _show.maxother = 120
 
+MAX_REWARD = 1e9
+"""Training computes in float32, for a group or a batch at once: one reward of 1e39 would be infinite
+there, and what its neighbours learn no number."""
+
 Reward = float | dict[str, float]
 
 
@@ -94,4 +98,9 @@ def _number(value: Any, key: Any, who: str) -> float:
         ) from None
     if not math.isfinite(number):
         raise WorkflowError(f"{who} returned {number}{where}: a reward must be finite")
+    if abs(number) > MAX_REWARD:
+        raise WorkflowError(
+            f"{who} returned {number:g}{where}: a reward is a number from -{MAX_REWARD:g} to "
+            f"{MAX_REWARD:g}"
+        )
     return number

@@ -38,6 +38,8 @@ def test_a_dict_is_rewards_by_turn() -> None:
         (None, "None (NoneType)"),
         (math.nan, "nan: a reward must be finite"),
         (-math.inf, "-inf: a reward must be finite"),
+        (1e39, "1e+39: a reward is a number from -1e+09 to 1e+09"),
+        ({"a": -1e10}, "-1e+10 for turn 'a': a reward is a number from"),
         ([1.0], "[1.0] (list)"),
         ({"a": {"b": 1.0}}, "for turn 'a'"),
         ({"a": math.nan}, "nan for turn 'a'"),
