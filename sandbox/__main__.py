@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import shutil
 import sys
@@ -18,7 +19,7 @@ from .layers.environ import allowed
 from .probe import probe
 from .report import ChildReport, Ending
 from .spec import CGROUPS, TIERS, Limits, SandboxSpec
-from .wire import write_all
+from .wire import clean, write_all
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 TIMED_OUT_CODE, NOT_RUN_CODE = 124, 125
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 env=_variables(args.env),
                 workspace=args.workspace,
                 outputs=args.output,
-                on_output=write_all,
+                on_output=_Shown().write,
             )
         if args.output:
             _leave(report, args.collect_to)
@@ -74,6 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for refused, count in report.egress_refused.items():
         print(f"sandbox: refused {refused} ({count}x): see --net", file=sys.stderr)
     return _exit_code(report)
+
+
+class _Shown:
+    """What the command writes, as it is; on a terminal, which obeys escapes, those are text."""
+
+    def __init__(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")
+        self._decoders = {fd: decoder("backslashreplace") for fd in (1, 2) if os.isatty(fd)}
+
+    def write(self, fd: int, content: bytes) -> None:
+        if fd in self._decoders:
+            content = clean(self._decoders[fd].decode(content)).encode()
+        write_all(fd, content)
 
 
 def _exit_code(report: ChildReport) -> int:

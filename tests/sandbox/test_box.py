@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -180,3 +181,21 @@ def test_a_folder_that_roots_children_cannot_read_is_named(code: Path, bare_pyth
         BlockingSandbox(spec, target="a:b", python=bare_python, python_path=[str(code)]),
     ):
         pass
+
+
+def test_a_command_cannot_send_escapes_to_the_terminal() -> None:
+    ours, theirs = pty.openpty()
+    script = "printf '\\033]0;pwned\\007h\\303'; sleep 0.2; printf '\\251llo\\n'"
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "sandbox", "run", "--", "/bin/sh", "-c", script],
+            stdout=theirs,
+            cwd=ROOT,
+            check=True,
+            timeout=60,
+        )
+        shown = os.read(ours, 4096).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert shown == "\\x1b]0;pwned\\x07h\u00e9llo\r\n"
