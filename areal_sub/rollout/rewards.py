@@ -17,8 +17,8 @@ _show = reprlib.Repr()
 _show.maxstring = _show.maxother = 120
 
 MAX_REWARD = 1e9
-"""Training computes in float32, for a group or a batch at once: one reward of 1e39 would be infinite
-there, and what its neighbours learn no number."""
+"""Training computes in float32, for a group or a batch at once: one reward of 1e39 would be
+infinite there, and what its neighbours learn no number."""
 
 Reward = float | dict[str, float]
 
