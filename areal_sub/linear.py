@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+# All that oneDNN says where it gets no memory.
+WITHOUT_MEMORY = ("could not create a primitive", "could not execute a primitive")
+
 
 @cache
 def is_faster() -> bool:
@@ -65,7 +68,12 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    try:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    except RuntimeError as error:
+        if str(error).startswith(WITHOUT_MEMORY):
+            raise MemoryError(f"no memory to multiply {tuple(rows.shape)} by oneDNN") from error
+        raise
     return result
 
 

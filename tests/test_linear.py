@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +87,32 @@ def test_autocast_stays_in_charge(products: list[Tensor]) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear.linear(torch.randn(5, 8), torch.randn(4, 8)).dtype is torch.bfloat16
     assert not products
+
+
+WITHOUT_MEMORY = """
+import resource, torch
+from areal_sub import linear
+torch.set_num_threads(1)
+weights = [torch.randn(64 + i, 64) for i in range(4000)]
+rows = torch.randn(8, 64)
+most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 2**16
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+kept = []
+try:
+    for weight in weights:
+        kept.append(linear._product(rows, weight))
+except (MemoryError, RuntimeError) as error:
+    kept.clear()
+    assert isinstance(error, MemoryError) or "allocate memory" in str(error), error
+    print("said so")
+"""
+
+
+def test_without_memory_it_says_so() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "said so\n", done.stderr
 
 
 def test_a_models_layers(products: list[Tensor]) -> None:

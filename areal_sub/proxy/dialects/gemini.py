@@ -107,7 +107,9 @@ def _tool_choice(body: fields.Body) -> tuple[ToolChoice, bool]:
 
 def _output_format(config: fields.Body) -> OutputFormat:
     kind = config.get("responseMimeType") or "text/plain"
-    schema = config.get("responseJsonSchema") or json_schema(config.get("responseSchema"))
+    schema = config.get("responseJsonSchema") or json_schema(
+        config.get("responseSchema"), closed=True
+    )
     if schema is not None:
         return OutputFormat("json_schema", fields.as_mapping(schema, "responseSchema"))
     if kind == "application/json":

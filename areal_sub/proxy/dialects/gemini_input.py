@@ -186,8 +186,11 @@ def _tool(value: Any, where: str) -> dict[str, Any]:
     return fields.tool(function, where)[0]
 
 
-def json_schema(schema: Any) -> Any:
-    """Google's form of a schema, whose types are in capitals, as a JSON schema."""
+def json_schema(schema: Any, *, closed: bool = False) -> Any:
+    """Google's form of a schema, whose types are in capitals, as a JSON schema.
+
+    `closed`: objects have the properties that they list, and no others, as in answers of Google's.
+    """
     if not isinstance(schema, dict):
         return schema
     out: dict[str, Any] = {}
@@ -198,9 +201,11 @@ def json_schema(schema: Any) -> Any:
         if key == "type" and isinstance(value, str):
             out[key] = value.lower()
         elif key == "properties" and isinstance(value, dict):
-            out[key] = {name: json_schema(item) for name, item in value.items()}
+            out[key] = {name: json_schema(item, closed=closed) for name, item in value.items()}
         elif key == "anyOf" and isinstance(value, list):
-            out[key] = [json_schema(item) for item in value]
+            out[key] = [json_schema(item, closed=closed) for item in value]
         else:
-            out[key] = json_schema(value) if key == "items" else value
+            out[key] = json_schema(value, closed=closed) if key == "items" else value
+    if closed and out.get("properties"):
+        out.setdefault("additionalProperties", False)
     return out
