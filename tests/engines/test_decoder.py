@@ -225,7 +225,9 @@ def test_weights_that_give_no_numbers_fail_requests_not_the_engine(
     model = make_model("llama")
     decoder = decoders(model)
     good = weights_of(model, new_weights)
-    bad = WeightUpdate({name: torch.full_like(t, torch.nan) for name, t in good.tensors.items()})
+    bad = WeightUpdate(
+        {name: torch.full_like(t.load(), torch.nan) for name, t in good.tensors.items()}
+    )
     record = request_of(prompt_of(20), max_new_tokens=140, stream=True)
     done = decoder.wait(decoder.send(record, at=3, act=lambda: decoder.update(bad, 1)))
     assert done.error == "the model's logits are not finite at policy version 1"
@@ -242,7 +244,9 @@ def test_an_aborted_prompt_leaves_nothing_that_is_not_a_number(
 ) -> None:
     model = make_model("llama")
     good = weights_of(model, new_weights)
-    bad = WeightUpdate({name: torch.full_like(t, torch.nan) for name, t in good.tensors.items()})
+    bad = WeightUpdate(
+        {name: torch.full_like(t.load(), torch.nan) for name, t in good.tensors.items()}
+    )
     decoder = decoders(model, max_prefill_tokens=8)
     decoder.update(bad, 1).result(10)
     num_admissions = 0
