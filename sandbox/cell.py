@@ -45,6 +45,8 @@ from .wire import (
 
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts")
 KILL_TIMEOUT_S = 5.0
+FILES_TIMEOUT_S = 20.0
+"""Nobody waits for it. A shorter one would find hostile what is only busy."""
 FILES_HELD_CODE = 100
 """Exit code of an init whose files somebody outside of its cell holds on to."""
 
@@ -142,7 +144,7 @@ def _are_files_gone() -> bool:
     """Take the child's files out of memory, whoever still has a door to its namespaces. False:
     somebody has one of the files open. No process of the child's is left, so it is the zygote."""
     os.chdir("/")
-    deadline = time.monotonic() + KILL_TIMEOUT_S
+    deadline = time.monotonic() + FILES_TIMEOUT_S
     while True:
         try:
             kernel.unmount(BOX, flags=0)

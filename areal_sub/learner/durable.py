@@ -69,8 +69,9 @@ def _named(target: Path, partial: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise  # not torch's way to say that it cannot write
+        ways = ("inline_container", "Parent directory")  # in which torch says that it cannot write
+        if isinstance(error, RuntimeError) and not any(way in str(error) for way in ways):
+            raise
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:

@@ -67,6 +67,10 @@ class Limits:
     max_prefix_bytes: int
 
 
+# What torch and Python say where they get none, beside errors of that class.
+WITHOUT_MEMORY = ("can't allocate memory", "can't start new thread")
+
+
 class Decoder:
     """Public methods may be called from any thread; counters may be read from any thread."""
 
@@ -172,7 +176,7 @@ class Decoder:
     def _out_of_memory(self, error: BaseException) -> OutOfMemory | None:
         """What to do about `error`, if it is that. On a CPU torch has no class for it."""
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and "can't allocate memory" not in str(error):
+        if not known and not any(words in str(error) for words in WITHOUT_MEMORY):
             return None
         limits, text = self._limits, str(error).partition("\n")[0]
         out = OutOfMemory(

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ TINY_NUM_PARAMETERS = 5_000_000
 
 # Of an update. The steps wait for it, and one processor copies slower than memory takes it.
 NUM_READERS = min(4, os.cpu_count() or 1)
+SMALL_BYTES = 2**24  # not worth a thread
 
 Shape = tuple[int, ...]
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -153,21 +155,19 @@ class Stored:
             tensor: Tensor = weights.get_tensor(self.name)
             return tensor
 
-    def read_into(self, target: Tensor) -> None:
+    def read_into(self, target: Tensor, fd: int) -> None:
         """Read, where nothing has to be converted: a mapped file costs a page fault for each 4 KiB,
-        which takes several times as long as the copy."""
+        which takes several times as long as the copy. `fd`: the file, open."""
         if target.device.type != "cpu" or target.dtype is not self.dtype or not _is_dense(target):
             target.copy_(self.load())
             return
         into: Any = target.reshape(-1).view(torch.uint8).numpy()
-        left = memoryview(into)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.start)
-            while left:
-                num_read = file.readinto(left)
-                if not num_read:
-                    raise ModelError(f"{self.path} ends within {self.name}")
-                left = left[num_read:]
+        left, at = memoryview(into), self.start
+        while left:
+            num_read = os.preadv(fd, [left], at)
+            if not num_read:
+                raise ModelError(f"{self.path} ends within {self.name}")
+            left, at = left[num_read:], at + num_read
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -181,18 +181,23 @@ class WeightUpdate:
     def apply(self, model: Any) -> None:
         """Copy in place: what is tied stays tied, and no second model lives on the device."""
         state = model.state_dict()
-
-        @torch.inference_mode()  # which each thread has to itself
-        def put(name: str) -> None:
-            tensor = self.tensors[name]
-            if isinstance(tensor, Stored):
-                tensor.read_into(state[name])
-            else:
-                state[name].copy_(tensor)
-
+        paths = {tensor.path for tensor in self.tensors.values() if isinstance(tensor, Stored)}
         largest_first = sorted(self.tensors, key=lambda name: -state[name].nbytes)
-        with ThreadPoolExecutor(NUM_READERS) as readers:
-            for _ in readers.map(put, largest_first):
+        with ExitStack() as stack:
+            files = {path: stack.enter_context(path.open("rb", buffering=0)) for path in paths}
+
+            @torch.inference_mode()  # which each thread has to itself
+            def put(name: str) -> None:
+                tensor = self.tensors[name]
+                if isinstance(tensor, Stored):
+                    tensor.read_into(state[name], files[tensor.path].fileno())
+                else:
+                    state[name].copy_(tensor)
+
+            each: Callable[..., Iterable[None]] = map
+            if sum(tensor.nbytes for tensor in state.values()) > SMALL_BYTES:
+                each = stack.enter_context(ThreadPoolExecutor(NUM_READERS)).map
+            for _ in each(put, largest_first):
                 pass
 
 
