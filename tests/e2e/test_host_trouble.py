@@ -94,9 +94,10 @@ def test_an_engine_without_memory_is_an_error_that_says_so_or_is_replaced(
     most = engine.memory_info().vms + 2**20
     resource.prlimit(engine.pid, resource.RLIMIT_AS, (most, most))
     output = run.finish()
-    assert "memory" in output.lower(), output
-    if run.process.returncode == 0:
+    if run.process.returncode == 0:  # replaced: why it ended, it may have had no memory to say
         assert run.incidents()[0]["component"] == "engine"
+    else:
+        assert "memory" in output.lower(), output
     again = start_run(*GOES_ON, f"total_train_steps={run.num_steps() + 1}")
     output = again.finish()
     assert again.process.returncode == 0 and "going on from step" in output, output
