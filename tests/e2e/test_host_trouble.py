@@ -106,7 +106,7 @@ def test_an_engine_without_memory_is_an_error_that_says_so_or_is_replaced(
 JUMPING_CLOCK = """
 import itertools, time
 real, calls = time.time, itertools.count()
-time.time = lambda: real() + (0, 90_000, -90_000)[next(calls) // 50 % 3]
+time.time = lambda: real() + (0, 90_000, -90_000)[next(calls) // 10 % 3]
 """
 
 
