@@ -45,10 +45,8 @@ from .wire import (
 
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts")
 KILL_TIMEOUT_S = 5.0
-FILES_TIMEOUT_S = 20.0
-"""Nobody waits for it. A shorter one would find hostile what is only busy."""
-FILES_HELD_CODE = 100
-"""Exit code of an init whose files somebody outside of its cell holds on to."""
+FILES_TIMEOUT_S = 2.0
+"""Nobody waits for it."""
 
 
 def report_failure(control_fd: int, step: str, error: str) -> None:
@@ -137,12 +135,14 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> int:
             control.send(encode_status(status))  # first: whatever becomes of the outputs
             _send_outputs(control, order)
             control.shutdown(socket.SHUT_RDWR)
-    return 0 if error or _are_files_gone() else FILES_HELD_CODE
+    if not error:
+        _drop_files()
+    return 0
 
 
-def _are_files_gone() -> bool:
-    """Take the child's files out of memory, whoever still has a door to its namespaces. False:
-    somebody has one of the files open. No process of the child's is left, so it is the zygote."""
+def _drop_files() -> None:
+    """Take the child's files out of memory, whoever still has a door to its namespaces. Not those
+    that somebody has open: no process of the child's is left, so it would be the zygote."""
     os.chdir("/")
     deadline = time.monotonic() + FILES_TIMEOUT_S
     while True:
@@ -150,9 +150,9 @@ def _are_files_gone() -> bool:
             kernel.unmount(BOX, flags=0)
         except OSError as failure:
             if failure.errno != errno.EBUSY or time.monotonic() > deadline:
-                return False
+                return
         else:
-            return True
+            return
         # Those in flight between sockets that are gone are closed when the next one is.
         for one in socket.socketpair():
             one.close()

@@ -95,8 +95,6 @@ def _keep(made: Plan, zygote_pid: int, channel: socket.socket, to_zygote: socket
                 if wait_status != 0:  # the kernel has killed the rest of its cell by now
                     cell.report_killed(control, wait_status)
                 os.close(control)
-                if wait_status == cell.FILES_HELD_CODE << 8:  # memory that no limit would count
-                    os.kill(zygote_pid, signal.SIGKILL)
         if not ordered:
             continue
         message, received, _, _ = socket.recv_fds(channel, MAX_ORDER_BYTES, MAX_DESCRIPTORS)

@@ -641,8 +641,7 @@ HOUSE = (
     row(
         "71e",
         "the same, through a descriptor that it left with the import's processes",
-        stopped("its zygote is ended"),
-        open_("A file that one of the zygote's processes has open stays on the disk: as 11b."),
+        open_("A file that one of the zygote's processes has open stays, as long as it does."),
     ),
     row("72a", "data that is huge, with NULs, not JSON", stopped("a named error, or it runs")),
     row(

@@ -462,7 +462,7 @@ async def _descriptor(stage: Any, _: Any, attack: Attack) -> str:
     wrote = await stage.attack(zygote, attack.function, part="writer")
     assert wrote.value == "left", wrote
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(3):
             await zygote.gone()
     except TimeoutError:
         return _said(await stage.attack(zygote, attack.function, part="reader"))
