@@ -7,7 +7,6 @@ in force.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from areal_sub import linear
+from areal_sub.engines.safetensors_file import DTYPES, METADATA, files_of, header_of
 from areal_sub.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ NUM_READERS = min(4, os.cpu_count() or 1)
 SMALL_BYTES = 2**24  # not worth a thread
 
 Shape = tuple[int, ...]
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def load_model(path: str, *, dtype: str, device: torch.device) -> Any:
@@ -205,23 +204,19 @@ def _stored_in(file: Path) -> Iterator[Stored]:
     """Raises `SafetensorError`, `OSError`."""
     with safe_open(str(file), framework="pt"):
         pass  # the library's own checks: of the header, and that all of the file is there
-    with file.open("rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(size))
+    header, data_start = header_of(file)
     for name, entry in header.items():
-        if name != "__metadata__":
-            start = 8 + size + entry["data_offsets"][0]
-            yield Stored(file, name, tuple(entry["shape"]), DTYPES.get(entry["dtype"]), start)
+        if name != METADATA:
+            dtype = getattr(torch, DTYPES[entry["dtype"]]) if entry["dtype"] in DTYPES else None
+            start = data_start + entry["data_offsets"][0]
+            yield Stored(file, name, tuple(entry["shape"]), dtype, start)
 
 
 def read_update(path: Path, names: WeightNames) -> WeightUpdate:
     """Read and check a safetensors file, or all those in a folder. Raises `ModelError`."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise ModelError(f"no *.safetensors in {path}")
     tensors: dict[str, Stored] = {}
     try:
-        for stored in (stored for file in files for stored in _stored_in(file)):
+        for stored in (stored for file in files_of(path) for stored in _stored_in(file)):
             if stored.name in tensors:
                 raise ModelError(f"{stored.name} is in more than one file of {path}")
             tensors[stored.name] = stored

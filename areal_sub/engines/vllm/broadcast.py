@@ -22,6 +22,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
+from areal_sub.engines.safetensors_file import files_of
 from areal_sub.engines.vllm.plugin.areal_sub_vllm import group
 from areal_sub.engines.vllm.weights_file import dtypes_of, shapes_of
 from areal_sub.errors import ConfigError
@@ -67,7 +68,7 @@ class Sender:
             "port": self._port,
             "size": self._size,
             "timeout_s": self._timeout_s,
-            "tensors": [[name, dtypes[name], shapes[name]] for name, _ in _tensors(path)],
+            "tensors": [[name, dtype, shapes[name]] for name, dtype in dtypes.items()],
         }
 
     def send(self, path: Path) -> None:
@@ -82,7 +83,7 @@ class Sender:
                 address=self._address,
                 timeout_s=self._timeout_s,
             )
-        group.send(self._group, self._kind, (tensor for _, tensor in _tensors(path)))
+        group.send(self._group, self._kind, _tensors(path))
 
     def close(self) -> None:
         """Ends a `send` that waits, as far as the group's kind can. A group that is still there at
@@ -93,8 +94,9 @@ class Sender:
         self._group = self._store = None
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+def _tensors(path: Path) -> Iterator[Tensor]:
+    """In the order of `dtypes_of`."""
+    for file in files_of(path):
         with safe_open(str(file), framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  (not a mapping)
-                yield name, weights.get_tensor(name)
+            for name in dtypes_of(file):
+                yield weights.get_tensor(name)

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from areal_sub.engines.safetensors_file import DTYPES, METADATA, files_of, header_of
 from areal_sub.errors import ModelError
 from areal_sub.records import WEIGHT_ADAPTER, WEIGHT_PROBE
 
-MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 OUTPUT_EMBEDDING = "lm_head.weight"
 ADAPTER_PREFIX = "base_model.model."
-TORCH_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _MAX_SHOWN = 8
 
 
@@ -31,7 +30,7 @@ class Probe:
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """None where the file carries none."""
-        raw = _header(path).get("__metadata__", {}).get(WEIGHT_PROBE)
+        raw = _metadata(path).get(WEIGHT_PROBE)
         if raw is None:
             return None
         data = json.loads(raw)
@@ -46,9 +45,9 @@ def shapes_of(path: Path) -> dict[str, list[int]]:
 def dtypes_of(path: Path) -> dict[str, str]:
     """By torch's names. Raises `ModelError`."""
     entries = _entries(path)
-    if unknown := sorted({e["dtype"] for e in entries.values()} - TORCH_DTYPES.keys()):
-        raise ModelError(f"{path} holds {unknown[0]}; there are: {', '.join(TORCH_DTYPES)}")
-    return {name: TORCH_DTYPES[entry["dtype"]] for name, entry in entries.items()}
+    if unknown := sorted({e["dtype"] for e in entries.values()} - DTYPES.keys()):
+        raise ModelError(f"{path} holds {unknown[0]}; there are: {', '.join(DTYPES)}")
+    return {name: DTYPES[entry["dtype"]] for name, entry in entries.items()}
 
 
 def check_update(path: Path, base: dict[str, list[int]], *, tied: bool) -> None:
@@ -87,7 +86,7 @@ def linear_names(shapes: dict[str, list[int]]) -> list[str]:
 
 def adapter_settings(path: Path) -> str:
     """The `adapter_config.json` of an adapter's file. Raises `ModelError` where it is none."""
-    settings = _header(path).get("__metadata__", {}).get(WEIGHT_ADAPTER)
+    settings = _metadata(path).get(WEIGHT_ADAPTER)
     if not isinstance(settings, str):
         raise ModelError(f"{path} is no adapter's file: its metadata have no {WEIGHT_ADAPTER}")
     return settings
@@ -118,24 +117,14 @@ def check_adapter(path: Path, base: dict[str, list[int]], *, rank: int) -> None:
 
 
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise ModelError(f"no *.safetensors in {path}")
     return {
         name: entry
-        for file in files
-        for name, entry in _header(file).items()
-        if name != "__metadata__"
+        for file in files_of(path)
+        for name, entry in header_of(file)[0].items()
+        if name != METADATA
     }
 
 
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > MAX_HEADER_BYTES:
-                raise ValueError(f"a header of {size} bytes")
-            header: dict[str, Any] = json.loads(file.read(size))
-            return header
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read weights from {path}: {error}") from None
+def _metadata(path: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = header_of(path)[0].get(METADATA, {})
+    return metadata
