@@ -81,17 +81,16 @@ def run_init(made: Plan, fds: Descriptors, to_zygote: socket.socket) -> NoReturn
             apply(made.cell, context)
         except StepFailed as error:
             report_failure(fds.control, error.step, error.reason)
-            code = 0
         else:
-            code = _serve(fds, to_zygote, context)
+            _serve(fds, to_zygote, context)
+        code = 0
     except BaseException:
         traceback.print_exc()  # to the zygote's own stderr
     finally:
         os._exit(code)
 
 
-def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> int:
-    """The exit code."""
+def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> None:
     control = socket.socket(fileno=fds.control)
     exited, tell_exit = os.pipe()
     failures, tell_failure = os.pipe()
@@ -112,7 +111,7 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> int:
     num_killed, error = _clear()
     agent = _read_exit(exited, KILL_TIMEOUT_S)
     if agent is None:
-        return 0  # without a status: the child is lost
+        return  # without a status: the child is lost
     if stopped_by and num_killed:
         num_killed -= 1  # the agent's own process was among them
     failed_step, _, reason = _read_available(failures).partition("\n")
@@ -137,7 +136,6 @@ def _serve(fds: Descriptors, to_zygote: socket.socket, context: Context) -> int:
             control.shutdown(socket.SHUT_RDWR)
     if not error:
         _drop_files()
-    return 0
 
 
 def _drop_files() -> None:
@@ -148,11 +146,10 @@ def _drop_files() -> None:
     while True:
         try:
             kernel.unmount(BOX, flags=0)
+            return
         except OSError as failure:
             if failure.errno != errno.EBUSY or time.monotonic() > deadline:
                 return
-        else:
-            return
         # Those in flight between sockets that are gone are closed when the next one is.
         for one in socket.socketpair():
             one.close()

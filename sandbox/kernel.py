@@ -44,7 +44,8 @@ SYS_LANDLOCK_RESTRICT_SELF = 446
 _SYS_CLOSE_RANGE = ctypes.c_long(436)
 _MAX_DESCRIPTOR = 2**31 - 1
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
-_SYS_RT_SIGACTION = 13 if os.uname().machine == "x86_64" else 134
+MACHINE = os.uname().machine
+_SYS_RT_SIGACTION = 13 if MACHINE == "x86_64" else 134
 _SIGSET_BYTES = 8
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
@@ -221,9 +222,9 @@ def fork_into(namespaces: int) -> int:
     The caller must be single-threaded.
     """
     python = ctypes.pythonapi
-    number = _SYS_CLONE.get(os.uname().machine)
+    number = _SYS_CLONE.get(MACHINE)
     if number is None:
-        raise OSError(f"no system call numbers known for {os.uname().machine}")
+        raise OSError(f"no system call numbers known for {MACHINE}")
     zero = ctypes.c_ulong(0)
     python.PyOS_BeforeFork()
     pid: int = _libc_locked.syscall(

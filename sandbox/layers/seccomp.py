@@ -213,8 +213,8 @@ _Instruction = tuple[int, int, int, int]
 
 
 def probe() -> str:
-    if os.uname().machine not in _AUDIT_ARCH:
-        return f"there is no list of system calls for {os.uname().machine}"
+    if kernel.MACHINE not in _AUDIT_ARCH:
+        return f"there is no list of system calls for {kernel.MACHINE}"
     try:
         kernel.set_no_new_privs()
         kernel.set_seccomp_filter(base_filter(permit=(), only_tcp=False))
@@ -345,10 +345,10 @@ def _pair_rule(only_tcp: bool) -> list[_Instruction]:
 def _prologue() -> list[_Instruction]:
     return [
         (_LD_W_ABS, 0, 0, _ARCH),
-        (_JEQ, 1, 0, _AUDIT_ARCH[os.uname().machine]),
+        (_JEQ, 1, 0, _AUDIT_ARCH[kernel.MACHINE]),
         _ret(_KILL_PROCESS),
         (_LD_W_ABS, 0, 0, _NR),
-        *([(_JGE, 0, 1, _X32_BIT), _ret(_KILL_PROCESS)] if os.uname().machine == "x86_64" else []),
+        *([(_JGE, 0, 1, _X32_BIT), _ret(_KILL_PROCESS)] if kernel.MACHINE == "x86_64" else []),
     ]
 
 
@@ -398,7 +398,7 @@ def _errno(number: int) -> _Instruction:
 
 
 def _number(numbers: _Numbers) -> int | None:
-    return numbers[0 if os.uname().machine == "x86_64" else 1]
+    return numbers[0 if kernel.MACHINE == "x86_64" else 1]
 
 
 def _assemble(code: list[_Instruction]) -> bytes:
