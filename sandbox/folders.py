@@ -43,57 +43,83 @@ def remove_tree(folder: str) -> None:
 
     Directories inside directories are first moved up to the top, so that no path ever gets long
     and depth costs neither stack nor descriptors; nor does a number of entries cost memory: none is
-    kept. Nobody else may be writing there any more.
-    Raises `OSError`.
+    kept. Whoever writes there meanwhile (a zygote's import, in the tier `process`) can keep it from
+    being removed, but never lead it elsewhere: each step is beside a descriptor of a folder that
+    was opened through no link. Raises `OSError`.
     """
     if os.path.islink(folder):  # put there in its place
         os.unlink(folder)
         return
-    with contextlib.suppress(OSError):  # the usual child left nothing: four calls do
-        for part in PARTS:
-            os.rmdir(os.path.join(folder, part))
-        os.rmdir(folder)
+    try:
+        top = _open_usable(folder)
+    except FileNotFoundError:
         return
-    num_moved = 0
-    while os.path.lexists(folder):
-        os.chmod(folder, 0o700)
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    num_moved = _remove_one(entry.path, folder, num_moved)
-                else:
-                    os.unlink(entry.path)
-        _remove_empty(folder)
+    try:
+        with contextlib.suppress(OSError):  # the usual child left nothing
+            for part in PARTS:
+                os.rmdir(part, dir_fd=top)
+        num_moved = 0
+        while not _remove_empty(folder):
+            with os.scandir(top) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        num_moved = _remove_one(entry.name, top, num_moved)
+                    else:
+                        os.unlink(entry.name, dir_fd=top)
+    finally:
+        os.close(top)
 
 
-def _remove_one(directory: str, top: str, num_moved: int) -> int:
-    """Remove `directory`; those in it are moved to `top`. Returns how many were ever moved."""
-    _make_usable(directory)
-    while True:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
-                    continue
-                _make_usable(entry.path)
-                while os.path.lexists(moved := os.path.join(top, f"moved-{num_moved}")):
-                    num_moved += 1
-                os.rename(entry.path, moved)
-        if _remove_empty(directory):
-            return num_moved
+def _remove_one(name: str, top: int, num_moved: int) -> int:
+    """Remove a directory in `top`; those in it are moved there. Returns how many ever were."""
+    directory = _open_usable(name, top)
+    try:
+        while True:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.name, dir_fd=directory)
+                        continue
+                    os.close(_open_usable(entry.name, directory))  # to be moved, it has to be
+                    while _is_there(moved := f"moved-{num_moved}", top):
+                        num_moved += 1
+                    os.rename(entry.name, moved, src_dir_fd=directory, dst_dir_fd=top)
+            if _remove_empty(name, top):
+                return num_moved
+    finally:
+        os.close(directory)
 
 
-def _make_usable(directory: str) -> None:
-    """Listing it, and moving it, need this. Writing it where it is so already would cost as much as
-    removing it."""
-    if os.lstat(directory).st_mode & 0o700 != 0o700:
-        os.chmod(directory, 0o700)
+def _open_usable(name: str, beside: int | None = None) -> int:
+    """A descriptor of a directory, never of what a link leads to, that can be listed and changed.
+    Writing its mode where it is so already would cost as much as removing it."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=beside)
+    except PermissionError:
+        at = os.open(name, flags | os.O_PATH, dir_fd=beside)
+        try:
+            os.chmod(f"/proc/self/fd/{at}", 0o700)
+            fd = os.open(".", flags, dir_fd=at)
+        finally:
+            os.close(at)
+    if os.fstat(fd).st_mode & 0o700 != 0o700:
+        os.fchmod(fd, 0o700)
+    return fd
 
 
-def _remove_empty(directory: str) -> bool:
+def _is_there(name: str, beside: int) -> bool:
+    try:
+        os.stat(name, dir_fd=beside, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _remove_empty(directory: str, beside: int | None = None) -> bool:
     """False: there is something in it, which a listing did not show while others were removed."""
     try:
-        os.rmdir(directory)
+        os.rmdir(directory, dir_fd=beside)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise

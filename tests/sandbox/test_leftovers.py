@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -259,6 +260,33 @@ def test_a_link_in_the_place_of_the_folder_is_not_followed(tmp_path: Path) -> No
     remove_tree(str(tmp_path / "private"))
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
     assert (precious / "file").read_text() == "keep me"
+
+
+def test_links_put_there_meanwhile_are_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a zygote with a hostile import, in the tier `process`: by the time that a folder's turn
+    comes, it is a link."""
+    precious, folder = tmp_path / "precious", tmp_path / "private"
+    (precious / "inner").mkdir(parents=True)
+    (precious / "file").write_text("keep me")
+    (folder / "turned").mkdir(parents=True)
+    scandir = os.scandir
+
+    def turned(path: Any) -> Any:
+        listing = list(scandir(path))  # which says of each entry what it was
+        if (folder / "turned").is_dir() and not (folder / "turned").is_symlink():
+            (folder / "turned").rename(tmp_path / "elsewhere")
+            (folder / "turned").symlink_to(precious)
+        return contextlib.nullcontext(listing)
+
+    monkeypatch.setattr(os, "scandir", turned)
+    with pytest.raises(OSError, match="turned"):
+        remove_tree(str(folder))
+    monkeypatch.undo()
+    assert sorted(path.name for path in precious.iterdir()) == ["file", "inner"]
+    remove_tree(str(folder))  # when nobody writes there any more
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "precious"]
 
 
 def test_remove_tree_of_nothing_and_of_an_untouched_folder(tmp_path: Path) -> None:
