@@ -51,6 +51,8 @@ from .workspace import Templates
 
 REFILL_PAUSE_S = 0.1
 """Without a new run, until the reserve is filled again: that takes nothing from a burst."""
+MAX_NOTES = 20
+"""Of a zygote."""
 RETIRE_INTERVAL_S = 0.05
 """Between two attempts to remove a child's group that the last process has not quite left."""
 
@@ -379,7 +381,8 @@ class Zygote:
                 enter = group.enter()
             except OSError as error:
                 raise StepFailed("cgroups", f"no group can be made: {error}") from None
-        run = Run(self.spec.limits, folder, self._on_disobeyed, group, enter)
+        num_listeners = self.plan.num_listeners
+        run = Run(self.spec.limits, folder, self._on_disobeyed, group, enter, num_listeners)
         self._runs.add(run)
         await self._order(run)
         return run
@@ -431,7 +434,9 @@ class Zygote:
             raw = b""
         message = _object(raw)
         if message.get("ready") is True:
-            self.notes = [one_line(note) for note in message.get("notes", [])]
+            notes = message.get("notes")
+            notes = notes if isinstance(notes, list) else []  # the agent's import may have said it
+            self.notes = [one_line(note) for note in notes[:MAX_NOTES]]
             if message.get("num_threads", 1) != 1:
                 self.notes.append(
                     f"importing {label!r} started threads: forking with threads can deadlock"

@@ -128,13 +128,22 @@ def collect(around: str, folder: str, order: Order) -> archive.Archive:
 
 
 def read(packed: archive.Archive) -> Outputs:
-    """Raises `OSError` and `ValueError`."""
+    """Of an archive that may have come out of gVisor. Raises `OSError` and `ValueError`."""
+    try:
+        return _read(packed)
+    except (AttributeError, LookupError, TypeError, RecursionError, OverflowError):
+        raise ValueError("the archive of outputs is malformed") from None
+
+
+def _read(packed: archive.Archive) -> Outputs:
     index = archive.read_index(packed.fd)
     files: dict[str, bytes] = {}
     at = 0
     for name, size in index["files"]:
         if not is_plain(name) or os.path.isabs(name) or ".." in name.split("/"):
             raise ValueError(f"{one_line(name)} is not a plain name")
+        if size < 0:
+            raise ValueError(f"{name}: a file of {size} bytes")
         files[name] = archive.read_content(packed.fd, at, size)
         at += size
     refused = [(_shown(name), text(why)) for name, why in index["refused"]]

@@ -74,6 +74,12 @@ class Plan:
         lines += [f"allow   {entry}" for entry in self.allow]
         return "\n".join(lines + [f"note    {weakness}" for weakness in self.weaknesses])
 
+    @property
+    def num_listeners(self) -> int:
+        """In the network of each child."""
+        steps = (step for step in self.cell if step.layer == "loopback")
+        return sum(len(step.args["ports"]) for step in steps)
+
     def group(self, stage: str) -> Mapping[str, int] | None:
         """The limits of the group that processes of the stage enter; None: of no group."""
         steps = (step for step in getattr(self, stage) if step.layer == cgroups_layer.NAME)

@@ -49,6 +49,7 @@ class Run:
         on_disobeyed: Callable[[], None],
         group: Group | None,
         enter: Sequence[int],
+        num_listeners: int,
     ) -> None:
         self.group = group
         """Its own; `enter` leads there, and is this run's to close. None: it has none."""
@@ -66,6 +67,7 @@ class Run:
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self.listeners: list[int] = []
         """Descriptors of the child's listeners, as the plan orders them, where it has any."""
+        self._num_listeners = num_listeners
         self._started_at = self._loop.time()
         self._wall_s = 0.0
         self._order: outputs.Order | None = None
@@ -275,9 +277,12 @@ class Run:
         except OSError:
             raw = b""
         if raw == CHILD_READY and not self._ready.done():
-            self.listeners, fds = fds, []
-            self._timer.cancel()
-            self._ready.set_result(None)
+            if len(fds) == self._num_listeners:
+                self.listeners, fds = fds, []
+                self._timer.cancel()
+                self._ready.set_result(None)
+            else:  # not by the plan, so by code of the agent's: whoever gets one would serve it
+                self.stop(Ending.LOST)
         if raw.startswith(outputs.COLLECTED) and not self._collect_here:
             self._collected = outputs.collected(raw, fds)
             return

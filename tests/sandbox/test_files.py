@@ -23,6 +23,7 @@ from sandbox import (
     kernel,
     outputs,
 )
+from sandbox import archive as archives
 from sandbox.outputs import Order, collect, make_order, read
 from sandbox.probe import Probe
 from sandbox.workspace import Templates, pack
@@ -456,6 +457,25 @@ def test_a_collection_that_fails_costs_the_outputs_and_not_the_report(
     assert dict(report.outputs) == {}
     assert [path for path, _ in report.outputs_refused] == ["left", "other"]
     assert all(why for _, why in report.outputs_refused)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [],
+        {},
+        {"files": 1, "refused": [], "num_refused": 0, "missing": []},
+        {"files": [["x", "1"]], "refused": [], "num_refused": 0, "missing": []},
+        {"files": [["x", -1]], "refused": [], "num_refused": 0, "missing": []},
+        {"files": [[1, 1]], "refused": [], "num_refused": 0, "missing": []},
+        {"files": [["x", 2**80]], "refused": [], "num_refused": 0, "missing": []},
+        {"files": [], "refused": [["x"]], "num_refused": "", "missing": 1},
+    ],
+)
+def test_an_archive_that_makes_no_sense_is_one_kind_of_error(index: Any) -> None:
+    """It may have come out of gVisor, whole and unchecked."""
+    with pytest.raises(ValueError, match=r"archive|bytes|unpack"):
+        read(archives.Writer("outputs").finish(index))
 
 
 def fail_collecting() -> None:
