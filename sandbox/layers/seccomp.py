@@ -137,11 +137,21 @@ _ABSENT: Mapping[str, _Numbers] = {
     "io_pgetevents": (333, 292),
     # Which files others have read lately.
     "cachestat": (451, 451),
+    # The size is behind a pointer: see `MAX_ATTRIBUTE_BYTES`.
+    "setxattrat": (463, 463),
+}
+# Done, as far as the caller can tell: a child's files are gone with it, and on the host's, which it
+# can only read, this has a disk write what it holds back.
+_NOTHING: Mapping[str, _Numbers] = {
+    "fsync": (74, 82),
+    "fdatasync": (75, 83),
+    "sync_file_range": (277, 84),
 }
 _CLONE: _Numbers = (56, 220)
 _SOCKET: _Numbers = (41, 198)
 _SOCKETPAIR: _Numbers = (53, 199)
 _SETSOCKOPT: _Numbers = (54, 208)
+_GETSOCKOPT: _Numbers = (55, 209)
 _SENDTO: _Numbers = (44, 206)
 _SENDMSG: _Numbers = (46, 211)
 _SENDMMSG: _Numbers = (307, 269)
@@ -156,6 +166,14 @@ _PRCTL: _Numbers = (157, 167)
 _FADVISE: _Numbers = (221, 223)
 _LISTEN: _Numbers = (50, 201)
 _MADVISE: _Numbers = (28, 233)
+_MMAP: _Numbers = (9, 222)
+_PREADV2: _Numbers = (327, 286)
+# Each with the place of the size among its arguments.
+_SETXATTRS: Mapping[str, tuple[_Numbers, int]] = {
+    "setxattr": ((188, 5), 3),
+    "lsetxattr": ((189, 6), 3),
+    "fsetxattr": ((190, 7), 3),
+}
 # Each with the place of the mode among its arguments.
 _CHMODS: Mapping[str, tuple[_Numbers, int]] = {
     "chmod": ((90, None), 1),
@@ -164,12 +182,15 @@ _CHMODS: Mapping[str, tuple[_Numbers, int]] = {
     "fchmodat2": ((452, 452), 2),
 }
 
+# Of terminals, descriptors, sockets; and copies that share blocks (FICLONE, FICLONERANGE), flags of
+# files (FS_IOC_GETFLAGS). Others change files that are open for reading only, look into namespaces,
+# have a file system write out all that it holds.
+_IOCTL_TYPES = (0x5400, 0x8900)
+_IOCTL_TYPE_MASK = 0xFF00
+_IOCTLS = (0x40049409, 0x4020940D, 0x80086601)
 _DENIED_IOCTLS = (
     # TIOCSTI, TIOCLINUX: type into the terminal; TIOCSETD: have the kernel load a line discipline.
     *(0x5412, 0x541C, 0x5423),
-    # FS_IOC_SETFLAGS and its 32-bit twin, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY: change files
-    # that are open for reading only.
-    *(0x40086602, 0x40046602, 0x401C5820, 0x40806685),
     # SIOCGIFBR, SIOCSIFBR, SIOCBRADDBR, SIOCBRDELBR, SIOCGIFVLAN, SIOCSIFVLAN, SIOCADDDLCI,
     # SIOCDELDLCI: have the kernel load a module (bridge, 8021q, dlci), for whoever asks.
     *(0x8940, 0x8941, 0x89A0, 0x89A1, 0x8982, 0x8983, 0x8980, 0x8981),
@@ -180,27 +201,39 @@ _DENIED_FCNTLS = (1024, 1026)
 # process counts; PR_SET_MEMORY_MERGE: pages that become one with others' tell what is in those, and
 # the kernel's own time goes into the search.
 _DENIED_PRCTLS = (62, 78, 67)
+_PR_SET_VMA = 0x53564D41  # names for each of 65,530 mappings, in memory that no limit counts
 _POSIX_FADV_DONTNEED = 4  # throws what others have read out of memory
 _MADV_COLD, _MADV_PAGEOUT = 20, 21  # the same, where a file is mapped
 _MADV_MERGEABLE = 12  # as PR_SET_MEMORY_MERGE
+_MAP_HUGETLB = 0x40000  # of the machine's, which nothing gives out by user or group
+_RWF_NOWAIT = 0x8  # tells what others have read, as cachestat
+MAX_ATTRIBUTE_BYTES = 512
+"""An access list takes more than its size of the kernel's memory, in no group's account: at 64 KiB,
+every folder of a child could have 200 KB of it."""
 _SUID_SGID = 0o6000
 _CLONE_PARENT = 0x8000  # a child of the zygote's, whose CPU time would count for no child
 _NEW_NAMESPACES = kernel.ALL_NAMESPACES | 0x02000000 | 0x00000080  # and cgroup, time
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
-_SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE_MASK = 1, 5, 0xF
+_SOCK_STREAM, _SOCK_DGRAM, _SOCK_SEQPACKET, _SOCK_TYPE_MASK = 1, 2, 5, 0xF
 _IPPROTO_TCP, _IPPROTO_UDP = 6, 17
 _MSG_FASTOPEN = 0x20000000
 _MSG_OOB = 0x1
-# Level → options: fast open and other protocols on top of TCP; programs for the kernel's filter
-# machine (BPF); ESP and L2TP in UDP; tables of netfilter's, for which a zygote that enters the
+# Level → options: fast open and other protocols on top of TCP, and signatures of its segments, for
+# which the kernel loads what they name; programs for the kernel's filter machine (BPF); ESP and
+# L2TP in UDP; tables of netfilter's and policies of IPsec, for which a zygote that enters the
 # namespaces of its children has the rights.
 _SOL_IP, _SOL_SOCKET, _SOL_IPV6 = 0, 1, 41
 _DENIED_OPTIONS = {
-    _IPPROTO_TCP: (30, 31),
+    _IPPROTO_TCP: (30, 31, 14, 32, 38, 39, 42),
     _SOL_SOCKET: (26, 50, 51, 52),
     _IPPROTO_UDP: (100,),
-    _SOL_IP: (64, 65, 96, 97, 128, 129),
-    _SOL_IPV6: (64, 65),
+    _SOL_IP: (16, 17, 64, 65, 96, 97, 128, 129),
+    _SOL_IPV6: (34, 35, 64, 65),
+}
+# The same tables: where they are asked for, the kernel loads them.
+_DENIED_QUESTIONS = {
+    _SOL_IP: (64, 65, 66, 67, 96, 97, 98, 99, 128, 129, 130, 131),
+    _SOL_IPV6: (64, 65, 68, 69),
 }
 _RLIMIT_CORE = 4
 
@@ -260,6 +293,8 @@ def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes
             code += _on(number, [_errno(errno.EPERM)])
     for numbers in _ABSENT.values():
         code += _on(_number(numbers), [_errno(errno.ENOSYS)])
+    for numbers in _NOTHING.values():
+        code += _on(_number(numbers), [_errno(0)])
     code += _on(_number(_CLONE), [*_refuse_bits(0, _NEW_NAMESPACES | _CLONE_PARENT), _ret(_ALLOW)])
     code += _on(_number(_SOCKET), _socket_rule(only_tcp))
     code += _on(_number(_SOCKETPAIR), _pair_rule(only_tcp))
@@ -274,18 +309,21 @@ def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes
     code += _on(_number(_SENDTO), [*_refuse_bits(3, flags), _ret(_ALLOW)])
     code += _on(_number(_SENDMMSG), [*_refuse_bits(3, flags), _ret(_ALLOW)])
     code += _on(_number(_SENDMSG), [*_refuse_bits(2, flags), _ret(_ALLOW)])
-    option = []
-    for level, options in _DENIED_OPTIONS.items():
-        refused = _refuse_values(2, options)
-        option += [_arg(1), (_JEQ, 0, len(refused), level), *refused]
-    option.append(_ret(_ALLOW))
-    code += _on(_number(_SETSOCKOPT), option)
-    code += _on(_number(_IOCTL), [*_refuse_values(1, _DENIED_IOCTLS), _ret(_ALLOW)])
+    code += _on(_number(_SETSOCKOPT), _option_rule(_DENIED_OPTIONS))
+    code += _on(_number(_GETSOCKOPT), _option_rule(_DENIED_QUESTIONS))
+    code += _on(_number(_IOCTL), _ioctl_rule())
     code += _on(_number(_FCNTL), [*_refuse_values(1, _DENIED_FCNTLS), _ret(_ALLOW)])
-    code += _on(_number(_PRCTL), [*_refuse_values(0, _DENIED_PRCTLS), _ret(_ALLOW)])
+    names = _refuse_values(0, (_PR_SET_VMA,), errno.EINVAL)
+    code += _on(_number(_PRCTL), [*_refuse_values(0, _DENIED_PRCTLS), *names, _ret(_ALLOW)])
     code += _on(_number(_FADVISE), [*_refuse_values(3, (_POSIX_FADV_DONTNEED,)), _ret(_ALLOW)])
     advice = [*_refuse_values(2, (_MADV_MERGEABLE, _MADV_COLD, _MADV_PAGEOUT)), _ret(_ALLOW)]
     code += _on(_number(_MADVISE), advice)
+    code += _on(_number(_MMAP), [*_refuse_bits(3, _MAP_HUGETLB, errno.ENOMEM), _ret(_ALLOW)])
+    now = _refuse_bits(5, _RWF_NOWAIT, errno.EOPNOTSUPP)
+    code += _on(_number(_PREADV2), [*now, _ret(_ALLOW)])
+    for numbers, at in _SETXATTRS.values():
+        too_large = [_arg(at), (_JGT, 0, 1, MAX_ATTRIBUTE_BYTES), _errno(errno.ENOSPC)]
+        code += _on(_number(numbers), [*too_large, _ret(_ALLOW)])
     if only_tcp:
         # Without bind, which Landlock refuses, the kernel picks a port, of all addresses.
         code += _on(_number(_LISTEN), [_errno(errno.EPERM)])
@@ -310,13 +348,12 @@ def _socket_rule(only_tcp: bool) -> list[_Instruction]:
     for index, protocol in enumerate(protocols):
         internet.append((_JEQ, len(protocols) - index, 0, protocol))
     internet.append(refuse)
-    if only_tcp:
-        internet += [
-            _arg(1),
-            (_AND, 0, 0, _SOCK_TYPE_MASK),
-            (_JEQ, 1, 0, _SOCK_STREAM),
-            refuse,
-        ]
+    # Of another type, one without a protocol has the kernel load that (DCCP).
+    kinds = (_SOCK_STREAM,) if only_tcp else (_SOCK_STREAM, _SOCK_DGRAM)
+    internet += [_arg(1), (_AND, 0, 0, _SOCK_TYPE_MASK)]
+    for index, kind in enumerate(kinds):
+        internet.append((_JEQ, len(kinds) - index, 0, kind))
+    internet.append(refuse)
     unix = [(_JEQ, 0, 1, _AF_UNIX), refuse if only_tcp else _ret(_ALLOW)]
     return [
         _arg(0),
@@ -342,6 +379,24 @@ def _pair_rule(only_tcp: bool) -> list[_Instruction]:
     return [*_require(0, _AF_UNIX), *(kind if only_tcp else []), _ret(_ALLOW)]
 
 
+def _option_rule(denied: Mapping[int, Iterable[int]]) -> list[_Instruction]:
+    code = []
+    for level, options in denied.items():
+        refused = _refuse_values(2, options)
+        code += [_arg(1), (_JEQ, 0, len(refused), level), *refused]
+    return [*code, _ret(_ALLOW)]
+
+
+def _ioctl_rule() -> list[_Instruction]:
+    code = _refuse_values(1, _DENIED_IOCTLS)
+    for allowed in _IOCTLS:
+        code += [(_JEQ, 0, 1, allowed), _ret(_ALLOW)]
+    code.append((_AND, 0, 0, _IOCTL_TYPE_MASK))
+    for kind in _IOCTL_TYPES:
+        code += [(_JEQ, 0, 1, kind), _ret(_ALLOW)]
+    return [*code, _errno(errno.ENOTTY)]
+
+
 def _prologue() -> list[_Instruction]:
     return [
         (_LD_W_ABS, 0, 0, _ARCH),
@@ -357,15 +412,15 @@ def _on(number: int | None, block: list[_Instruction]) -> list[_Instruction]:
     return [] if number is None else [(_JEQ, 0, len(block), number), *block]
 
 
-def _refuse_bits(arg: int, bits: int) -> list[_Instruction]:
-    return [_arg(arg), (_JSET, 0, 1, bits), _errno(errno.EPERM)]
+def _refuse_bits(arg: int, bits: int, code: int = errno.EPERM) -> list[_Instruction]:
+    return [_arg(arg), (_JSET, 0, 1, bits), _errno(code)]
 
 
-def _refuse_values(arg: int, values: Iterable[int]) -> list[_Instruction]:
-    code = [_arg(arg)]
+def _refuse_values(arg: int, values: Iterable[int], code: int = errno.EPERM) -> list[_Instruction]:
+    instructions = [_arg(arg)]
     for value in values:
-        code += [(_JEQ, 0, 1, value), _errno(errno.EPERM)]
-    return code
+        instructions += [(_JEQ, 0, 1, value), _errno(code)]
+    return instructions
 
 
 def _keep_core_limit() -> list[_Instruction]:

@@ -23,7 +23,9 @@ if platform.machine() != "x86_64":
 NAMED = {
     **seccomp._DENIED,
     **seccomp._ABSENT,
+    **seccomp._NOTHING,
     **{name: numbers for name, (numbers, _) in seccomp._CHMODS.items()},
+    **{name: numbers for name, (numbers, _) in seccomp._SETXATTRS.items()},
     **{
         name.lower(): getattr(seccomp, f"_{name}")
         for name in (
@@ -31,6 +33,9 @@ NAMED = {
             "SOCKET",
             "SOCKETPAIR",
             "SETSOCKOPT",
+            "GETSOCKOPT",
+            "MMAP",
+            "PREADV2",
             "SENDTO",
             "SENDMSG",
             "SENDMMSG",
