@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 
 from starlette.requests import ClientDisconnect, Request
@@ -41,7 +41,7 @@ async def answer_call(
     if call.stream:
         with until_hung_up(request):
             first = await anext(deltas)
-        return _EventStream(request, answering, first, deltas)
+        return EventStream(request, answering, first, deltas)
     with until_hung_up(request):
         await answering.collect(deltas)
     return Response(answering.body(), 200, request_headers(dialect), JSON)
@@ -94,7 +94,7 @@ class _Answering:
         return body
 
 
-class _EventStream(Response):
+class EventStream(Response):
     def __init__(
         self, request: Request, answering: _Answering, first: tuple[int, Delta], deltas: Deltas
     ) -> None:
@@ -107,12 +107,19 @@ class _EventStream(Response):
         self._answering = answering
         self._first = first
         self._deltas = deltas
+        self._held = ExitStack()
+
+    def hold(self, held: ExitStack) -> None:
+        """What the call takes of its rollout, until the last of its answer is sent: who does not
+        read it has the proxy keep all of it."""
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with aclosing(self._deltas):  # type: ignore[type-var]
-                with until_hung_up(self._request):
-                    await self._send_all(send)
+            with self._held:
+                async with aclosing(self._deltas):  # type: ignore[type-var]
+                    with until_hung_up(self._request):
+                        await self._send_all(send)
         except ClientDisconnect:
             return
 

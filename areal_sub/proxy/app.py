@@ -12,6 +12,7 @@ on another socket.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -23,15 +24,15 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from areal_sub.proxy.answering import header, request_headers
+from areal_sub.proxy.answering import EventStream, header, request_headers
 from areal_sub.proxy.connection import has_arrived
 from areal_sub.proxy.dialects import JSON, Asked, Dialect
 from areal_sub.proxy.listeners import STATE_KEY
-from areal_sub.proxy.refusals import Reason, Refusal
+from areal_sub.proxy.refusals import Reason, Refusal, invalid
 from areal_sub.proxy.routes import BASES, BETA_BASES, KEYED, Endpoint, dialect_of, make_routes
 from areal_sub.proxy.sessions import KeyMisuse, Session, Sessions
 from areal_sub.proxy.tampering import sign_of_route
-from areal_sub.proxy.turns import LARGE_BYTES, Turns
+from areal_sub.proxy.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,11 @@ Called = Callable[[Request], Awaitable[Response]]
 MAX_BODY_BYTES = 16 * 2**20
 # SDKs send one, some two; looking at each takes time that is everybody's.
 MAX_KEYS = 8
+# Of a query: SDKs send one or two.
+MAX_PARAMETERS = 64
 BODY_TIMEOUT_S = 60.0
+# To make tokens of more text takes the loop, which is everybody's, more than a millisecond or two.
+LONG_BYTES = 4096
 
 _PATH_KEY = re.compile(r"/k/([^/]+)")
 
@@ -108,15 +113,17 @@ def _guarded(sessions: Sessions, dialect: Dialect, endpoint: Endpoint) -> Called
         session: Session | None = None
         refusal: Refusal
         try:
+            if not _has_short_query(request):
+                raise invalid(f"The query has more than {MAX_PARAMETERS} parameters.")
             session = sessions.authenticate(
                 request.path_params.get("key"),
                 given_keys(request),
                 _owner(request),
             )
-            with session.calling() as take:
+            with contextlib.ExitStack() as held:
+                take = held.enter_context(session.calling())
                 raw = await read_body(request, take) if request.method == "POST" else b""
-                if len(raw) > LARGE_BYTES:
-                    await session.take_turn()
+                await session.take_turn(is_long=len(raw) > LONG_BYTES)
                 asked = Asked(
                     raw=raw,
                     path=request.path_params,
@@ -124,7 +131,10 @@ def _guarded(sessions: Sessions, dialect: Dialect, endpoint: Endpoint) -> Called
                     kept=session.kept,
                     seen=session.seen,
                 )
-                return await endpoint(request, session, asked)
+                response = await endpoint(request, session, asked)
+                if isinstance(response, EventStream):
+                    response.hold(held.pop_all())
+                return response
         except KeyMisuse as misuse:
             refusal = misuse
             what = f"{request.method} {request.url.path}"
@@ -160,6 +170,11 @@ def _note_route(sessions: Sessions, request: Request) -> None:
     sessions.note(sign_of_route(path), f"{request.method} {path}", callers, owner or "")
 
 
+def _has_short_query(request: Request) -> bool:
+    query: bytes = request.scope["query_string"]
+    return query.count(b"&") < MAX_PARAMETERS
+
+
 def given_keys(request: Request) -> list[str]:
     """At most `MAX_KEYS` of those that a call brings, each once."""
     keys = []
@@ -170,7 +185,7 @@ def given_keys(request: Request) -> list[str]:
                 keys.append(key.strip())
         elif name in (b"x-api-key", b"x-goog-api-key"):
             keys.append(value.decode("latin-1").strip())
-    if request.scope["query_string"]:
+    if request.scope["query_string"] and _has_short_query(request):
         keys += request.query_params.getlist("key")
     return [*dict.fromkeys(keys)][:MAX_KEYS]
 

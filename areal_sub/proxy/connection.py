@@ -3,9 +3,11 @@
 uvicorn reads heads of any size at any speed, and waits for ever for who does not read. Here a head
 may have `MAX_HEAD_BYTES` and must be complete `HEAD_TIMEOUT_S` after its connection was opened or
 its first byte came, and who takes nothing of an answer for `SEND_TIMEOUT_S` is let go. What follows
-a body (trailers) is not kept, and bounded like a head. Nothing is read while requests wait for the
-answer to an earlier one, `MAX_WAITING` of them at most. A listener has at most as many connections
-as it was given room for (`Connections`), so no rollout can take the descriptors that others need.
+a body (trailers) is not kept, and bounded like a head. What is read at a time has at most
+`MAX_PARTS` fields and chunks, so that it takes the loop a few milliseconds. Nothing is read while
+requests wait for the answer to an earlier one, `MAX_WAITING` of them at most. A listener has at
+most as many connections as it was given room for (`Connections`), so no rollout can take the
+descriptors that others need.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ HEAD_TIMEOUT_S = 30.0
 SEND_TIMEOUT_S = 300.0
 MAX_WAITING = 256
 """Of one connection. One read may hold thousands."""
+MAX_PARTS = 2048
+"""Of what is read at a time, 256 KB at most, which would hold forty thousand chunks of a byte."""
 _STATE_KEY = "line"
 """Under which a request's `scope["state"]` holds the `Line` that it came by."""
 _ARRIVED_KEY = "arrived"
@@ -181,6 +185,10 @@ class TooManyRequests(Exception):
     """On one connection; told to the parser, which stops there."""
 
 
+class TooManyParts(Exception):
+    """Within what was read at once; told to the parser, too."""
+
+
 class _Flow(FlowControl):
     """Reads no more while requests wait: uvicorn's does, with each that begins."""
 
@@ -203,6 +211,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.app_state = {**self.app_state, _STATE_KEY: self._line}
         self._num_head_bytes = 0  # or of what else is no body, since the last of a body came
         self._is_in_head = self._is_in_message = self._has_body = False
+        self._num_parts = 0  # of what is being read
         self._head_timeout: asyncio.TimerHandle | None = None
         self._send_timeout: asyncio.TimerHandle | None = None
 
@@ -239,6 +248,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         was_in_head = self._is_in_head
         was_in_message = self._is_in_message
         self._has_body = False
+        self._num_parts = 0
         super().data_received(data)
         if self._has_body or not self._is_in_message:
             self._num_head_bytes = 0
@@ -256,12 +266,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_part()
         if self._is_in_head:  # else a trailer: nobody asks for them, and their number is unbounded
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
+        self._count_part()
         self._has_body = True
         super().on_body(body)
+
+    def _count_part(self) -> None:
+        self._num_parts += 1
+        if self._num_parts > MAX_PARTS:
+            raise TooManyParts
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= MAX_WAITING:

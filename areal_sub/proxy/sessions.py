@@ -33,7 +33,7 @@ MAX_FINISHED_KEYS = 65_536
 # Of one rollout, at once: what its calls may take of the proxy's memory.
 MAX_CALLS = 128
 MAX_CALLS_BYTES = 64 * 2**20
-# After a large call, a rollout's next one is read this many times as long later as that took:
+# After a long call, a rollout's next long one is read this many times as long later as that took:
 # meanwhile others' calls are.
 PAUSE = 4
 
@@ -71,14 +71,14 @@ class Session:
     # Held while a large call is rendered: threads are few, and one rollout takes one at most.
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _rests_until: float = 0.0  # no large call is read before, by the monotonic clock
+    _rests_until: float = 0.0  # no long call is read before, by the monotonic clock
     _num_calls: int = 0  # that are not answered yet
     _num_call_bytes: int = 0  # of those
 
     @contextmanager
     def calling(self) -> Iterator[Callable[[int], None]]:
-        """A call, from its head to its answer, or to the first token of a streamed one; yields what
-        is to be told of each part of its body. Both raise `Refusal` where it is too much."""
+        """A call, from its head to the end of its answer; yields what is to be told of each part of
+        its body. Both raise `Refusal` where it is too much."""
         if self._num_calls >= MAX_CALLS:
             raise Refusal(
                 Reason.TOO_MANY_CALLS, f"this rollout has {MAX_CALLS} calls under way already"
@@ -103,16 +103,24 @@ class Session:
             self._num_calls -= 1
             self._num_call_bytes -= num_bytes
 
-    async def take_turn(self) -> None:
-        """Before a large call is read, at once: one by one, and not all of them on end."""
-        async with self._turn:
-            await asyncio.sleep(max(0.0, self._rests_until - time.monotonic()))
-            # Before the next one that waits here is woken, and after this one was read.
-            asyncio.get_running_loop().call_soon(self._rest, time.monotonic())
+    async def take_turn(self, *, is_long: bool) -> None:
+        """Before a call is read, at once: one by one, between which others' are, too, and of long
+        ones not all on end."""
+        await self._turn.acquire()
+        try:
+            if is_long:
+                await asyncio.sleep(max(0.0, self._rests_until - time.monotonic()))
+        except BaseException:
+            self._turn.release()
+            raise
+        # When this one was read.
+        asyncio.get_running_loop().call_soon(self._end_turn, is_long, time.monotonic())
 
-    def _rest(self, began_at: float) -> None:
-        now = time.monotonic()
-        self._rests_until = now + PAUSE * (now - began_at)
+    def _end_turn(self, was_long: bool, began_at: float) -> None:
+        if was_long:
+            now = time.monotonic()
+            self._rests_until = now + PAUSE * (now - began_at)
+        self._turn.release()
 
     def admit(self, num_turns: int) -> None:
         """Count `num_turns` more against the rollout's limit. Raises `Refusal`."""

@@ -90,4 +90,4 @@ def _num_chars(message: Message) -> int:
         MESSAGE_CHARS + len(call.id) + len(call.name) + len(call.arguments)
         for call in message.tool_calls
     )
-    return MESSAGE_CHARS + len(message.content) + ids + calls
+    return MESSAGE_CHARS + len(message.content) + len(message.reasoning) + ids + calls

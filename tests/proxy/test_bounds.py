@@ -69,14 +69,16 @@ def test_idle_connections_make_room_and_busy_ones_do_not(
     proxied(work)
 
 
-def held(proxy: Any) -> tuple[asyncio.Queue[int], asyncio.Event]:
-    """From now on the engine says that it was asked, and answers when it may."""
+def held(proxy: Any, since: int = 0) -> tuple[asyncio.Queue[int], asyncio.Event]:
+    """From now on the engine says that it was asked, and answers when it may; all of it, or from
+    its token `since` on."""
     asked: asyncio.Queue[int] = asyncio.Queue()
     go = asyncio.Event()
 
     async def gate(position: int) -> None:
         asked.put_nowait(position)
-        await go.wait()
+        if position >= since:
+            await go.wait()
 
     proxy.engine.gate = gate
     return asked, go
@@ -154,6 +156,74 @@ def test_calls_at_once_are_bounded_in_bytes(proxied: Any, monkeypatch: pytest.Mo
             streams[1].close()
 
     proxied(work)
+
+
+def test_a_stream_that_is_not_read_counts_until_its_end(
+    proxied: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "MAX_CALLS_BYTES", 1000)
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open()
+        asked, go = held(proxy, since=1)
+        one, two = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in "12"]
+        one[1].write(call(rollout.key, user="x" * 600, stream=True))
+        while await asked.get() < 1:
+            pass
+        two[1].write(call(rollout.key, user="x" * 600))
+        assert await status(two) == 413
+        go.set()
+        await one[0].readuntil(b"[DONE]")
+        await one[0].readuntil(b"\r\n0\r\n\r\n")
+        two[1].write(call(rollout.key, user="x" * 600))
+        assert await status(two) == 200, "it is free again"
+        for streams in (one, two):
+            streams[1].close()
+
+    proxied(work)
+
+
+@pytest.mark.parametrize("what", ["chunks", "fields", "parameters"])
+def test_what_is_many_in_one_piece_is_refused(proxied: Any, what: str) -> None:
+    """To read it would hold up the loop, which is everybody's."""
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open()
+        key = f"authorization: Bearer {rollout.key}\r\nhost: h\r\n"
+        post = f"POST /v1/chat/completions HTTP/1.1\r\n{key}transfer-encoding: chunked\r\n\r\n"
+        raw = {
+            "chunks": post + "1\r\nx\r\n" * 5000,
+            "fields": f"GET /v1/models HTTP/1.1\r\n{key}" + "a:\r\n" * 5000 + "\r\n",
+            "parameters": f"GET /v1/models?{'a=b&' * 5000} HTTP/1.1\r\n{key}\r\n",
+        }[what]
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(raw.encode())
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+
+    proxied(work)
+
+
+def test_short_calls_of_one_rollout_are_read_between_those_of_others() -> None:
+    sampling = sessions.Sampling(
+        max_new_tokens=1, temperature=1.0, top_p=1.0, top_k=0, override_agent=False
+    )
+    many, other = [
+        sessions.Session(rollout_id=name, key=name, max_turns=1, sampling=sampling)
+        for name in ("many", "other")
+    ]
+    order: list[str] = []
+
+    async def read(session: sessions.Session) -> None:
+        await session.take_turn(is_long=False)
+        order.append(session.rollout_id)
+
+    async def work() -> None:
+        await asyncio.gather(*(read(many) for _ in range(20)), read(other))
+
+    asyncio.run(work())
+    assert len(order) == 21
+    assert order.index("other") < 3
 
 
 @pytest.mark.parametrize("mark", ["1,", "[],", "{},"])

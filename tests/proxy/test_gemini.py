@@ -242,6 +242,7 @@ def parse(**body: Any) -> Any:
     ("change", "param"),
     [
         ({"contents": []}, "contents"),
+        ({"contents": [{"parts": []}]}, "contents"),
         ({"contents": [{"role": "model", "parts": [{"text": "x"}]}]}, "contents"),
         ({"contents": [{"role": "wizard"}]}, "contents[0].role"),
         ({"contents": [{"parts": [{"inline_data": {}}]}]}, "contents[0].parts[0]"),

@@ -374,6 +374,14 @@ def test_invalid_requests_name_the_field(change: dict[str, Any], param: str) -> 
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
+@pytest.mark.parametrize("key", ["metadata", "user", "reasoning"])
+def test_what_an_answer_repeats_is_bounded(key: str) -> None:
+    body = {"input": "?", "instructions": "i", key: {"x": "y" * responses.MAX_ECHO_BYTES}}
+    with pytest.raises(Refusal, match=f"repeats of the request .{key} and others") as caught:
+        responses.parse(Asked(json.dumps(body).encode()))
+    assert (caught.value.status, caught.value.param) == (400, key)
+
+
 def test_nulls_and_unknown_fields_are_taken() -> None:
     known = "tools tool_choice text reasoning include store metadata prompt_cache_key user stream"
     known += " instructions max_output_tokens temperature top_p truncation previous_response_id"

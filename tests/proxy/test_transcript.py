@@ -107,6 +107,9 @@ def test_a_call_beyond_the_limit_is_refused_before_it_is_sampled(
     proxied: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transcripts, "MAX_CHARS", 1000)
+    question: Any = {"role": "user", "content": "?"}
+    said = {"role": "assistant", "content": "!", "reasoning_content": "x" * 1000}
+    thinking: Any = [question, said, question]  # which costs no tokens where no template shows it
 
     async def work(proxy: Any) -> None:
         rollout = await proxy.open(transcript=True)
@@ -115,6 +118,8 @@ def test_a_call_beyond_the_limit_is_refused_before_it_is_sampled(
             with pytest.raises(openai.APIStatusError) as caught:
                 await ask(client, ("user", "x" * 1000))
             assert caught.value.status_code == 413
+            with pytest.raises(openai.APIStatusError):
+                await client.chat.completions.create(model="m", messages=thinking)
             await ask(client, ("user", "x" * 500))
             await ask(unbounded, ("user", "x" * 1000))
         assert len(proxy.engine.requests) == 2

@@ -50,11 +50,14 @@ def parse(asked: Asked) -> Call:
     choice, all_strict = _tool_choice(body)
     if all_strict:
         strict = frozenset(tool["function"]["name"] for tool in tools)
+    messages = gemini_input.messages(body, asked.seen)
+    if not messages:
+        raise invalid("contents: there is nothing in its parts.", "contents")
     top_k = fields.number(config, "topK", at_least=0, at_most=fields.MAX_TOKENS)
     return Call(
         dialect=NAME,
         model=model[: fields.MAX_NAME_CHARS],
-        messages=gemini_input.messages(body, asked.seen),
+        messages=messages,
         tools=tools,
         strict_tools=strict,
         tool_choice=choice,

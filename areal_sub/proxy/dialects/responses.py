@@ -164,8 +164,21 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+# JSON, of what an answer repeats of its call: a streamed one does so three times.
+MAX_ECHO_BYTES = 2**19
+
+
 def _echo(body: fields.Body) -> dict[str, Any]:
-    return {k: default if body.get(k) is None else body[k] for k, default in _DEFAULTS.items()}
+    echo = {k: default if body.get(k) is None else body[k] for k, default in _DEFAULTS.items()}
+    if len(orjson.dumps(echo)) > MAX_ECHO_BYTES:
+        sizes = {key: len(orjson.dumps(value)) for key, value in echo.items()}
+        largest = max(sizes, key=sizes.__getitem__)
+        raise invalid(
+            f"What an answer repeats of the request ({largest} and others) is larger than "
+            f"{MAX_ECHO_BYTES} bytes together.",
+            largest,
+        )
+    return echo
 
 
 # Answers
