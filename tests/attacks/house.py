@@ -99,7 +99,7 @@ class House:
             assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
             await server.close()
 
-    async def open(self, name: str) -> tuple[str, str]:
+    async def open(self, name: str, *, transcript: bool = False) -> tuple[str, str]:
         """A rollout: its id and its key."""
         rollout_id, key = f"{name}-{secrets.token_hex(4)}", secrets.token_urlsafe(24)
         gconfig = {
@@ -118,6 +118,7 @@ class House:
             "policy_version": 0,
             "max_turns": 10**6 if name == "honest" else MAX_TURNS,
             "gconfig": gconfig,
+            "transcript": transcript,
         }
         await self.control.call("open_rollout", params, timeout_s=PATIENCE_S)
         return rollout_id, key

@@ -24,6 +24,8 @@ MAX_GROWTH_BYTES = 192 * MIB
 """Of the proxy, by one rollout: its bodies, and what is made of them."""
 MAX_LATENCY_S = 15.0
 """Of an honest call meanwhile, on a busy machine."""
+MIN_HONEST_CALLS = 10
+"""Within the seconds that an attack lasts; a quiet proxy answers some fifty."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e]")
 
 
@@ -39,7 +41,8 @@ class Attacked:
 
     async def run(self, **more: Any) -> ChildReport:
         stage, house, attack = self._stage, self.house, self._attack
-        self.rollout_id, self.key = await house.open(f"a{attack.number}")
+        is_graded = attack.number == "63g"
+        self.rollout_id, self.key = await house.open(f"a{attack.number}", transcript=is_graded)
         zygote = await stage.zygote(port=house.port, **attack.limits)
 
         async def on_listener(fd: int) -> None:
@@ -89,12 +92,20 @@ def _said(report: ChildReport) -> str:
     return "stopped: bounded" if report.value == "left" else str(report.value)
 
 
-@observes("61a", "61c", "61d", "61e", "62a", "63a", "63b", "63c", "63f")
+@observes("61a", "61c", "61d", "61e", "62a", "63a", "63b", "63c", "63f", "63g", "63h")
 async def _(attacked: Attacked) -> str:
     return _said(await attacked.run())
 
 
-@observes("61f")
+@observes("61g", "63i")
+async def _(attacked: Attacked) -> str:
+    """For some seconds: honest calls go on meanwhile."""
+    said = _said(await attacked.run())
+    num = len(attacked.witnessed.latencies_s)
+    return f"SUCCEEDED: no more than {num} honest calls" if num < MIN_HONEST_CALLS else said
+
+
+@observes("61f", "61h")
 async def _(attacked: Attacked) -> str:
     log = attacked.house.folder / "proxy.log"
     before = log.stat().st_size

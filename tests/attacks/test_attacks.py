@@ -13,6 +13,7 @@ import os
 import re
 import resource
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -469,13 +470,45 @@ async def _descriptor(stage: Any, _: Any, attack: Attack) -> str:
     return "stopped: its zygote is ended"
 
 
+@observes("69f")
+async def _speaks(stage: Any, _: Any, attack: Attack) -> str:
+    zygote = await _imported(stage, tear_out=False, lies="ready")
+    assert len(zygote.notes) == 1, zygote.notes  # on threads
+    report = await stage.attack(zygote, "undisturbed_alone")
+    return "stopped: it serves" if report.value == "well" else f"SUCCEEDED: {report}"
+
+
+@observes("71f")
+async def _links(stage: Any, _: Any, attack: Attack) -> str:
+    zygote = await _imported(stage, tear_out=False, lies="links")
+    report = await stage.attack(zygote, attack.function, outputs=["good"])
+    assert report.value == "left", report
+    await zygote.close()  # removes what could not be
+    return "stopped: untouched" if stage.world.is_intact() else "SUCCEEDED: removed"
+
+
+@observes("71g")
+async def _listener(stage: Any, _: Any, attack: Attack) -> str:
+    zygote = await _imported(stage, tear_out=False, lies="listener")
+    served: list[tuple[str, int]] = []
+
+    async def serve(fd: int) -> None:
+        with socket.socket(fileno=os.dup(fd)) as listener:
+            served.append(listener.getsockname())
+
+    report = await stage.attack(zygote, "undisturbed_alone", on_listener=serve)
+    false = [address for address in served if address[1] == 0]
+    return f"SUCCEEDED: {false}" if false else f"stopped: {report.ending.name}"
+
+
 async def _imported(
-    stage: Any, *, tear_out: bool, helper: bool = False, start: str = "fork"
+    stage: Any, *, tear_out: bool, helper: bool = False, start: str = "fork", lies: str = ""
 ) -> Any:
     aims = {**stage.world.aims, "guardian": os.getpid(), "tear_out": tear_out, "helper": helper}
-    (stage.code / "aims.json").write_text(json.dumps(aims))
-    # Keyed by a limit that changes nothing, so that both kinds can stand side by side.
-    limits = {"core_bytes": 0, "scratch_files": 2000 + tear_out + 2 * helper}
+    (stage.code / "aims.json").write_text(json.dumps({**aims, "lies": lies}))
+    # Keyed by a limit that changes nothing, so that all kinds can stand side by side.
+    kind = tear_out + 2 * helper + 4 * ["", "ready", "links", "listener"].index(lies)
+    limits = {"core_bytes": 0, "scratch_files": 2000 + kind}
     return await stage.zygote("import_attacks:act", start=start, **limits)
 
 

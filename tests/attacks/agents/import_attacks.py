@@ -76,6 +76,60 @@ if AIMS["helper"] and os.fork() == 0:
         os._exit(0)
 
 
+def _frame_of_the_zygote() -> dict[str, Any]:
+    frame = sys._getframe()
+    while frame is not None and "settings" not in frame.f_locals:
+        frame = frame.f_back
+    return dict(frame.f_locals) if frame is not None else {}
+
+
+def _put_links(around: str) -> None:
+    """In place of the folders that a child left, as soon as the first of them are being removed."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        for child in ("1", "2", "3"):
+            try:
+                moved = [name for name in os.listdir(f"{around}/{child}") if "moved-" in name]
+            except OSError:
+                continue
+            for number, name in enumerate(reversed(moved) if len(moved) > 500 else ()):
+                try:
+                    os.rename(f"{around}/{child}/{name}", f"{around}/kept-{child}-{number}")
+                    os.symlink(AIMS["home"], f"{around}/{child}/{name}")
+                except OSError:
+                    continue
+        time.sleep(0.001)
+
+
+def _with_a_listener(run_init: Any) -> Any:
+    def run(target: Any, made: Any, folder: str, fds: Any) -> Any:
+        with socket.socket(fileno=os.dup(fds.control)) as control, socket.socket() as own:
+            socket.send_fds(control, [b"ready"], [own.fileno()])
+        return run_init(target, made, folder, fds)
+
+    return run
+
+
+if AIMS["lies"] == "links" and os.fork() == 0:
+    try:
+        _put_links(_frame_of_the_zygote()["settings"]["folder"])
+    finally:
+        os._exit(0)
+if AIMS["lies"] == "listener":
+    _zygote = sys.modules["_sandbox.zygote"]
+    _zygote.run_init = _with_a_listener(_zygote.run_init)
+if AIMS["lies"] == "ready":
+    _frame_of_the_zygote()["channel"].send(b'{"ready": true, "notes": 1, "num_threads": {}}')
+
+
+def a71f(data: dict[str, Any]) -> str:
+    for number in range(1500):
+        os.mkdir(f"folder-{number}")
+    return "left"
+
+
 def act(data: dict[str, Any]) -> Any:
+    if data["attack"] == "a71f":
+        return a71f(data)
     told = {"a69a": AT_IMPORT, "a69c": TAKEN_AT_IMPORT}
     return told[data["attack"]] if data["attack"] in told else attacks.act(data)

@@ -486,8 +486,17 @@ def a16c(data: dict[str, Any]) -> str:
             fcntl.ioctl(file, set_flags, bytes(kept))
         return "set"
 
+    def change(path: str, code: int) -> None:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, code, bytes(32))
+        finally:
+            os.close(fd)
+
     return attempt(
         ("FS_IOC_SETFLAGS", flags),
+        ("FS_IOC_SETVERSION", lambda: change(data["readme"], 0x40087602)),
+        ("FS_IOC_SET_ENCRYPTION_POLICY", lambda: change(data["project"], 0x800C6613)),
         ("file_setattr", lambda: call("file_setattr", -1, b"", None, 0, 0)),
         ("setuid", lambda: os.chmod(data["readme"], 0o4644)),
         ("setgid", lambda: os.chmod(data["project"], 0o2755)),
@@ -534,7 +543,11 @@ def a16g(data: dict[str, Any]) -> str:
             call("cachestat", file.fileno(), whole, counts, 0)
         return f"{counts[0]} pages"
 
-    return attempt(("cachestat", ask))
+    def read_what_is_there() -> str:
+        with open(data["readme"], "rb") as file:
+            return f"{os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)} bytes"
+
+    return attempt(("cachestat", ask), ("RWF_NOWAIT", read_what_is_there))
 
 
 def a16f(data: dict[str, Any]) -> str:

@@ -134,7 +134,25 @@ def a39(data: dict[str, Any]) -> str:
 def a39b(data: dict[str, Any]) -> str:
     """Have the machine write all that anybody has written."""
     root = os.open("/usr", os.O_RDONLY)
-    return calls(("sync",), ("syncfs", root))
+
+    def flush(name: str, *more: int) -> str:
+        """Of one file: who can read it may ask, and the disk writes what it holds itself."""
+        try:
+            call(name, -1, *more)
+        except OSError:  # the kernel has looked
+            call(name, root, *more)
+            return "done"
+        raise Refused("only seems to be done")
+
+    btrfs_sync = 0x9408
+    return attempt(
+        ("sync", lambda: call("sync")),
+        ("syncfs", lambda: call("syncfs", root)),
+        ("BTRFS_IOC_SYNC", lambda: call("ioctl", root, btrfs_sync, None)),
+        ("fsync", lambda: flush("fsync")),
+        ("fdatasync", lambda: flush("fdatasync")),
+        ("sync_file_range", lambda: flush("sync_file_range", 0, 0, 7)),
+    )
 
 
 def a40(data: dict[str, Any]) -> str:
@@ -416,9 +434,17 @@ def a69e(data: dict[str, Any]) -> str:
         with socket.socket(family) as client:
             client.setsockopt(level, option, bytes(128))
 
+    def ask(family: int, level: int, option: int) -> None:
+        with socket.socket(family) as client:
+            client.getsockopt(level, option, 84)
+
     ip, ipv6 = (socket.AF_INET, 0), (socket.AF_INET6, 41)
     wanted = [(*ip, option) for option in (64, 65, 96, 97, 128, 129)] + [(*ipv6, 64), (*ipv6, 65)]
-    return attempt(*((f"{level} {o}", partial(replace, f, level, o)) for f, level, o in wanted))
+    policies = [(*ip, 16), (*ip, 17), (*ipv6, 34), (*ipv6, 35)]  # of IPsec
+    return attempt(
+        *((f"{level} {o}", partial(replace, f, level, o)) for f, level, o in wanted + policies),
+        *((f"ask {level} {o}", partial(ask, f, level, o)) for f, level, o in wanted),
+    )
 
 
 def a31b(data: dict[str, Any]) -> str:
@@ -439,8 +465,16 @@ def a48b(data: dict[str, Any]) -> str:
             client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, protocol)
         return protocol.decode()
 
+    def sign(option: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.setsockopt(socket.IPPROTO_TCP, option, bytes(256))
+
     names = (b"smc", b"mptcp", b"tls", b"espintcp")
-    return attempt(*((name.decode(), lambda name=name: turn(name)) for name in names))
+    signed = {"TCP_MD5SIG": 14, "TCP_MD5SIG_EXT": 32, "TCP_AO_ADD_KEY": 38}
+    return attempt(
+        *((name.decode(), lambda name=name: turn(name)) for name in names),
+        *((name, lambda option=option: sign(option)) for name, option in signed.items()),
+    )
 
 
 def a48d(data: dict[str, Any]) -> str:

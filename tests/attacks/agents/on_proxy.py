@@ -288,6 +288,44 @@ def a61e(data: dict[str, Any]) -> str:
     return "left"
 
 
+def _pour(data: dict[str, Any], first: bytes, piece: bytes) -> None:
+    """`piece` again and again, as fast as it is taken, on many connections at once."""
+    held = dict.fromkeys(_many(data, 100, first), 0)
+    for client in held:
+        client.setblocking(False)
+    until = time.monotonic() + 2 * HOLD_S
+    while time.monotonic() < until:
+        for client, at in held.items():
+            with contextlib.suppress(OSError):
+                held[client] = (at + client.send(piece[at:])) % len(piece)
+            with contextlib.suppress(OSError):
+                client.recv(2**20)
+    for client in held:
+        client.close()
+
+
+def a61g(data: dict[str, Any]) -> str:
+    """Bodies that are small, and take the proxy long to read: in chunks of a byte."""
+    head = _head(CHAT, "Transfer-Encoding: chunked") + b"\r\n"
+    _pour(data, head, b"1\r\nx\r\n" * 40_000)
+    return "left"
+
+
+def a61h(data: dict[str, Any]) -> str:
+    """Calls that say nothing, in each dialect, for a traceback of the log each."""
+    nothing: list[tuple[str, Any]] = [
+        (CHAT, {"messages": []}),
+        ("/v1/completions", {"prompt": []}),
+        ("/v1/responses", {"input": []}),
+        ("/v1/messages", {"messages": [], "max_tokens": 1}),
+        ("/v1/messages/count_tokens", {"messages": []}),
+        *((f"/v1beta/models/m:{method}", {"contents": [{"parts": []}]})
+          for method in ("countTokens", "generateContent")),
+    ]  # fmt: skip
+    statuses = {_ask(data, path, body)[0] for path, body in nothing * 50}
+    return "left" if statuses == {400} else f"SUCCEEDED: {statuses}"
+
+
 def a61f(data: dict[str, Any]) -> str:
     """What is no HTTP, again and again."""
     for _ in range(1000):
@@ -535,6 +573,50 @@ def a63f(data: dict[str, Any]) -> str:
                     client.recv(1)
 
     _in_processes(8, storm)
+    return "left"
+
+
+def _thinking(number: int, size: int) -> dict[str, Any]:
+    """A conversation with much that the template shows to no model, so that it costs no tokens."""
+    said = {"role": "assistant", "content": "b", "reasoning": f"{number}" + "x" * size}
+    question = {"role": "user", "content": f"{number}"}
+    return {"messages": [question, said, question], "max_tokens": 1}
+
+
+def a63g(data: dict[str, Any]) -> str:
+    """What costs no tokens, in a rollout whose transcript is kept for a grader."""
+    for number in range(24):
+        _ask(data, CHAT, _thinking(number, 12 * MIB))
+    return "left"
+
+
+def a63h(data: dict[str, Any]) -> str:
+    """The same, and what answers repeat of their calls, in streams that are never read."""
+    held = []
+    for number in range(30):
+        body = _thinking(number, 12 * MIB)
+        path = CHAT
+        if number % 2:
+            path, body = "/v1/responses", {"input": "?", "metadata": {"a": "x" * 12 * MIB}}
+        raw = json.dumps({**body, "stream": True, "max_tokens": None}).encode()
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(TIMEOUT_S)
+        client.connect(("127.0.0.1", data["port"]))
+        held.append(client)
+        with contextlib.suppress(OSError):
+            client.sendall(_head(path, f"Content-Length: {len(raw)}") + b"\r\n" + raw)
+    time.sleep(2 * HOLD_S)
+    return "left"
+
+
+def a63i(data: dict[str, Any]) -> str:
+    """Calls that count for nothing, on many connections, each when the last one is answered."""
+    for size in (3_000, 30_000):
+        message = {"role": "user", "content": "w ab," * (size // 5)}
+        raw = json.dumps({"messages": [message]}).encode()
+        head = _head("/v1/messages/count_tokens", f"Content-Length: {len(raw)}")
+        _pour(data, b"", head + b"\r\n" + raw)
     return "left"
 
 

@@ -13,13 +13,14 @@ import mmap
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from functools import partial
 from typing import Any
 
-from calls import Attempt, Refused, attempt, call, forked
+from calls import Attempt, Refused, attempt, call, forked, raw_call
 from on_processes import siblings_folders
 
 RESULT_FD = 3
@@ -126,6 +127,28 @@ def a51e(data: dict[str, Any]) -> str:
     """The same in a table of futexes, which the kernel makes as large as it is asked to."""
     set_slots = 1
     return attempt(("PR_FUTEX_HASH", lambda: call("prctl", 78, set_slots, 2**16, 0, 0)))
+
+
+def a51f(data: dict[str, Any]) -> str:
+    """Memory of the kernel's for each file and mapping, which is in no account, and the machine's
+    own huge pages."""
+    at_cwd, set_vma, anonymous_name = -100, 0x53564D41, 0
+    entry = struct.Struct("=HHI")
+    user_obj, user, group_obj, mask, other, nobody = 1, 2, 4, 16, 32, 2**32 - 1
+    entries = [(user_obj, 7, nobody), *[(user, 7, os.getuid())] * 8000]
+    entries += [(group_obj, 7, nobody), (mask, 7, nobody), (other, 7, nobody)]
+    access = struct.pack("=I", 2) + b"".join(entry.pack(*each) for each in entries)
+    mapped = mmap.mmap(-1, 4096)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    arguments = (ctypes.c_uint64 * 2)()
+    # Of a size that there is none of: a refusal has to come before it is looked at.
+    huge = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000 | 1 << 26
+    return attempt(
+        ("access list", lambda: os.setxattr(".", "system.posix_acl_access", access)),
+        ("by setxattrat", lambda: raw_call(463, at_cwd, b".", 0, b"user.x", arguments, 16)),
+        ("name", lambda: call("prctl", set_vma, anonymous_name, address, 4096, b"attack")),
+        ("huge pages", lambda: call("mmap", 0, 2 * MIB, 3, huge, -1, 0)),
+    )
 
 
 def a52(data: dict[str, Any]) -> str:
