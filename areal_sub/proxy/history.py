@@ -34,7 +34,7 @@ MAX_QUOTING_CHARS = 262_144
 NUM_LATELY = 3
 MAX_LATELY_CHARS = 2**20  # of one of them
 
-Sort = Callable[[Message], int | None]
+Sort = Callable[[Message], int]
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +107,7 @@ class Keys:
     exact: tuple[bytes, ...]  # as `chain`, ids of tool calls included
     bare: tuple[bytes, ...]  # as `chain`, reasoning left out
     system: bytes  # names the leading system messages
-    sorts: tuple[int | None, ...]  # see `recent.py`; empty where nobody sorts
+    sorts: tuple[int, ...]  # see `recent.py`; empty where nobody sorts
 
     @classmethod
     def of(

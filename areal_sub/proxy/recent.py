@@ -16,8 +16,9 @@ no text of any message. `sort` is called on the event loop only, the rest on any
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from areal_sub.proxy.neutral import Message
 
@@ -25,6 +26,8 @@ from areal_sub.proxy.neutral import Message
 MIN_LEFT_OUT = 6
 MAX_SORTS = 4096
 MAX_KINDS = 16_384
+MAX_KIND = 128
+"""Sorts in one kind; conversations of more than that are no two alike."""
 
 Kind = tuple[object, ...]
 
@@ -38,11 +41,14 @@ class StandIn:
 @dataclass(slots=True)
 class Recent:
     literals: Collection[str]  # texts that the template names
+    # The one that was asked for last is the last.
     _sorts: dict[tuple[object, ...], int] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=count)
     _shown: dict[Kind, bool] = field(default_factory=dict)  # kind → whether the two were the same
 
-    def sort(self, message: Message) -> int | None:
-        """A number for what templates can tell of a message; None: there are too many by now."""
+    def sort(self, message: Message) -> int:
+        """A number for what templates can tell of a message; of what was asked for long ago, a new
+        one, and none ever means anything else."""
         texts = [message.content, message.reasoning]
         for call in message.tool_calls:
             texts += [call.name, call.arguments]
@@ -60,15 +66,18 @@ class Recent:
             tuple(named),
             tuple(begins),
         )
-        number = self._sorts.get(looks)
-        if number is None and len(self._sorts) < MAX_SORTS:
-            number = self._sorts.setdefault(looks, len(self._sorts))
+        number = self._sorts.pop(looks, None)
+        if number is None:
+            number = next(self._numbers)
+            if len(self._sorts) >= MAX_SORTS:
+                del self._sorts[next(iter(self._sorts))]
+        self._sorts[looks] = number
         return number
 
     def stand_in(
         self,
         messages: Sequence[Message],
-        sorts: Sequence[int | None],
+        sorts: Sequence[int],
         num_history: int,
         has_tools: bool,
     ) -> StandIn | None:
@@ -98,7 +107,7 @@ class Recent:
                 position = gap.stop
         indices += range(position, len(messages))
         shown = tuple(sorts[index] for index in indices)
-        if None in shown or any(None in sorts for sorts in left_out):
+        if len(shown) + sum(map(len, left_out)) > MAX_KIND:
             return None
         sizes = tuple((len(gap) % 2, len(gap).bit_length()) for gap in gaps)
         kept = (indices.index(answer), has_tools)
@@ -111,7 +120,7 @@ class Recent:
     def is_known(
         self,
         messages: Sequence[Message],
-        sorts: Sequence[int | None],
+        sorts: Sequence[int],
         num_history: int,
         has_tools: bool,
     ) -> bool:

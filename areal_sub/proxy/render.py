@@ -105,7 +105,7 @@ class Renderer:
         tools: Tools,
         num_history: int,
         last_id: int | None,
-        sorts: Sequence[int | None] | None = None,
+        sorts: Sequence[int] | None = None,
     ) -> list[int] | None:
         """Ids that follow a turn's sampled tokens. `last_id`: the last of those (None: no tokens).
 

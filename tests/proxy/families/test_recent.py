@@ -119,6 +119,28 @@ def test_it_is_short_whatever_came_before(renderer: Renderer) -> None:
         assert [messages[index] for index in stand_in.indices] == [*asked, *exchange * 2]
 
 
+def test_nobody_can_use_up_the_sorts_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("areal_sub.proxy.recent.MAX_SORTS", 4)
+    recent = Recent(("<a>", "<b>", "<c>"))
+    mine = Message("user", "mine", name="me")
+    numbers = [recent.sort(mine)]
+    for text in ("<a>", "<b>", "<c>", "<a><b>", "<b><c>", "<a><c>", "<a><b><c>"):
+        number = recent.sort(Message("user", f"? {text}"))
+        assert number == recent.sort(Message("user", f"! {text}"))
+        numbers.append(number)
+    numbers.append(recent.sort(mine))  # anew
+    assert len(set(numbers)) == len(numbers), "none means two things"
+    assert recent.sort(mine) == numbers[-1]
+
+
+def test_what_is_remembered_of_a_conversation_is_bounded() -> None:
+    recent = Recent(())
+    messages = [Message("user", "?"), *[Message("assistant", "!"), Message("user", "?")] * 200]
+    alike, all_different = [0] * 401, [*range(401)]
+    assert recent.stand_in(messages, alike, 400, False) is not None
+    assert recent.stand_in(messages, all_different, 400, False) is None
+
+
 def test_a_kind_that_differed_once_is_rendered_whole() -> None:
     recent = Recent(())
     recent.note(("kind",), False)
