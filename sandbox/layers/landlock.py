@@ -30,6 +30,10 @@ _CREATE_RULESET_VERSION = 1
 
 NETWORK_ABI = 4  # Linux 6.7
 SCOPE_ABI = 6  # Linux 6.12
+LOG_ABI = 7  # Linux 6.15
+# Where the host audits, each refusal would be a record of its own: of this domain, and of those
+# that a child makes for itself.
+_LOG_SAME_EXEC_OFF, _LOG_SUBDOMAINS_OFF = 1, 4
 
 
 def abi() -> int:
@@ -99,7 +103,8 @@ def _restrict(
         for port in ports or () if net else ():
             rule = struct.pack("=QQ", _CONNECT_TCP, port)
             _add_rule(ruleset, _RULE_NET_PORT, rule, f"port {port}")
-        kernel.syscall("landlock_restrict_self", kernel.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+        flags = _LOG_SAME_EXEC_OFF | _LOG_SUBDOMAINS_OFF if version >= LOG_ABI else 0
+        kernel.syscall("landlock_restrict_self", kernel.SYS_LANDLOCK_RESTRICT_SELF, ruleset, flags)
     finally:
         os.close(ruleset)
 

@@ -211,3 +211,20 @@ def test_an_abstract_socket_of_this_machine_is_not_reached(lab: Any) -> None:
         host.listen()
         found = lab.do("connect_abstract", name=name).value
     assert found == {"process": "EPERM", "namespaces": "ECONNREFUSED"}[lab.tier]
+
+
+@pytest.mark.parametrize(("abi", "flags"), [(6, 0), (7, 1 | 4)])
+def test_refusals_are_no_records_of_the_hosts_audit(
+    abi: int, flags: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child could make as many as it likes, and the host loses its own. (They are made only where
+    a host audits, so what shows is what the kernel is asked for.)"""
+    asked: list[Any] = []
+
+    def note(what: str, _: int, *args: Any) -> int:
+        asked.append((what, args[-1]))
+        return os.open(os.devnull, os.O_RDONLY)
+
+    monkeypatch.setattr(landlock.kernel, "syscall", note)
+    landlock._restrict(abi, readable=[], hidden=[], writable=[], ports=None)
+    assert asked[-1] == ("landlock_restrict_self", flags)
