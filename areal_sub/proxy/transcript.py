@@ -52,9 +52,13 @@ class Transcript:
             }
         )
 
-    def add(self, turn: Turn, answer: Message, finish_reason: str) -> None:
+    def add(self, turn: Turn, answer: Message, finish_reason: str, *, constrained: bool) -> None:
+        """`constrained`: the agent's call said what the answer has to look like, maybe word by
+        word."""
         self._num_chars += _num_chars(answer)
         said = {**plain(answer), "turn_id": turn.turn_id, "finish_reason": finish_reason}
+        if constrained:
+            said["constrained"] = True
         self._turns.append({"prompt": self._prompts[turn.prompt], "message": said})
 
     def to_map(self) -> dict[str, Any]:

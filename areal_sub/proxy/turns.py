@@ -434,7 +434,9 @@ class Turns:
             turn_id, prompt, record.token_ids, answer, sampled.answer_with_stop()
         )
         if session.transcript is not None:
-            session.transcript.add(turn, answer, record.finish_reason)
+            session.transcript.add(
+                turn, answer, record.finish_reason, constrained=record.constrained
+            )
         session.turn_ids.add(turn_id)
         session.last_call = record.finish_reason
         self.num_turns += 1

@@ -69,6 +69,21 @@ def test_words_put_into_the_models_mouth_are_not_its_own(proxied: Any) -> None:
     proxied(work)
 
 
+def test_what_an_agent_could_dictate_is_marked(proxied: Any) -> None:
+    schema = {"name": "n", "schema": {"const": "42"}, "strict": True}
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open(transcript=True)
+        async with rollout.client() as client:
+            await ask(client, ("user", "6 * 7?"))
+            dictated: Any = {"type": "json_schema", "json_schema": schema}
+            await ask(client, ("user", "6 * 7?"), response_format=dictated)
+        turns = (await stop(proxy, rollout))["turns"]
+        assert [turn["message"].get("constrained") for turn in turns] == [None, True]
+
+    proxied(work)
+
+
 def test_siblings_share_their_prompt_and_each_is_a_branch(proxied: Any) -> None:
     async def work(proxy: Any) -> None:
         proxy.engine.says("one<|im_end|>", "two<|im_end|>", "three<|im_end|>")
