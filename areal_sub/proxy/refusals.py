@@ -52,11 +52,15 @@ STATUS = {
 }
 
 
+MAX_MESSAGE_CHARS = 2000
+"""Many quote what the agent sent, which may be as long as a body."""
+
+
 class Refusal(ArealSubError):
     """A call is not answered with a completion. `param` is the offending field's path, if any."""
 
     def __init__(self, reason: Reason, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message[:MAX_MESSAGE_CHARS])
         self.reason = reason
         self.status = STATUS[reason]
         self.param = param

@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from areal_sub.proxy import refusals
 from areal_sub.proxy.dialects import Asked, chat
 from areal_sub.proxy.refusals import Refusal
 from areal_sub.rpc import Server
@@ -118,6 +119,15 @@ def test_nulls_and_unknown_fields_are_taken() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body["messages"] = [{"role": "user", "content": parts}]
     assert chat.parse(Asked(json.dumps(body).encode())).messages[0].content == "ab"
+
+
+def test_what_is_quoted_is_bounded() -> None:
+    """An answer that nobody reads stays in memory for minutes, and escapes are longer still."""
+    body = {"messages": MESSAGES, "response_format": {"type": "\1" * 2**20}}
+    with pytest.raises(Refusal) as caught:
+        chat.parse(Asked(json.dumps(body).encode()))
+    assert 1000 < len(str(caught.value)) <= refusals.MAX_MESSAGE_CHARS
+    assert len(chat.error_body(caught.value)) < 10_000
 
 
 def test_hostile_bodies(proxied: Any) -> None:
