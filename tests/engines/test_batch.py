@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import itertools
 
-from areal_sub.engines.embedded.batch import capacity, compaction, num_admitted, prefill_chunks
+from areal_sub.engines.embedded.batch import (
+    capacity,
+    compaction,
+    num_admitted,
+    prefill_chunks,
+    turns,
+)
 
 
 def test_prefill_takes_whole_prompts_while_the_padded_pass_fits() -> None:
@@ -14,6 +20,13 @@ def test_prefill_takes_whole_prompts_while_the_padded_pass_fits() -> None:
 
 def test_a_prompt_over_the_budget_is_computed_in_pieces_and_alone() -> None:
     assert prefill_chunks([100, 1], budget=30) == [30]
+
+
+def test_who_asks_for_much_at_once_waits_for_himself() -> None:
+    assert turns("", "aaabac") == [0, 3, 5, 1, 2, 4]
+    assert turns("aab", "abca") == [2, 1, 0, 3]
+    assert turns("ab", "") == []
+    assert turns("", "aaaa") == [0, 1, 2, 3]
 
 
 def test_admission_is_in_order_of_arrival() -> None:

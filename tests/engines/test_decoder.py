@@ -64,6 +64,17 @@ def test_more_requests_than_rows_all_finish_with_their_own_tokens(decoders: Deco
     assert (decoder.num_running, decoder.num_waiting) == (0, 0)
 
 
+def test_many_requests_of_one_rollout_let_those_of_others_pass(decoders: Decoders) -> None:
+    decoder = decoders(make_model("llama"), max_running_requests=1)
+    decoder.pause().result(10)
+    whose = ["many", "many", "many", "other"]
+    ids = [decoder.send(request_of(prompt_of(5), affinity=each)) for each in whose]
+    decoder.resume().result(10)
+    for request_id in ids:
+        decoder.wait(request_id)
+    assert list(decoder.results) == [ids[0], ids[3], ids[1], ids[2]]
+
+
 def test_a_long_prompt_is_computed_in_pieces_while_others_decode(decoders: Decoders) -> None:
     model = make_model("llama")
     decoder = decoders(model, max_prefill_tokens=8)

@@ -7,6 +7,7 @@ is only partly computed. The decode thread carries out what is decided here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 
@@ -28,10 +29,24 @@ def prefill_chunks(lengths: Sequence[int], *, budget: int) -> list[int]:
     return chunks
 
 
+def turns(running: Iterable[str], waiting: Iterable[str]) -> list[int]:
+    """The order in which those that wait may join, as their indices: one of each rollout, then a
+    second one of each, and so on, with those that are running counted; else in order of arrival.
+
+    Both are whose each request is. So who asks for much at once waits for himself.
+    """
+    nums = Counter(running)
+    turn_of = []
+    for whose in waiting:
+        turn_of.append(nums[whose])
+        nums[whose] += 1
+    return sorted(range(len(turn_of)), key=turn_of.__getitem__)
+
+
 def num_admitted(
     running: Iterable[int], waiting: Iterable[int], *, max_rows: int, max_kv_tokens: int
 ) -> int:
-    """How many of `waiting` may get a row now, in order of arrival.
+    """How many of `waiting` may get a row now, in their order.
 
     Both are `max_tokens` of requests. Rows are as long as the longest one, so a batch holds at most
     `rows * longest` tokens: what keeps that under `max_kv_tokens` never has to be evicted. An empty

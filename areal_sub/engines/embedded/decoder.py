@@ -31,7 +31,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from areal_sub.engines.embedded.batch import compaction, num_admitted, prefill_chunks
+from areal_sub.engines.embedded.batch import compaction, num_admitted, prefill_chunks, turns
 from areal_sub.engines.embedded.grammars import receive_all
 from areal_sub.engines.embedded.prefixes import Prefix, Prefixes
 from areal_sub.engines.embedded.request import Request
@@ -248,6 +248,10 @@ class Decoder:
         if not self._waiting:
             lengths = [r.num_prompt_left for r in partial]
             return prefill_chunks(lengths, budget=limits.max_prefill_tokens)
+        if len(self._rows) < limits.max_running_requests:
+            order = turns((r.affinity for r in self._rows), (r.affinity for r in self._waiting))
+            waiting = list(self._waiting)
+            self._waiting = deque(waiting[index] for index in order)
         count = num_admitted(
             (r.max_tokens for r in self._rows),
             (r.max_tokens for r in self._waiting),
