@@ -197,6 +197,7 @@ _DENIED_IOCTLS = (
 )
 # F_SETLEASE: whoever opens the file for writing has to wait; F_NOTIFY: an inotify of old.
 _DENIED_FCNTLS = (1024, 1026)
+_F_SETFL = 4  # with O_DIRECT, each byte that a child writes to its output has to be read by itself
 # PR_SCHED_CORE: keeps others off the core's other thread; PR_FUTEX_HASH: memory that no limit of a
 # process counts; PR_SET_MEMORY_MERGE: pages that become one with others' tell what is in those, and
 # the kernel's own time goes into the search.
@@ -312,7 +313,9 @@ def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes
     code += _on(_number(_SETSOCKOPT), _option_rule(_DENIED_OPTIONS))
     code += _on(_number(_GETSOCKOPT), _option_rule(_DENIED_QUESTIONS))
     code += _on(_number(_IOCTL), _ioctl_rule())
-    code += _on(_number(_FCNTL), [*_refuse_values(1, _DENIED_FCNTLS), _ret(_ALLOW)])
+    packets = [_arg(2), (_JSET, 0, 1, os.O_DIRECT), _errno(errno.EINVAL)]
+    packets.insert(0, (_JEQ, 0, len(packets), _F_SETFL))
+    code += _on(_number(_FCNTL), [*_refuse_values(1, _DENIED_FCNTLS), *packets, _ret(_ALLOW)])
     names = _refuse_values(0, (_PR_SET_VMA,), errno.EINVAL)
     code += _on(_number(_PRCTL), [*_refuse_values(0, _DENIED_PRCTLS), *names, _ret(_ALLOW)])
     code += _on(_number(_FADVISE), [*_refuse_values(3, (_POSIX_FADV_DONTNEED,)), _ret(_ALLOW)])

@@ -468,6 +468,7 @@ RESOURCES = (
     ),
     row("55a", "a flood of one endless line", stopped("ended by name", "OUTPUT_LIMIT")),
     row("55b", "escapes for the terminal", stopped("shown as text")),
+    row("55c", "packets of a byte, each to be read by itself", _seccomp("EINVAL EACCES")),
     row(
         "56",
         "a huge, deep, duplicate-keyed, NaN-laden, pickled result",

@@ -243,6 +243,19 @@ RESULTS = {
 }
 
 
+def a55c(data: dict[str, Any]) -> str:
+    """Each byte of the output in a packet of its own: it takes a read of whoever reads it."""
+
+    def turn() -> str:
+        fcntl.fcntl(1, fcntl.F_SETFL, os.O_WRONLY | os.O_DIRECT)
+        return "turned"
+
+    def reopen() -> str:
+        return f"opened as {os.open('/proc/self/fd/1', os.O_WRONLY | os.O_DIRECT)}"
+
+    return attempt(("F_SETFL", turn), ("open", reopen))
+
+
 def a56(data: dict[str, Any]) -> None:
     """A result message of one's own."""
     view = memoryview(RESULTS[data["result"]])
