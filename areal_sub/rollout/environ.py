@@ -44,11 +44,20 @@ SILENCE: Mapping[str, str] = {
 """Keeps SDKs and programs from telemetry, updates and questions: `rollout.openai.silence`."""
 
 
+def import_environment(extra: Mapping[str, str], *, silence: bool = True) -> dict[str, str]:
+    """What is there when an agent is imported, before any rollout: no address of a model, no key.
+
+    `extra` is what its environment needs, and the user's (`rollout.openai.env`)."""
+    addresses = redirection(port=1, key="")
+    variables = {**(SILENCE if silence else {}), **extra}
+    return {name: value for name, value in variables.items() if name not in addresses}
+
+
 def agent_environment(
     *, port: int, key: str, extra: Mapping[str, str], silence: bool = True
 ) -> dict[str, str]:
-    """`extra` is the user's (`rollout.openai.env`); the model's address always wins over it."""
-    return {**(SILENCE if silence else {}), **extra, **redirection(port=port, key=key)}
+    """What is there for a rollout; the model's address always wins over `extra`."""
+    return {**import_environment(extra, silence=silence), **redirection(port=port, key=key)}
 
 
 def redirection(*, port: int, key: str) -> dict[str, str]:
