@@ -247,6 +247,7 @@ BODIES: dict[str, Schema] = {
     "/chat/completions": CHAT,
     "/completions": COMPLETIONS,
     "/responses": RESPONSES,
+    "/responses/input_tokens": RESPONSES,
     "/messages": MESSAGES,
     "/messages/count_tokens": COUNT_TOKENS,
     "/models/{target}": GEMINI,

@@ -75,6 +75,9 @@ def _routes(turns: Turns) -> list[Route]:
     async def count_tokens(request: Request, session: Session, asked: Asked) -> Response:
         return _json(messages.counted(await turns.count(session, messages.parse(asked))))
 
+    async def input_tokens(request: Request, session: Session, asked: Asked) -> Response:
+        return _json(responses.counted(await turns.count(session, responses.parse(asked))))
+
     generate, *_ = _gemini_routes(turns)
     return [
         asking("/chat/completions", chat),
@@ -86,6 +89,7 @@ def _routes(turns: Turns) -> list[Route]:
         Route("POST", "/embeddings", chat, no_embeddings),
         Route("GET", "/models", chat, models),
         Route("GET", "/models/{name:path}", chat, model),
+        Route("POST", "/responses/input_tokens", responses, input_tokens),
         Route("GET", "/responses", responses, no_websocket),
         Route("GET", "/responses/{name}", responses, kept_response),
         Route("DELETE", "/responses/{name}", responses, forget_response),
