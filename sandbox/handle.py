@@ -439,7 +439,8 @@ class Zygote:
             self.notes = [one_line(note) for note in message.get("notes", [])]
             if message.get("num_threads", 1) != 1:
                 self.notes.append(
-                    f"importing {label!r} started threads: forking with threads can deadlock"
+                    f"importing {label!r} started threads, which its children do not have, and may "
+                    "wait for: with start=exec each imports it anew"
                 )
             return
         if "error" in message:
