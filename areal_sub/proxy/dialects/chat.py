@@ -241,17 +241,20 @@ class Stream:
         body: dict[str, Any] = {}
         if index not in self._begun:
             self._begun.add(index)
-            body = {"role": "assistant", "content": "", "refusal": None}
+            text = None if delta.tool_calls else ""
+            body = {"role": "assistant", "content": text, "refusal": None}
         if reasoning := delta.reasoning:
             body["reasoning_content"] = reasoning
         if text := delta.text:
             body["content"] = text
-        logprobs = delta.logprobs
+        logprobs, is_full = delta.logprobs, bool(text or reasoning)
         for tool_call in delta.tool_calls:
-            # Each in a chunk of its own, as OpenAI's are: of several LlamaIndex takes the first.
-            if "tool_calls" in body:
+            # Each in a chunk of its own, as OpenAI's are: of several LlamaIndex takes the first,
+            # and where there is a text, were it empty, Griptape takes no call.
+            if is_full:
                 yield self._chunk(index, body, None, logprobs)
                 body, logprobs = {}, []
+            is_full = True
             body["tool_calls"] = [{"index": self._num_calls[index], **_call_body(tool_call)}]
             self._num_calls[index] += 1
         if body or logprobs:
