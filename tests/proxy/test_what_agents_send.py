@@ -81,6 +81,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": U, "audio": {"voice": "alloy", "format": "wav"}}, "answers with text only"),
     (CHAT, {"messages": U, "web_search_options": {}}, "searches the web"),
     (RESPONSES, {"input": "?", "tools": [{"type": "web_search_preview"}]}, "web_search_preview"),
+    (RESPONSES, {"input": "?", "tools": [{"type": "shell"}]}, "only OpenAI's models know"),
     (RESPONSES, {"input": "?", "background": True}, "background"),
     (RESPONSES, {"input": "?", "previous_response_id": "resp_none"}, "not found"),
     (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "reads text"),
