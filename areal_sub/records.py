@@ -537,6 +537,7 @@ class RunRequest(_Record):
     files: dict[str, str] = field(default_factory=dict)  # for it: path (or ~/path) → content
     reward: str = ""  # where the program's is: "last_line" | "exit_code" | "file:PATH"
     grader: bool = False  # `target` grades: no model and no network for it
+    import_env: dict[str, str] = field(default_factory=dict)  # what of `env` its import finds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
