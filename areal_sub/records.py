@@ -331,6 +331,36 @@ class EndRecord(_Record):
     peak_memory_bytes: int = 0
     """Of all the child's processes together, as its cgroup counted it; 0 where it had none."""
 
+    @classmethod
+    def without_process(
+        cls,
+        rollout_id: str,
+        outcome: Outcome,
+        *,
+        num_turns: int,
+        reward: float | None = None,
+        turn_rewards: dict[str, float] | None = None,
+        error: str = "",
+        ended_at: float = 0.0,
+    ) -> EndRecord:
+        """Where nothing is known of the agent's process: neither what it wrote nor what it used."""
+        return cls(
+            rollout_id=rollout_id,
+            outcome=outcome,
+            reward=reward,
+            turn_rewards=turn_rewards or {},
+            error=error,
+            traceback="",
+            stdout_tail="",
+            stderr_tail="",
+            wall_s=0.0,
+            cpu_s=0.0,
+            max_rss_bytes=0,
+            num_turns=num_turns,
+            num_rejected_calls=0,
+            ended_at=ended_at,
+        )
+
 
 TrajectoryRecord = OpenRecord | IntentRecord | TurnRecord | EndRecord
 
@@ -507,6 +537,7 @@ class RunRequest(_Record):
     files: dict[str, str] = field(default_factory=dict)  # for it: path (or ~/path) → content
     reward: str = ""  # where the program's is: "last_line" | "exit_code" | "file:PATH"
     grader: bool = False  # `target` grades: no model and no network for it
+    import_env: dict[str, str] = field(default_factory=dict)  # what of `env` its import finds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -250,20 +250,7 @@ def _trajectory(assignment: Assignment, version: int, answer: int, logprob: floa
         ended_at=0.0,
         num_prompt_tokens=1,
     )
-    end = EndRecord(
-        rollout_id=assignment.rollout_id,
-        outcome=Outcome.COMPLETED,
-        reward=float(answer == RIGHT_ANSWER),
-        turn_rewards={},
-        error="",
-        traceback="",
-        stdout_tail="",
-        stderr_tail="",
-        wall_s=0.0,
-        cpu_s=0.0,
-        max_rss_bytes=0,
-        num_turns=1,
-        num_rejected_calls=0,
-        ended_at=0.0,
+    end = EndRecord.without_process(
+        assignment.rollout_id, Outcome.COMPLETED, reward=float(answer == RIGHT_ANSWER), num_turns=1
     )
     return Trajectory.build(opened, [turn], end)

@@ -15,43 +15,16 @@ differ by more than `--within`.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, pstdev
 
-REPO = Path(__file__).resolve().parents[1]
-DEFAULT = REPO / "examples" / "proxy" / "config.yaml"
+from benchmarks.training_run import DEFAULT, rows_of_run
+
 NAME = "curves"
 LAST = 5
 Curves = dict[str, list[list[float]]]
-
-
-def run(
-    config: Path, folder: Path, engine: str, seed: int, settings: Sequence[str]
-) -> list[dict[str, float]]:
-    """The rows of its metrics, one per step."""
-    ended = folder / NAME / f"{engine}-{seed}"
-    if not (ended / "checkpoints" / "final").exists():
-        make_run(config, folder, engine, seed, settings)
-    rows = [json.loads(line) for line in (ended / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["step"]]
-
-
-def make_run(config: Path, folder: Path, engine: str, seed: int, settings: Sequence[str]) -> None:
-    command = [
-        *(sys.executable, "-m", "areal_sub", "train", "--config", str(config)),
-        *(f"experiment_name={NAME}", f"seed={seed}", f"trial_name={engine}-{seed}"),
-        f"cluster.fileroot={folder}",
-        *("stats_logger.tensorboard=false", "stats_logger.plot=false"),
-        *settings,
-    ]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
 
 
 def plot(curves: Curves, path: Path) -> None:
@@ -103,7 +76,9 @@ def main() -> int:
             for engine, settings in engines.items():
                 steps = f"total_train_steps={arguments.steps}"
                 settings = [*settings, steps, *arguments.settings]
-                rows = run(arguments.config.resolve(), folder, engine, seed, settings)
+                trial = f"{engine}-{seed}"
+                settings = [f"seed={seed}", *settings]
+                rows = rows_of_run(arguments.config.resolve(), folder, NAME, trial, settings)
                 rewards = [row["reward/train"] for row in rows]
                 held_out = [row["reward/valid"] for row in rows if row.get("reward/valid")]
                 shown = f"held out {held_out[-1]:.2f}, " if held_out else ""

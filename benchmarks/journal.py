@@ -71,22 +71,7 @@ def rollout(rollout_id: str) -> list[TrajectoryRecord]:
             )
         )
     records.append(
-        EndRecord(
-            rollout_id=rollout_id,
-            outcome=Outcome.COMPLETED,
-            reward=1.0,
-            turn_rewards={},
-            error="",
-            traceback="",
-            stdout_tail="",
-            stderr_tail="",
-            wall_s=0.0,
-            cpu_s=0.0,
-            max_rss_bytes=0,
-            num_turns=NUM_TURNS,
-            num_rejected_calls=0,
-            ended_at=0.0,
-        )
+        EndRecord.without_process(rollout_id, Outcome.COMPLETED, reward=1.0, num_turns=NUM_TURNS)
     )
     return records
 

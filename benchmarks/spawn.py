@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import multiprocessing
 import os
@@ -37,6 +38,7 @@ from benchmarks.tree import tree_cpu_s, until_standing
 from sandbox import Ending, Sandbox, SandboxError, SandboxSpec
 from sandbox.layers.environ import allowed
 
+_numbers = itertools.count()
 Once = Callable[[], Awaitable[None]]
 NUM_WARM_UP = 3
 STANDING = "namespaces, standing ready"
@@ -102,10 +104,9 @@ async def sandboxed(
     spec = SandboxSpec(tier=tier, env=allowed(os.environ), port=port)
     to_stub = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     to_stub.connect(str(door))
-    numbers = iter(range(10**9))
 
     async def hand_over(listener: int) -> None:
-        socket.send_fds(to_stub, [f"{id(numbers)}-{next(numbers)}".encode()], [listener])
+        socket.send_fds(to_stub, [f"benchmark-{next(_numbers)}".encode()], [listener])
 
     async with Sandbox(
         spec,

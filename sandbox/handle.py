@@ -31,7 +31,7 @@ from .cgroups import REMOVE_TIMEOUT_S, Group, Groups, NoGroups, find, remove_all
 from .egress_handle import EgressHandle, Leash
 from .errors import PlanError, SpecError, StepFailed, ZygoteFailed
 from .folders import remove_tree
-from .launch import Launched, interpreter_paths_of, launch, memory_file
+from .launch import OF_ZYGOTES, Launched, interpreter_paths_of, launch, memory_file
 from .layers import bwrap
 from .outputs import make_order
 from .probe import Probe
@@ -114,6 +114,7 @@ class Zygote:
         pickled: bytes = b"",
         python: str = sys.executable,
         python_path: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
         start: str = "fork",
         reserve: int = 0,
         timeout_s: float,
@@ -121,10 +122,11 @@ class Zygote:
         """Start `python` in `folder` (made here, removed at the end) and have it import the agent.
 
         The agent is `target`, an import path, or `pickled`, its dill; with neither, children
-        execute programs (`execute`). `reserve` sealed children
-        are kept standing ready. `python_path` goes in front of the agent's import path, and can be
-        read. With `start="exec"` the zygote never imports the agent: each child becomes a fresh
-        interpreter that does. Raises `PlanError`, and `ZygoteFailed` with the agent's traceback.
+        execute programs (`execute`). `reserve` sealed children are kept standing ready.
+        `python_path` goes in front of the agent's import path, and can be read. `env`: variables
+        that the agent's import finds; each child has only those of its own request. With
+        `start="exec"` the zygote never imports the agent: each child becomes a fresh interpreter
+        that does. Raises `PlanError`, and `ZygoteFailed` with the agent's traceback.
         """
         if start not in STARTS:
             raise SpecError(f"unknown start {start!r}; there are: {', '.join(STARTS)}")
@@ -136,9 +138,12 @@ class Zygote:
             "pickled": base64.b64encode(pickled).decode(),
             "python_path": list(python_path),
         }
+        env = env or {}
+        check_env(env)
         is_fresh = start == "exec" and bool(target or pickled)
         settings = {
             **(_NO_AGENT if is_fresh else agent),
+            "env": {name: value for name, value in env.items() if name not in OF_ZYGOTES},
             "plan": plans.to_json(made),
             "folder": bwrap.FOLDER if made.outer else str(folder),
         }
@@ -181,7 +186,7 @@ class Zygote:
                 await zygote._until_ready(label)
                 if is_fresh:
                     zygote._fresh = {**agent, "label": label}
-                    await zygote._try_import(label)
+                    await zygote._try_import(label, env)
         except TimeoutError:
             await zygote.close()
             tail = zygote._output.tail()
@@ -439,7 +444,8 @@ class Zygote:
             self.notes = [one_line(note) for note in notes[:MAX_NOTES]]
             if message.get("num_threads", 1) != 1:
                 self.notes.append(
-                    f"importing {label!r} started threads: forking with threads can deadlock"
+                    f"importing {label!r} started threads, which its children do not have, and may "
+                    "wait for: with start=exec each imports it anew"
                 )
             return
         if "error" in message:
@@ -456,11 +462,11 @@ class Zygote:
             tail,
         )
 
-    async def _try_import(self, label: str) -> None:
+    async def _try_import(self, label: str, env: Mapping[str, str]) -> None:
         """One child that only imports the agent. Raises `ZygoteFailed` where it cannot."""
         assert self._fresh is not None
         request = {**self._fresh, "only_import": True}
-        report = await self._run(request, None, None, None, (), None, None)
+        report = await self._run(request, env, None, None, (), None, None)
         if report.ending is Ending.RAISED:
             raise ZygoteFailed(report.error, report.traceback)
         if report.ending is not Ending.RETURNED:

@@ -35,6 +35,8 @@ _SINGLE_THREADED = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+OF_ZYGOTES = frozenset({*_SINGLE_THREADED, "HOME", "TMPDIR"})
+"""What a zygote is started with stays as it is, whatever its agent is to find at its import."""
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ def _exercise(name: str, warm: Callable[[str], None], listener: socket.socket) -
 
 def _warm_openai(base_url: str) -> None:
     openai: Any = sys.modules["openai"]
+    _know_platform("openai")
     options = {**_OPTIONS, "base_url": f"{base_url}/v1"}
     request = {"model": "warm-up", "messages": [{"role": "user", "content": "warm-up"}]}
 
@@ -139,8 +140,29 @@ def _warm_openai(base_url: str) -> None:
         client.chat.completions.create(**request)
 
 
+def _know_platform(sdk: str) -> None:
+    """Give the SDK's clients the answer to what each of them asks a thread of a pool: on which
+    platform it is. It is the same in every child, and the two threads that it takes (the second
+    ends the pool) are a third of a call."""
+    base: Any = sys.modules.get(f"{sdk}._base_client")
+    asyncify, get_platform = getattr(base, "asyncify", None), getattr(base, "get_platform", None)
+    if asyncify is None or get_platform is None or hasattr(asyncify, "__wrapped__"):
+        return
+    platform = get_platform()
+
+    async def known() -> Any:
+        return platform
+
+    @functools.wraps(asyncify)
+    def known_or_asyncify(function: Callable[..., Any]) -> Any:
+        return known if function is get_platform else asyncify(function)
+
+    base.asyncify = known_or_asyncify
+
+
 def _warm_anthropic(base_url: str) -> None:
     anthropic: Any = sys.modules["anthropic"]
+    _know_platform("anthropic")
     options = {**_OPTIONS, "base_url": base_url}
     request = {
         "model": "warm-up",

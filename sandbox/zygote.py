@@ -95,6 +95,7 @@ def _prepare(
         if is_program:
             target: Any = Program()
         else:
+            os.environ.update(settings["env"])
             enter_environment()
             sys.path[:0] = settings["python_path"]
             notes += warm_up(listener)

@@ -152,7 +152,12 @@ def _notes(
     found: Findings, exactness: Exactness, turns: Sequence[TurnRecord], max_turns: int
 ) -> list[str]:
     notes: list[str] = []
-    if not turns:
+    if num_refused := sum(attempt.num_refused for attempt in found.attempts):
+        notes.append(
+            f"{num_refused} of its calls {'was' if num_refused == 1 else 'were'} refused: the "
+            "error that it got says why (docs/dialects.md lists what cannot be done)"
+        )
+    elif not turns:
         notes.append(
             "it made no model call: it must read OPENAI_BASE_URL, ANTHROPIC_BASE_URL or the like "
             "(docs/agents.md lists them) and have no fixed address"

@@ -253,7 +253,8 @@ class OpenAIConfig(Section):
     """Several agents by name, instead of `workflow`; each group of rollouts is one agent's, drawn
     by weight."""
     env: dict[str, str] = {}
-    """Added to each child's environment."""
+    """Added to each child's environment. `{base_url}` and the other addresses of a program's
+    templates are the rollout's in the values, too."""
     silence: bool = True
     """Set the variables that keep SDKs and programs from telemetry, updates and questions."""
     env_passthrough: list[str] = []

@@ -71,22 +71,7 @@ class Inspected:
 
 def _so_far(opened: OpenRecord, turns: Sequence[TurnRecord]) -> EndRecord:
     """A tree needs an end: where a rollout has none yet, it is as if it were lost now."""
-    return EndRecord(
-        rollout_id=opened.rollout_id,
-        outcome=Outcome.LOST,
-        reward=None,
-        turn_rewards={},
-        error="",
-        traceback="",
-        stdout_tail="",
-        stderr_tail="",
-        wall_s=0.0,
-        cpu_s=0.0,
-        max_rss_bytes=0,
-        num_turns=len(turns),
-        num_rejected_calls=0,
-        ended_at=0.0,
-    )
+    return EndRecord.without_process(opened.rollout_id, Outcome.LOST, num_turns=len(turns))
 
 
 def inspected_json(found: Inspected, decoder: Decoder, *, tokens: bool) -> dict[str, Any]:

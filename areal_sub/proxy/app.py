@@ -233,7 +233,5 @@ def _refused(refusal: Refusal, dialect: Dialect) -> Response:
     if refusal.reason is not Reason.TOO_MANY_CALLS:
         # The causes do not go away by asking again; SDKs heed this header.
         headers["x-should-retry"] = "false"
-    if refusal.reason is Reason.UPGRADE_REQUIRED:
-        headers["connection"] = "close"  # what follows is no HTTP to the parser
     status = dialect.error_status(refusal)
     return Response(dialect.error_body(refusal), status, headers, media_type=JSON)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
+import httptools
 from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -189,6 +190,38 @@ class TooManyParts(Exception):
     """Within what was read at once; told to the parser, too."""
 
 
+class _Parser:
+    """httptools' parser; where another protocol is offered, it goes on in the one that is spoken.
+
+    On its own it takes all behind such a head for the other protocol, bodies too. Java's client
+    offers HTTP/2 with its first request, and sends it in HTTP/1.1.
+    """
+
+    def __init__(self, protocol: BoundedHttpProtocol) -> None:
+        self._protocol = protocol
+        self._renew()
+
+    def feed_data(self, data: bytes) -> None:
+        while True:
+            try:
+                return self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                head = self._protocol.decline()
+                if head is None:
+                    raise
+                data = head + data[offer.args[0] :]
+                self._renew()
+
+    def _renew(self) -> None:
+        self._parser = httptools.HttpRequestParser(self._protocol)
+        with contextlib.suppress(AttributeError):  # httptools < 0.6.3
+            self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self.get_http_version = self._parser.get_http_version
+        self.get_method = self._parser.get_method
+        self.should_keep_alive = self._parser.should_keep_alive
+        self.should_upgrade = self._parser.should_upgrade
+
+
 class _Flow(FlowControl):
     """Reads no more while requests wait: uvicorn's does, with each that begins."""
 
@@ -204,6 +237,8 @@ class _Flow(FlowControl):
 class BoundedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, among: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.parser = _Parser(self)  # type: ignore[assignment]
+        self._offers: bytes | None = None  # a head that offers another protocol, without the offer
         self._among = among
         # Of requests, in order, and what their answers are written to.
         self._unanswered: deque[tuple[RequestResponseCycle, _AnswerTransport]] = deque()
@@ -284,12 +319,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_WAITING:
             raise TooManyRequests
         self._head_arrived()
+        method = self.parser.get_method()
+        if self.parser.should_upgrade() and method != b"CONNECT":
+            line = b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())
+            kept = [b"%s: %s" % each for each in self.headers if each[0] != b"connection"]
+            self._offers = b"\r\n".join([line, *kept, b"\r\n"])
+            return
         super().on_headers_complete()
         answer = _AnswerTransport(self.transport, self.cycle)
         self.cycle.transport = answer
         self._unanswered.append((self.cycle, answer))
 
+    def decline(self) -> bytes | None:
+        """What is parsed instead of a head that offered another protocol; None: none did."""
+        head, self._offers = self._offers, None
+        return head
+
     def on_message_complete(self) -> None:
+        if self._offers is not None:
+            return
         self._is_in_message = False
         super().on_message_complete()
         self.scope["state"][_ARRIVED_KEY] = True
@@ -302,7 +350,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_response_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Not worth a line: agents try, are answered 426, and go on without."""
+        """Not worth a line: an agent tried CONNECT."""
 
     def _expect_head(self) -> None:
         self._head_timeout = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)

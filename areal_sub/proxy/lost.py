@@ -30,21 +30,8 @@ def end_lost(journal: Journal) -> frozenset[str]:
             num_turns[record.rollout_id] = num_turns.get(record.rollout_id, 0) + 1
     for rollout_id, num in num_turns.items():
         journal.append(
-            EndRecord(
-                rollout_id=rollout_id,
-                outcome=Outcome.LOST,
-                reward=None,
-                turn_rewards={},
-                error=ERROR,
-                traceback="",
-                stdout_tail="",
-                stderr_tail="",
-                wall_s=0.0,
-                cpu_s=0.0,
-                max_rss_bytes=0,
-                num_turns=num,
-                num_rejected_calls=0,
-                ended_at=time.time(),
+            EndRecord.without_process(
+                rollout_id, Outcome.LOST, error=ERROR, num_turns=num, ended_at=time.time()
             )
         )
     return frozenset(num_turns)

@@ -13,7 +13,7 @@ import re
 import sys
 from typing import Any, cast
 
-from areal_sub.proxy.routes import Route, make_routes
+from areal_sub.proxy.routes import ELSEWHERE_BASES, Route, make_routes
 from areal_sub.proxy.turns import Turns
 
 Schema = dict[str, Any]
@@ -247,6 +247,7 @@ BODIES: dict[str, Schema] = {
     "/chat/completions": CHAT,
     "/completions": COMPLETIONS,
     "/responses": RESPONSES,
+    "/responses/input_tokens": RESPONSES,
     "/messages": MESSAGES,
     "/messages/count_tokens": COUNT_TOKENS,
     "/models/{target}": GEMINI,
@@ -258,7 +259,7 @@ _KEYS = ("Authorization", "x-api-key", "x-goog-api-key")
 def document() -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for route in make_routes(cast(Turns, None)):
-        if route.path.startswith(_SHOWN):
+        if route.path.startswith(_SHOWN) and not route.path.startswith(ELSEWHERE_BASES):
             path = re.sub(r"\{(\w+):path\}", r"{\1}", route.path)
             paths.setdefault(path, {})[route.method.lower()] = _operation(route, path)
     return {

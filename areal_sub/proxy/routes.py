@@ -1,7 +1,7 @@
 """The paths of the agent plane, and which dialect each speaks (`docs/dialects.md` has the table).
 
-Each path is there with and without its version (`/v1`, Gemini's also `/v1beta`), and each of those
-below `/k/{key}` for agents that hard-code an API key.
+Each path is there with and without its version (`/v1`, Gemini's also `/v1beta`), OpenAI's also
+where Azure and Google have them, and each below `/k/{key}` for agents that hard-code an API key.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ from areal_sub.proxy.turns import Turns
 KEYED = "/k/{key}"
 BASES = ("/v1", "", KEYED + "/v1", KEYED)
 BETA_BASES = ("/v1beta", KEYED + "/v1beta")
+_ELSEWHERE = (
+    "/v1beta/openai",  # OpenAI's APIs at Google
+    "/openai/v1",  # at Azure, its new way and its old one
+    "/openai/deployments/{deployment}",
+    "/openai",
+)
+ELSEWHERE_BASES = tuple(key + base for base in _ELSEWHERE for key in ("", KEYED))
 _KEY = r"(/k/[^/]*)?"
 
 Endpoint = Callable[[Request, Session, Asked], Awaitable[Response]]
@@ -58,6 +65,7 @@ def make_routes(turns: Turns) -> list[Route]:
     return [
         *(_with_base(base, route) for base in BASES for route in _routes(turns)),
         *(_with_base(base, route) for base in BETA_BASES for route in _gemini_routes(turns)),
+        *(_with_base(base, route) for base in ELSEWHERE_BASES for route in _routes(turns)),
     ]
 
 
@@ -75,6 +83,9 @@ def _routes(turns: Turns) -> list[Route]:
     async def count_tokens(request: Request, session: Session, asked: Asked) -> Response:
         return _json(messages.counted(await turns.count(session, messages.parse(asked))))
 
+    async def input_tokens(request: Request, session: Session, asked: Asked) -> Response:
+        return _json(responses.counted(await turns.count(session, responses.parse(asked))))
+
     generate, *_ = _gemini_routes(turns)
     return [
         asking("/chat/completions", chat),
@@ -86,6 +97,7 @@ def _routes(turns: Turns) -> list[Route]:
         Route("POST", "/embeddings", chat, no_embeddings),
         Route("GET", "/models", chat, models),
         Route("GET", "/models/{name:path}", chat, model),
+        Route("POST", "/responses/input_tokens", responses, input_tokens),
         Route("GET", "/responses", responses, no_websocket),
         Route("GET", "/responses/{name}", responses, kept_response),
         Route("DELETE", "/responses/{name}", responses, forget_response),

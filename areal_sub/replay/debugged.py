@@ -12,7 +12,7 @@ import inspect
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from areal_sub.errors import ConfigError
@@ -31,6 +31,7 @@ class InThisProcess:
         *,
         python: str = "",
         readable: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
     ) -> list[str]:
         return []
 

@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,7 +27,7 @@ from areal_sub.config.schema import GenerationConfig, OpenAIConfig, RolloutConfi
 from areal_sub.errors import ArealSubError, PeerGone, RolloutLost, RpcError, TaskError
 from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rollout.command import Command, declared_outputs, fill_command
-from areal_sub.rollout.environ import agent_environment, template_variables
+from areal_sub.rollout.environ import agent_environment, import_environment, template_variables
 from areal_sub.rollout.grader import GRADED, Grader
 from areal_sub.rollout.mix import Agent
 from areal_sub.rollout.rewards import Verdict, word_of_the_agent
@@ -58,6 +58,7 @@ class AgentRunner(Protocol):
         *,
         python: str = "",
         readable: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
     ) -> list[str]: ...
 
     async def run(self, request: RunRequest) -> RunReport: ...
@@ -194,6 +195,12 @@ class RolloutRunner:
             await self._end_cancelled(failure, word_of_the_agent(failure))
             raise
 
+    def import_env(self, agent: Agent) -> dict[str, str]:
+        """What the agent finds in its environment when it is imported. Programs are not."""
+        if agent.command is not None:
+            return {}
+        return import_environment({**agent.env, **self._openai.env}, silence=self._openai.silence)
+
     async def _run_agent(self, assignment: Assignment, agent: Agent, key: str) -> RunReport:
         extra = {**agent.env, **self._openai.env}
         silence = self._openai.silence
@@ -207,6 +214,7 @@ class RolloutRunner:
             timeout_s=self._timeout_s,
             python=agent.python,
             readable=list(agent.readable),
+            import_env=self.import_env(agent),
             outputs=self._openai.sandbox.outputs,
         )
         started_at = time.monotonic()

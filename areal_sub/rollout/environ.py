@@ -7,6 +7,7 @@ table in `docs/agents.md` lists what is set; a test compares.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 MODEL = "default"
@@ -44,11 +45,35 @@ SILENCE: Mapping[str, str] = {
 """Keeps SDKs and programs from telemetry, updates and questions: `rollout.openai.silence`."""
 
 
+def import_environment(extra: Mapping[str, str], *, silence: bool = True) -> dict[str, str]:
+    """What is there when an agent is imported, before any rollout: no address of a model, no key.
+
+    `extra` is what its environment needs, and the user's (`rollout.openai.env`)."""
+    addresses = redirection(port=1, key="")
+    known = {
+        name: template
+        for name, template in extra.items()
+        if name not in addresses and not any(named for _, named in _NAMED.findall(template))
+    }
+    return {**(SILENCE if silence else {}), **_filled(known, {})}
+
+
 def agent_environment(
     *, port: int, key: str, extra: Mapping[str, str], silence: bool = True
 ) -> dict[str, str]:
-    """`extra` is the user's (`rollout.openai.env`); the model's address always wins over it."""
-    return {**(SILENCE if silence else {}), **extra, **redirection(port=port, key=key)}
+    """What is there for a rollout; the model's address always wins over `extra`, and stands in it
+    where a value names it: `{base_url}`."""
+    addresses = redirection(port=port, key=key)
+    filled = _filled(extra, _addresses_by_name(addresses))
+    return {**(SILENCE if silence else {}), **filled, **addresses}
+
+
+def _filled(extra: Mapping[str, str], addresses: Mapping[str, str]) -> dict[str, str]:
+    def value(match: re.Match[str]) -> str:
+        literal, named = match.groups()
+        return f"{{{literal}}}" if literal else addresses[named]
+
+    return {name: _NAMED.sub(value, template) for name, template in extra.items()}
 
 
 def redirection(*, port: int, key: str) -> dict[str, str]:
@@ -94,14 +119,21 @@ def redirection(*, port: int, key: str) -> dict[str, str]:
 
 def template_variables(environment: Mapping[str, str], project: str) -> dict[str, str]:
     """What `{name}` stands for in a program's templates, beside the task's fields."""
+    return {**_addresses_by_name(environment), "project": project}
+
+
+def _addresses_by_name(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         "base_url": environment["OPENAI_BASE_URL"],
         "anthropic_base_url": environment["ANTHROPIC_BASE_URL"],
         "gemini_base_url": environment["GOOGLE_GEMINI_BASE_URL"],
         "api_key": environment["OPENAI_API_KEY"],
         "model": MODEL,
-        "project": project,
     }
+
+
+_NAMES = "base_url|anthropic_base_url|gemini_base_url|api_key|model"
+_NAMED = re.compile(rf"\{{\{{({_NAMES})\}}\}}|\{{({_NAMES})\}}")
 
 
 def _opencode(base_url: str, key: str) -> str:

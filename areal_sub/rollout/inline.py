@@ -46,6 +46,7 @@ class InlineRunner:
         *,
         python: str = "",
         readable: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
     ) -> list[str]:
         """Import the agent now, in this process's own environment. Raises `WorkflowError`."""
         self._resolve(target, pickled)

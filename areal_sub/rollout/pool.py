@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class SubprocPool:
         *,
         python: str = "",
         readable: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
         grader: bool = False,
     ) -> list[str]:
         """Import the agent now, so that its import errors come before any rollout. (Without
@@ -71,6 +72,7 @@ class SubprocPool:
             "python": python,
             "readable": list(readable),
             "grader": grader,
+            "import_env": dict(env or {}),
         }
         limit_s = self._start_timeout_s + KILL_GRACE_S
         try:

@@ -6,8 +6,8 @@ replaced after so many children, and when it has died. Served over `rpc`, to `po
 
     attach {port, listeners_path} → {tier, weaknesses, allow}   once, before the first agent: the
                                                                 proxy
-    warm  {target, pickled, python, readable, grader}  → {notes}   the agent's import error as the
-                                                                   call's error
+    warm  {target, pickled, python, readable, grader, import_env}  → {notes}
+                                                  the agent's import error as the call's error
     run   RunRequest         → RunReport          cancelling the call kills the child
     stats {}                 → {max_children, start_timeout_s, num_running, num_waiting,
                                 num_finished, num_zygotes, num_standing, num_restarts, num_renewed}
@@ -173,6 +173,7 @@ class _Recipe:
     python: str
     readable: tuple[str, ...]
     grader: bool  # one object may be agent and grader; a zygote is never both
+    env: tuple[tuple[str, str], ...]  # what its import finds
 
     def __str__(self) -> str:
         name = self.target or ("(pickled)" if self.pickled else "(programs)")
@@ -393,6 +394,7 @@ class Supervisor:
             pickled=recipe.pickled,
             python=python,
             python_path=python_path,
+            env=dict(recipe.env),
             start=self._start_by,
             reserve=self._reserve,
             timeout_s=self._start_timeout_s,
@@ -438,6 +440,7 @@ def _recipe(params: Mapping[str, Any]) -> _Recipe:
         params["python"],
         tuple(params["readable"]),
         params["grader"],
+        tuple(sorted(params["import_env"].items())),
     )
 
 

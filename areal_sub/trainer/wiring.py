@@ -91,12 +91,15 @@ class Stack:
     async def warm(self, agents: Iterable[Agent]) -> list[str]:
         """Import the agents once, so that one that cannot be imported ends the run before it
         begins. Returns notes for the user; raises `WorkflowError`."""
-        wanted = dict.fromkeys((a.target, a.pickled, a.python, a.readable) for a in agents)
-        return [
-            note
-            for target, pickled, python, readable in wanted
-            for note in await self.agents.warm(target, pickled, python=python, readable=readable)
-        ]
+        wanted: list[dict[str, Any]] = []
+        for agent in agents:
+            env = self.rollouts.import_env(agent)
+            one = {
+                name: getattr(agent, name) for name in ("target", "pickled", "python", "readable")
+            }
+            if (one := {**one, "env": env}) not in wanted:
+                wanted.append(one)
+        return [note for one in wanted for note in await self.agents.warm(**one)]
 
     async def update_weights(self, path: Path, version: int, *, timeout_s: float) -> None:
         """The engine samples with the weights in `path` when this returns; the file is ours now.

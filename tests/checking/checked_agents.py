@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -9,7 +10,7 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, BadRequestError, OpenAI
 
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -28,6 +29,7 @@ SCHEMA = {
     "required": ["answer", "why"],
     "additionalProperties": False,
 }
+FOUND_AT_IMPORT = os.environ.get("HF_HUB_OFFLINE")
 
 
 async def edits_history(data: dict[str, Any]) -> float:
@@ -47,6 +49,7 @@ async def edits_history(data: dict[str, Any]) -> float:
 
 def wants_more(data: dict[str, Any]) -> float:
     """Structured output, and a web page."""
+    os.write(2, f"HF_HUB_OFFLINE={FOUND_AT_IMPORT}".encode())
     client = OpenAI(max_retries=0)
     completion = client.chat.completions.create(
         model="m",
@@ -66,6 +69,19 @@ def wants_more(data: dict[str, Any]) -> float:
 
 def never_calls(data: dict[str, Any]) -> None:
     os.write(2, b"\x1b[2Jnothing to ask\n")
+
+
+def makes_do_without(data: dict[str, Any]) -> float:
+    """Wants what the policy cannot give, and goes on without an answer."""
+    client = OpenAI(max_retries=0)
+    with contextlib.suppress(BadRequestError):
+        client.chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": "?"}],
+            logprobs=True,
+            top_logprobs=5,
+        )
+    return 0.0
 
 
 def ignores_no_proxy(data: dict[str, Any]) -> float:

@@ -51,6 +51,7 @@ def test_structured_output_and_what_it_wants_to_reach() -> None:
     shown = found("checked_agents.wants_more", "--num", "1")
     assert shown["num_constrained"] == 1
     assert [attempt["reward"] for attempt in shown["attempts"]] == [0.5]
+    assert shown["attempts"][0]["stderr_tail"] == "HF_HUB_OFFLINE=1", "at its import, too"
     assert shown["egress_refused"] == {"api.example.com:443": 1}
     assert any("network.allow=[api.example.com:443]" in note for note in shown["notes"])
 
@@ -80,6 +81,13 @@ def test_an_agent_that_calls_no_model_and_gives_no_reward() -> None:
     assert "OPENAI_BASE_URL" in done.stdout
     assert "It cannot be trained as it is." in done.stdout
     assert "\x1b" not in done.stdout, "what an agent prints does not reach the terminal"
+
+
+def test_calls_that_were_refused_are_told() -> None:
+    shown = found("checked_agents.makes_do_without", "--num", "1")
+    assert [attempt["num_refused"] for attempt in shown["attempts"]] == [1]
+    assert shown["notes"][0].startswith("1 of its calls was refused")
+    assert not any("OPENAI_BASE_URL" in note for note in shown["notes"])
 
 
 def test_a_program_with_a_script_and_a_task(tmp_path: Path) -> None:

@@ -370,8 +370,31 @@ def test_the_sync_sdk_and_other_ways_to_give_the_key(proxied: Any) -> None:
             ("/v1", "sk-hard-coded", {"x-api-key": key}),
             (f"/k/{key}/v1", "sk-hard-coded", {}),
             (f"/k/{key}", key, {}),
+            ("/v1beta/openai/", key, {}),
+            (f"/k/{key}/openai/v1/", "azure's", {}),
         ):
             assert await asyncio.to_thread(ask, base, bearer, headers) == "ok"
-        assert (await rollout.end())["num_turns"] == 5
+        assert (await rollout.end())["num_turns"] == 7
+
+    proxied(work)
+
+
+def test_azures_client_is_answered_where_it_asks(proxied: Any) -> None:
+    """Below the host's address. Its key is in a header of its own, which says nothing here."""
+
+    async def work(proxy: Any) -> None:
+        proxy.engine.says("ok<|im_end|>")
+        rollout = await proxy.open()
+        async with openai.AsyncAzureOpenAI(
+            azure_endpoint=f"{proxy.url}/k/{rollout.key}",
+            api_version="2024-10-21",
+            api_key="azure's",
+            max_retries=0,
+        ) as client:
+            answer = await client.chat.completions.create(model="gpt-4o", messages=[user("?")])
+            assert (answer.model, answer.choices[0].message.content) == ("gpt-4o", "ok")
+            response = await client.responses.create(model="gpt-4o", input="?")
+            assert response.output_text == "ok"
+        assert [turn.dialect for turn in rollout.turns()] == ["chat", "responses"]
 
     proxied(work)

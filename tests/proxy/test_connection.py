@@ -181,6 +181,46 @@ def test_a_head_may_come_alone() -> None:
     serve(in_parts, use)
 
 
+OFFER = (
+    b"connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\nupgrade: h2c\r\n"
+)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 40, 10_000])
+def test_an_offer_of_another_protocol_does_not_cost_the_body(num_bytes: int) -> None:
+    """Java's client makes one with its first request, in `num_bytes` at a time here; the second,
+    which is right behind it, is chunked."""
+    length = b"POST / HTTP/1.1\r\n" + OFFER + b"content-length: 5\r\n\r\nhello"
+    chunks = b"POST / HTTP/1.1\r\n" + OFFER + b"transfer-encoding: chunked\r\n\r\n"
+    sent = length + chunks + b"2\r\nyo\r\n2\r\nu!\r\n0\r\n\r\n"
+
+    async def echo(send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await answering.receive()
+            body, more = body + message["body"], message["more_body"]
+        answering.ended = asyncio.get_running_loop().create_future()  # of the next
+        await send({**HEAD, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+    async def use(given: Answering, port: int) -> None:
+        nonlocal answering
+        answering = given
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for at in range(0, len(sent), num_bytes):
+            writer.write(sent[at : at + num_bytes])
+            await writer.drain()
+            await asyncio.sleep(0)
+        for body in (b"hello", b"you!"):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            assert await reader.readexactly(len(body)) == body
+        writer.close()
+
+    answering: Answering
+    serve(echo, use)
+
+
 def test_an_agent_that_waits_to_be_asked_for_its_body_is() -> None:
     asked: list[Answering] = []
 

@@ -300,8 +300,52 @@ def test_paths_keys_probes_and_models(proxied: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "name", "commands", "inserted"),
+    [
+        ("bash_20250124", "bash", None, None),
+        ("text_editor_20241022", "str_replace_editor", {"insert", "undo_edit"}, "new_str"),
+        ("text_editor_20250728", "str_replace_based_edit_tool", {"insert", "view"}, "insert_text"),
+        ("memory_20250818", "memory", {"insert", "delete", "rename"}, "insert_text"),
+    ],
+)
+def test_tools_that_anthropics_models_know_are_told_to_the_policy(
+    kind: str, name: str, commands: set[str] | None, inserted: str | None
+) -> None:
+    asked = {"messages": [user("?")], "tools": [{"type": kind, "name": name}]}
+    [tool] = messages.parse(Asked(json.dumps(asked).encode())).tools
+    function = tool["function"]
+    assert (function["name"], bool(function["description"])) == (name, True)
+    properties = function["parameters"]["properties"]
+    if commands is None or inserted is None:
+        assert properties.keys() == {"command", "restart"}
+    else:
+        assert commands <= set(properties["command"]["enum"])
+        assert inserted in properties
+
+
+def test_a_command_for_the_agents_bash_is_one(proxied: Any) -> None:
+    async def work(proxy: Any) -> None:
+        call = '<tool_call>\n{"name": "bash", "arguments": {"command": "ls"}}\n</tool_call>'
+        proxy.engine.says(f"{call}<|im_end|>", "a<|im_end|>")
+        rollout = await proxy.open()
+        tools: Any = [{"type": "bash_20250124", "name": "bash"}]
+        async with rollout.anthropic() as client:
+            first = await ask(client, False, messages=[user("?")], tools=tools)
+            [use] = first.content
+            assert (use.type, use.name, use.input) == ("tool_use", "bash", {"command": "ls"})
+            result = {"type": "tool_result", "tool_use_id": use.id, "content": "a.py"}
+            said = {"role": "assistant", "content": first.content}
+            await ask(client, False, messages=[user("?"), said, user([result])], tools=tools)
+        assert [turn.fork for turn in rollout.turns()] == [Fork.ROOT, Fork.NONE]
+
+    proxied(work)
+
+
+@pytest.mark.parametrize(
     ("change", "param"),
     [
+        ({"tools": [{"type": "computer_20250124", "name": "computer"}]}, "tools[0].type"),
+        ({"tools": [{"type": ["bash_20250124"], "name": "bash"}]}, "tools[0].type"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].content"),

@@ -328,6 +328,22 @@ def test_an_engine_that_goes_in_mid_stream(proxied: Any) -> None:
     proxied(work, request_timeout_s=2.0)
 
 
+def test_counting_input_tokens_records_nothing(proxied: Any) -> None:
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open(max_turns=2)
+        async with rollout.client() as client:
+            counted = await client.responses.input_tokens.count(model="m", input="7*8?")
+            first = await client.responses.create(model="m", input="7*8?")
+            assert counted.input_tokens == first.usage.input_tokens
+            goes_on = {"model": "m", "input": "?", "previous_response_id": first.id}
+            counted = await client.responses.input_tokens.count(**goes_on)
+            second = await client.responses.create(**goes_on)
+            assert counted.input_tokens == second.usage.input_tokens
+        assert [turn.fork for turn in rollout.turns()] == [Fork.ROOT, Fork.NONE]
+
+    proxied(work)
+
+
 def test_a_websocket_is_answered_426(proxied: Any) -> None:
     async def work(proxy: Any) -> None:
         rollout = await proxy.open()

@@ -154,3 +154,15 @@ def test_each_call_of_a_chat_has_a_chunk_of_its_own() -> None:
     assert [(called["index"], called["id"]) for called in calls] == [(0, "f"), (1, "g"), (2, "h")]
     assert [bool(chunk["logprobs"]) for chunk in chunks] == [True, False, False]
     assert [chunk["delta"].get("role") for chunk in chunks] == ["assistant", None, None]
+
+
+@pytest.mark.parametrize("text", ["", "I'll look."])
+def test_a_call_of_a_chat_does_not_stand_behind_a_text(text: str) -> None:
+    """Nor behind an empty one, as OpenAI's do not: of a chunk with both Griptape takes the text."""
+    call = Call(dialect="chat", model="m", messages=(Message("user"),), stream=True)
+    stream = chat_dialect.stream("chatcmpl-1", call, 1)
+    events = [*stream.events(0, Delta([*([text] * bool(text)), ToolCall("f", "f", "{}")]))]
+    deltas = [json.loads(each.removeprefix(b"data: "))["choices"][0]["delta"] for each in events]
+    assert [(each.get("content"), "tool_calls" in each) for each in deltas] == (
+        [(text, False), (None, True)] if text else [(None, True)]
+    )

@@ -48,21 +48,12 @@ def trajectory(assignment: Assignment, outcome: Outcome, version: int) -> Trajec
         ended_at=0.0,
         num_prompt_tokens=1,
     )
-    end = EndRecord(
-        rollout_id=assignment.rollout_id,
-        outcome=outcome,
+    end = EndRecord.without_process(
+        assignment.rollout_id,
+        outcome,
         reward=1.0 if outcome is Outcome.COMPLETED else None,
-        turn_rewards={},
         error="boom",
-        traceback="",
-        stdout_tail="",
-        stderr_tail="",
-        wall_s=0.0,
-        cpu_s=0.0,
-        max_rss_bytes=0,
         num_turns=1,
-        num_rejected_calls=0,
-        ended_at=0.0,
     )
     return Trajectory.build(opened, [turn], end)
 

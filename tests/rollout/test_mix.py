@@ -9,7 +9,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from areal_sub.rollout.environ import SILENCE, agent_environment, redirection
+from areal_sub.rollout.environ import (
+    SILENCE,
+    agent_environment,
+    import_environment,
+    redirection,
+)
 from areal_sub.rollout.mix import Agent, AgentMix
 
 AGENTS = Path(__file__).parents[2] / "docs" / "agents.md"
@@ -51,6 +56,25 @@ def test_what_is_silenced_can_be_heard() -> None:
     assert loud.keys() == redirection(port=5, key="K").keys()
     quiet = agent_environment(port=5, key="K", extra={"DO_NOT_TRACK": "0"})
     assert quiet == {**loud, **SILENCE, "DO_NOT_TRACK": "0"}
+
+
+def test_an_agent_with_variables_of_its_own_is_told_the_address_in_them() -> None:
+    extra = {
+        "MY_URL": "{base_url}/chat",
+        "AZURE_OPENAI_ENDPOINT": "{anthropic_base_url}",
+        "MORE": '{"key": "{api_key}", "a": {model}, "b": "{{base_url}}", "c": "{other}"}',
+    }
+    env = agent_environment(port=5, key="K", extra=extra)
+    assert env["MY_URL"] == "http://127.0.0.1:5/k/K/v1/chat"
+    assert env["AZURE_OPENAI_ENDPOINT"] == "http://127.0.0.1:5/k/K"
+    assert env["MORE"] == '{"key": "K", "a": default, "b": "{base_url}", "c": "{other}"}'
+    assert import_environment({**extra, "A": "{{model}}"}, silence=False) == {"A": "{model}"}
+
+
+def test_an_import_finds_all_but_an_address() -> None:
+    extra = {"A": "b", "DO_NOT_TRACK": "0", "OPENAI_API_KEY": "the user's own"}
+    assert import_environment(extra) == {**SILENCE, "A": "b", "DO_NOT_TRACK": "0"}
+    assert import_environment(extra, silence=False) == {"A": "b", "DO_NOT_TRACK": "0"}
 
 
 def test_the_page_lists_every_variable() -> None:

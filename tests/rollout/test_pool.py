@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -67,6 +68,22 @@ def test_workflow_kwargs_construct_and_dill_carries(supervisor: Any, make_reques
     broken = make_request("", pickled=dill.dumps(len)[:-5])
     report = with_pool(supervisor, lambda pool: pool.run(broken))
     assert report.outcome is Outcome.START_FAILED
+
+
+def test_an_import_finds_what_is_set_for_every_rollout(supervisor: Any, make_request: Any) -> None:
+    async def go(pool: SubprocPool) -> RunReport:
+        names = ["HF_HUB_OFFLINE", "OPENAI_API_KEY"]
+        env = {"HF_HUB_OFFLINE": "1"}
+        request = make_request("", names=names, env={**env, "OPENAI_API_KEY": "k"})
+        request = dataclasses.replace(request, target="reads_at_import:agent", import_env=env)
+        assert await pool.warm(request.target, env=env) == []
+        num_zygotes = (await pool.stats())["num_zygotes"]
+        report = await pool.run(request)
+        assert (await pool.stats())["num_zygotes"] == num_zygotes
+        return report
+
+    report = with_pool(supervisor, go)
+    assert report.result == {"HF_HUB_OFFLINE": ["1", "1"], "OPENAI_API_KEY": [None, "k"]}
 
 
 def test_an_import_error_is_known_before_any_rollout(supervisor: Any, make_request: Any) -> None:

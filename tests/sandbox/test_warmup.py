@@ -17,7 +17,7 @@ from sandbox import ChildReport, warmup
 openai = pytest.importorskip("openai")
 
 AGENT = """
-import json, ssl, time
+import json, ssl, threading, time
 import openai
 
 async def agent(data):
@@ -27,7 +27,8 @@ async def agent(data):
     answer = await clients[0].chat.completions.create(
         model="any", messages=[{"role": "user", "content": "hello"}])
     return {"content": answer.choices[0].message.content, "made_s": made_s,
-            "base_url": str(clients[0].base_url)}
+            "base_url": str(clients[0].base_url), "threads": threading.active_count(),
+            "os": openai._base_client.platform_headers("1", platform=None)["X-Stainless-OS"]}
 """
 
 ANSWER = {
@@ -87,6 +88,34 @@ def test_an_sdk_agent_calls_the_url_of_its_environment(lab: Any, code: Path, doo
         assert report.error == ""
         assert report.value["content"] == "hello yourself"
         assert report.value["base_url"].endswith("/k/key/v1/")
+        assert report.value["threads"] == 1, "none was started to ask for the platform"
+        assert report.value["os"] == openai._base_client.get_platform()
+
+
+def test_the_sdk_knows_its_platform_and_asks_threads_for_all_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+
+    def asyncify(function: Any) -> Any:
+        async def in_a_thread() -> Any:
+            asked.append(function)
+            return function()
+
+        return in_a_thread
+
+    sdk: Any = types.ModuleType("sdk._base_client")
+    sdk.asyncify, sdk.get_platform = asyncify, lambda: "Linux"
+    monkeypatch.setitem(sys.modules, "sdk._base_client", sdk)
+    warmup._know_platform("sdk")
+    warmup._know_platform("sdk")  # once is enough
+    assert sdk.asyncify.__wrapped__ is asyncify
+    assert asyncio.run(sdk.asyncify(sdk.get_platform)()) == "Linux"
+    assert asked == []
+    sdk.get_platform = lambda: "FreeBSD"  # the agent's own
+    assert asyncio.run(sdk.asyncify(sdk.get_platform)()) == "FreeBSD"
+    assert asked == [sdk.get_platform]
+    warmup._know_platform("no_such_sdk")
 
 
 def test_stocked_contexts_are_handed_out_once_and_only_for_the_same_call(

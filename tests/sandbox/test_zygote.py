@@ -38,6 +38,34 @@ def test_an_import_error_brings_the_agents_traceback(lab: Any) -> None:
     assert "_sandbox" not in caught.value.traceback
 
 
+def test_what_an_import_finds_is_not_its_childrens(lab: Any) -> None:
+    async def go() -> ChildReport:
+        env = {"A": "import", "HOME": "/nowhere", "OMP_NUM_THREADS": "4"}
+        zygote = await lab.start("reads_at_import:agent", env=env)
+        try:
+            names = ["A", "OMP_NUM_THREADS", "HOME"]
+            return await zygote.run({"names": names}, env={"A": "run"})
+        finally:
+            await zygote.close()
+
+    a, threads, (home, _) = lab.run(go()).value
+    assert a == ["import", "run"]
+    assert threads == ["1", None], "or what it imports might start threads"
+    assert home != "/nowhere"
+
+
+def test_a_fresh_interpreter_is_tried_with_what_its_import_finds(lab: Any) -> None:
+    async def go() -> ChildReport:
+        needs = {"A": "1"}
+        zygote = await lab.start("needs_a_variable:agent", start="exec", env=needs)
+        try:
+            return await zygote.run({}, env=needs)
+        finally:
+            await zygote.close()
+
+    assert lab.run(go()).ending is Ending.RETURNED
+
+
 @pytest.mark.parametrize(
     ("target", "complaint"),
     [

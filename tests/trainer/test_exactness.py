@@ -56,11 +56,7 @@ def turn(
 
 
 def build(turns: list[TurnRecord]) -> Trajectory:
-    end = EndRecord(
-        rollout_id="r", outcome=Outcome.COMPLETED, reward=1.0, turn_rewards={}, error="",
-        traceback="", stdout_tail="", stderr_tail="", wall_s=0.0, cpu_s=0.0, max_rss_bytes=0,
-        num_turns=len(turns), num_rejected_calls=0, ended_at=0.0,
-    )  # fmt: skip
+    end = EndRecord.without_process("r", Outcome.COMPLETED, reward=1.0, num_turns=len(turns))
     return Trajectory.build(OPEN, turns, end)
 
 

@@ -49,11 +49,7 @@ def rollout(
         top_p=1.0, started_at=0.0, ended_at=0.0, num_prompt_tokens=1,
         engine_digest=extend_digest(0, int32([1, 2, 3])) if vouched else 0,
     )  # fmt: skip
-    end = EndRecord(
-        rollout_id=rollout_id, outcome=Outcome.COMPLETED, reward=reward, turn_rewards={}, error="",
-        traceback="", stdout_tail="", stderr_tail="", wall_s=0.0, cpu_s=0.0, max_rss_bytes=0,
-        num_turns=1, num_rejected_calls=0, ended_at=0.0,
-    )  # fmt: skip
+    end = EndRecord.without_process(rollout_id, Outcome.COMPLETED, reward=reward, num_turns=1)
     trajectory = Trajectory.build(opened, [turn], end)
     samples = rollout_samples(trajectory, export_style="concat", turn_discount=1.0, credit="all")
     return trajectory, *certify(trajectory, samples)

@@ -45,11 +45,7 @@ def whole(rollout_id: str, reward: float, split: str = "train") -> list[Trajecto
     asked = IntentRecord(
         rollout_id=rollout_id, turn_id=turn.turn_id, num_prompt_tokens=1, asked_at=0.0
     )
-    end = EndRecord(
-        rollout_id=rollout_id, outcome=Outcome.COMPLETED, reward=reward, turn_rewards={}, error="",
-        traceback="", stdout_tail="", stderr_tail="", wall_s=0.0, cpu_s=0.0, max_rss_bytes=0,
-        num_turns=1, num_rejected_calls=0, ended_at=0.0,
-    )  # fmt: skip
+    end = EndRecord.without_process(rollout_id, Outcome.COMPLETED, reward=reward, num_turns=1)
     return [opened(rollout_id, split), asked, turn, end]
 
 

@@ -56,20 +56,7 @@ def trajectory(
         policy_version=0,
         opened_at=0.0,
     )
-    end = EndRecord(
-        rollout_id="r",
-        outcome=outcome,
-        reward=reward,
-        turn_rewards=turn_rewards or {},
-        error="",
-        traceback="",
-        stdout_tail="",
-        stderr_tail="",
-        wall_s=0.0,
-        cpu_s=0.0,
-        max_rss_bytes=0,
-        num_turns=len(turns),
-        num_rejected_calls=0,
-        ended_at=0.0,
+    end = EndRecord.without_process(
+        "r", outcome, reward=reward, turn_rewards=turn_rewards, num_turns=len(turns)
     )
     return Trajectory.build(opened, turns, end)

@@ -42,11 +42,7 @@ def record(number: int, size: int = 1) -> OpenRecord:
 
 
 def end(rollout_id: str) -> EndRecord:
-    return EndRecord(
-        rollout_id=rollout_id, outcome=Outcome.COMPLETED, reward=1.0, turn_rewards={}, error="",
-        traceback="", stdout_tail="", stderr_tail="", wall_s=0.0, cpu_s=0.0, max_rss_bytes=0,
-        num_turns=0, num_rejected_calls=0, ended_at=0.0,
-    )  # fmt: skip
+    return EndRecord.without_process(rollout_id, Outcome.COMPLETED, reward=1.0, num_turns=0)
 
 
 def write(path: Path, count: int, policy: JournalPolicy | None = None) -> list[int]:

@@ -42,11 +42,7 @@ def turn(rollout_id: str, *versions: int) -> TurnRecord:
 
 
 def ended(rollout_id: str, outcome: Outcome = Outcome.COMPLETED) -> EndRecord:
-    return EndRecord(
-        rollout_id=rollout_id, outcome=outcome, reward=1.0, turn_rewards={}, error="",
-        traceback="", stdout_tail="", stderr_tail="", wall_s=0.0, cpu_s=0.0, max_rss_bytes=0,
-        num_turns=1, num_rejected_calls=0, ended_at=0.0,
-    )  # fmt: skip
+    return EndRecord.without_process(rollout_id, outcome, reward=1.0, num_turns=1)
 
 
 def whole(rollout_id: str, *versions: int, **ending: Outcome) -> list[TrajectoryRecord]:

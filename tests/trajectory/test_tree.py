@@ -39,22 +39,7 @@ def turn(turn_id: str, parent: TurnRecord | None, context: list[int], sampled: l
 
 
 def end(num_turns: int, rollout_id: str = "r") -> EndRecord:
-    return EndRecord(
-        rollout_id=rollout_id,
-        outcome=Outcome.COMPLETED,
-        reward=1.0,
-        turn_rewards={},
-        error="",
-        traceback="",
-        stdout_tail="",
-        stderr_tail="",
-        wall_s=0.0,
-        cpu_s=0.0,
-        max_rss_bytes=0,
-        num_turns=num_turns,
-        num_rejected_calls=0,
-        ended_at=0.0,
-    )
+    return EndRecord.without_process(rollout_id, Outcome.COMPLETED, reward=1.0, num_turns=num_turns)
 
 
 A = turn("a", None, [1, 2], [3])

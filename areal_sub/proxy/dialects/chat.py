@@ -30,6 +30,13 @@ NAME = "chat"
 ID_PREFIX = "chatcmpl-"
 REQUEST_ID = "x-request-id"
 
+_REFUSED = {
+    "top_logprobs": "top_logprobs is not available; logprobs is.",
+    "functions": "functions is deprecated; use tools.",
+    "audio": "audio: the policy answers with text only.",
+    "web_search_options": "web_search_options: nobody searches the web here; give a function.",
+}
+
 _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -41,10 +48,13 @@ _ROLES: dict[str, Role] = {
 
 def parse(asked: Asked) -> Call:
     body = fields.load(asked.raw)
-    if body.get("top_logprobs"):
-        raise invalid("top_logprobs is not available; logprobs is.", "top_logprobs")
-    if body.get("functions"):
-        raise invalid("functions is deprecated; use tools.", "functions")
+    for key, why in _REFUSED.items():
+        # An empty object of options asks for a search, too.
+        if body.get(key) or body.get(key) == {}:
+            raise invalid(why, key)
+    modalities = fields.items(body, "modalities", at_most=fields.MAX_PARTS)
+    if any(modality != "text" for modality in modalities):
+        raise invalid("modalities: the policy answers with text only.", "modalities")
     messages = fields.items(body, "messages", at_most=fields.MAX_MESSAGES)
     if not messages:
         raise invalid("Missing required parameter: 'messages'.", "messages")
@@ -231,17 +241,20 @@ class Stream:
         body: dict[str, Any] = {}
         if index not in self._begun:
             self._begun.add(index)
-            body = {"role": "assistant", "content": "", "refusal": None}
+            text = None if delta.tool_calls else ""
+            body = {"role": "assistant", "content": text, "refusal": None}
         if reasoning := delta.reasoning:
             body["reasoning_content"] = reasoning
         if text := delta.text:
             body["content"] = text
-        logprobs = delta.logprobs
+        logprobs, is_full = delta.logprobs, bool(text or reasoning)
         for tool_call in delta.tool_calls:
-            # Each in a chunk of its own, as OpenAI's are: of several LlamaIndex takes the first.
-            if "tool_calls" in body:
+            # Each in a chunk of its own, as OpenAI's are: of several LlamaIndex takes the first,
+            # and where there is a text, were it empty, Griptape takes no call.
+            if is_full:
                 yield self._chunk(index, body, None, logprobs)
                 body, logprobs = {}, []
+            is_full = True
             body["tool_calls"] = [{"index": self._num_calls[index], **_call_body(tool_call)}]
             self._num_calls[index] += 1
         if body or logprobs:

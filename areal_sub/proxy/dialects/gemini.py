@@ -43,7 +43,7 @@ def parse(asked: Asked) -> Call:
     if method == COUNT_METHOD and "generateContentRequest" in body:
         body = camel(body["generateContentRequest"], "generateContentRequest")
     if body.get("cachedContent"):
-        raise invalid("cachedContent: nothing is cached here; send the contents.", "cachedContent")
+        raise invalid("nothing is cached here; send the contents.", "cachedContent")
     config = camel(body.get("generationConfig") or {}, "generationConfig")
     _refuse_unsupported(config)
     tools, strict = gemini_input.tools(body)

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from areal_sub.proxy.dialects import EVENTS, Asked, fields
+from areal_sub.proxy.dialects import EVENTS, Asked, fields, messages_tools
 from areal_sub.proxy.dialects.transcript import Transcript
 from areal_sub.proxy.neutral import (
     Call,
@@ -71,7 +71,7 @@ def parse(asked: Asked) -> Call:
             "messages",
         )
     tools = [
-        _tool(tool, f"tools[{index}]")
+        messages_tools.tool(tool, f"tools[{index}]")
         for index, tool in enumerate(fields.items(body, "tools", at_most=fields.MAX_TOOLS))
     ]
     choice = fields.mapping(body, "tool_choice")
@@ -171,23 +171,6 @@ def _blocks(content: Any, where: str) -> Iterator[tuple[str, fields.Body]]:
 
 def _text(value: Any, where: str) -> str:
     return fields.joined(value, where, ("text",))
-
-
-def _tool(value: Any, where: str) -> tuple[dict[str, Any], bool]:
-    tool = fields.as_mapping(value, where)
-    if tool.get("type") not in (None, "custom"):
-        raise invalid(
-            f"{where}.type: {tool['type']!r} is a tool that Anthropic's models are trained on or "
-            "that runs on Anthropic's side; give a tool with a name and an input_schema instead.",
-            f"{where}.type",
-        )
-    function = {
-        "name": tool.get("name"),
-        "description": tool.get("description"),
-        "parameters": fields.mapping(tool, "input_schema", where=where + "."),
-        "strict": tool.get("strict"),
-    }
-    return fields.tool(function, where)
 
 
 def _tool_choice(choice: fields.Body) -> ToolChoice:

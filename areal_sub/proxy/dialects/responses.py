@@ -191,6 +191,10 @@ def answer(answer_id: str, call: Call, choices: Sequence[Choice], usage: Usage) 
     return orjson.dumps(stream.response(stream.ending(), usage))
 
 
+def counted(num_tokens: int) -> dict[str, Any]:
+    return {"object": "response.input_tokens", "input_tokens": num_tokens}
+
+
 def kept_answer(asked: Asked) -> bytes:
     kept = asked.kept.get(asked.path["name"])
     if kept is None:

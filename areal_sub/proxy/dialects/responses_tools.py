@@ -21,6 +21,7 @@ from areal_sub.proxy.refusals import invalid
 
 LOCAL_SHELL = "local_shell"
 _SEPARATOR = "__"
+_OF_MODELS = ("apply_patch", "computer", "computer_use_preview", "shell")  # agents run them
 _CUSTOM = {
     "type": "object",
     "properties": {"input": {"type": "string"}},
@@ -87,9 +88,14 @@ class Tools:
             self.shown.append({"type": "function", "function": _SHELL})
             return
         if kind not in ("function", "custom"):
+            why = (
+                "is one that only OpenAI's models know"
+                if kind in _OF_MODELS
+                else "would have to run on OpenAI's side, and nobody runs it here"
+            )
             raise invalid(
-                f"{where}.type: the tool {kind!r} would have to run on OpenAI's side, and nobody "
-                "runs it here. Switch it off, or give a function instead.",
+                f"{where}.type: the tool {kind!r} {why}. Switch it off, or give a function "
+                "instead.",
                 f"{where}.type",
             )
         name = fields.name(tool, "name", where=where + ".")
