@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         total_memory_bytes=args.mem,
         scratch_bytes=args.disk,
         processes=args.procs,
+        terminals=args.terminals,
         output_bytes=2**40,  # it goes straight through
     )
     try:
@@ -168,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--mem", type=_size, default="2G", help="of all its processes together")
     run.add_argument("--disk", type=_size, default="512M", help="of all its files together")
     run.add_argument("--procs", type=int, default=256, help="processes and threads")
+    run.add_argument("--terminals", type=int, default=0, help="pseudo-terminals that it can make")
     run.add_argument("--time", type=float, default=300.0, help="seconds")
     run.add_argument("--ro", action="append", default=[], metavar="PATH", help="can be read, too")
     run.add_argument("--mount", action="append", default=[], metavar="INSIDE=OUTSIDE")

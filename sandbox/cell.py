@@ -29,7 +29,7 @@ from . import kernel, outputs, reaper
 from .errors import StepFailed
 from .layers import Context, polled_limits
 from .layers.root import INSIDE_ID
-from .layers.scratch import BOX
+from .layers.scratch import BOX, TERMINALS
 from .plan import Plan, apply
 from .wire import (
     CHILD_READY,
@@ -142,6 +142,8 @@ def _drop_files() -> None:
     """Take the child's files out of memory, whoever still has a door to its namespaces. Not those
     that somebody has open: no process of the child's is left, so it would be the zygote."""
     os.chdir("/")
+    with contextlib.suppress(OSError):  # there are none
+        kernel.unmount(TERMINALS)
     deadline = time.monotonic() + FILES_TIMEOUT_S
     while True:
         try:

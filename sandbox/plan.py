@@ -110,6 +110,11 @@ def _lacking(tier: str, spec: SandboxSpec) -> list[str]:
             f"mounts need a root of the child's own, {_WHY_NO_MOUNTS[tier]}: take the tier "
             "'namespaces' or 'bwrap', or name the folders as readable, at the paths that they have"
         )
+    if spec.limits.terminals and tier in _WHY_NO_TERMINALS:
+        sentences.append(
+            f"terminals take the tier 'namespaces' or 'bwrap': in the tier {tier!r} "
+            f"{_WHY_NO_TERMINALS[tier]}"
+        )
     if spec.cgroups == "require" and tier == "gvisor":
         sentences.append(
             "cgroups cannot be required in the tier 'gvisor', whose processes are not the host's: "
@@ -125,6 +130,10 @@ _WHY_NO_EGRESS = {
 _WHY_NO_MOUNTS = {
     "process": "which the tier 'process' does not make",
     "gvisor": "and those of the tier 'gvisor' share one",
+}
+_WHY_NO_TERMINALS = {
+    "process": "they would be among the host's",
+    "gvisor": "children would share them",
 }
 
 
@@ -202,7 +211,7 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
                     "mounts": dict(spec.mounts),
                 },
             ),
-            Step("scratch", {**scratch, "proc": False}),
+            Step("scratch", {**scratch, "terminals": 0, "proc": False}),
             Step("loopback", {"ports": []}),
         ),
         zygote=(
@@ -217,7 +226,7 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
         ),
         cell=(
             Step("namespaces", {}),
-            Step("scratch", {**scratch, "proc": True}),
+            Step("scratch", {**scratch, "terminals": limits.terminals, "proc": True}),
             Step(
                 "loopback", {"ports": _ports(spec) + ([_egress_port(spec)] if spec.allow else [])}
             ),

@@ -64,12 +64,15 @@ class Limits:
     """All outputs together."""
     outputs_files: int = 2**12
     """Files and folders that are looked at for outputs."""
+    terminals: int = 0
+    """Pseudo-terminals, for agents that drive others by tmux or pexpect; 0: not even the device
+    that makes them. Tiers `namespaces` and `bwrap`."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             number = (int, float) if f.name == "wall_s" else int
-            smallest = 0 if f.name == "core_bytes" else 1e-3
+            smallest = 0 if f.name in ("core_bytes", "terminals") else 1e-3
             if isinstance(value, bool) or not isinstance(value, number):
                 raise SpecError(f"limits.{f.name} must be a number, not {value!r}")
             if not math.isfinite(value) or value < smallest:

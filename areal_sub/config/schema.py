@@ -129,6 +129,9 @@ class SandboxConfig(Section):
     """All files of a child together; they lie in memory. Tier `namespaces` only."""
     max_scratch_files: Positive = 65_536
     """Files and folders of a child. Tier `namespaces` only."""
+    max_terminals: NotNegative = 0
+    """Pseudo-terminals of a child, for agents that drive others by tmux or pexpect (8 will do); 0:
+    not even the device that makes them. Tiers `namespaces` and `bwrap` only."""
     max_workspace_bytes: Positive = 256 * 2**20
     """All files of one workspace together."""
     max_outputs_bytes: Annotated[int, Field(gt=0, le=128 * 2**20)] = 16 * 2**20

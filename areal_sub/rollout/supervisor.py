@@ -121,6 +121,7 @@ def make_spec(
             processes=sandbox["max_processes"],
             scratch_bytes=sandbox["max_scratch_bytes"],
             scratch_files=sandbox["max_scratch_files"],
+            terminals=sandbox["max_terminals"],
             workspace_bytes=sandbox["max_workspace_bytes"],
             outputs_bytes=sandbox["max_outputs_bytes"],
         ),

@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import kernel
 from .context import Context
-from .scratch import BOX, PROC_OPTIONS, ROOM
+from .scratch import BOX, PROC_OPTIONS, ROOM, TERMINALS
 
 NAME = "root"
 
@@ -40,6 +40,8 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _LINKS = {
     "/tmp": f"{BOX}/tmp",
     "/dev/shm": f"{BOX}/shm",
+    "/dev/pts": TERMINALS,
+    "/dev/ptmx": f"{TERMINALS}/ptmx",
     "/dev/fd": "/proc/self/fd",
     "/dev/stdin": "/proc/self/fd/0",
     "/dev/stdout": "/proc/self/fd/1",

@@ -128,7 +128,7 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
                 "root",
                 {"readable": ["/srv"], "hidden": ["/srv/keys"], "mounts": {"/data": "/srv/d"}},
             ),
-            Step("scratch", {**scratch, "proc": False}),
+            Step("scratch", {**scratch, "terminals": 0, "proc": False}),
             Step("loopback", {"ports": []}),
         ),
         zygote=(
@@ -150,7 +150,7 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
         ),
         cell=(
             Step("namespaces", {}),
-            Step("scratch", {**scratch, "proc": True}),
+            Step("scratch", {**scratch, "terminals": 0, "proc": True}),
             Step("loopback", {"ports": [8080]}),
         ),
         child=(
