@@ -7,9 +7,11 @@ serves the same methods over `rpc` (`areal_sub/engines/`); which engine it is, c
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from areal_sub.errors import GrammarError, RpcError
 from areal_sub.records import EngineInfo, GenerateChunk, GenerateRequest
 from areal_sub.rpc import Client, Last
 
@@ -36,14 +38,20 @@ class EngineClient:
     async def info(self, *, timeout_s: float = 30.0) -> EngineInfo:
         return EngineInfo.from_map(await self._client.call("info", timeout_s=timeout_s))
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Chunks until one has a `finish_reason`. Closing the iterator aborts the request.
 
-        The deadline is the caller's (`asyncio.timeout` around the iteration). Raises an `RpcError`
-        of kind `GrammarError` before the first chunk where the output cannot be held to
-        `request.grammar`.
+        The deadline is the caller's (`asyncio.timeout` around the iteration). Raises `GrammarError`
+        before the first chunk where the output cannot be held to `request.grammar`.
         """
-        return self._client.stream("generate", request.to_map(), read=GenerateChunk.from_map)
+        try:
+            async with aclosing(self._client.stream("generate", request.to_map())) as items:
+                async for item in items:
+                    yield GenerateChunk.from_map(item)
+        except RpcError as error:
+            if error.kind == GrammarError.__name__:
+                raise GrammarError(error.text) from None
+            raise
 
     async def update_weights(self, path: Path, version: int, *, timeout_s: float) -> None:
         """Load the safetensors file at `path` between two decode steps; requests go on running."""

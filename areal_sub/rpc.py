@@ -380,15 +380,9 @@ class Client:
             raise self._failure(kind, payload)
         return payload
 
-    async def stream(
-        self,
-        method: str,
-        params: Params | None = None,
-        *,
-        read: Callable[[Any], Any] = lambda item: item,
-    ) -> AsyncGenerator[Any, None]:
-        """Call `method` and yield what `read` makes of its items; closing the iterator cancels the
-        call, where that is not done yet."""
+    async def stream(self, method: str, params: Params | None = None) -> AsyncGenerator[Any, None]:
+        """Call `method` and yield its items; closing the iterator cancels the call, where that is
+        not done yet."""
         connection, call_id = await self._begin(method, params)
         kind = ITEM
         try:
@@ -397,7 +391,7 @@ class Client:
                 if kind in (ERROR, _GONE):
                     raise self._failure(kind, payload)
                 if kind == ITEM or payload is not None:
-                    yield read(payload)
+                    yield payload
         finally:
             connection.forget(call_id)
             if kind == ITEM:

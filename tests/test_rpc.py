@@ -176,8 +176,7 @@ def test_the_last_item_ends_the_call(tmp_path: Path) -> None:
         raise ConfigError("too late to be told")
 
     async def use(client: Client, server: Server) -> None:
-        assert [10 * item async for item in client.stream("some")] == [10, 20]
-        assert [item async for item in client.stream("some", read=str)] == ["1", "2"]
+        assert [item async for item in client.stream("some")] == [1, 2]
         ended.set()
         assert await client.call("double", {"x": 4}, timeout_s=TIMEOUT_S) == 8
 

@@ -426,11 +426,11 @@ class Turns:
             raise Refusal(
                 Reason.DEADLINE, f"the engine did not finish within {self._timeout_s} s"
             ) from None
+        except GrammarError as error:
+            raise refused(prepared.call, str(error)) from None
         except PeerGone as error:
             raise Refusal(Reason.ENGINE_GONE, f"the engine is gone: {error}") from None
         except RpcError as error:
-            if error.kind == GrammarError.__name__:
-                raise refused(prepared.call, error.text) from None
             raise Refusal(Reason.ENGINE_FAILED, f"the engine failed: {error}") from None
         raise Refusal(Reason.ENGINE_FAILED, "the engine ended without a finish reason")
 
