@@ -13,7 +13,7 @@ from typing import Any
 
 from areal_sub.errors import GrammarError, RpcError
 from areal_sub.records import EngineInfo, GenerateChunk, GenerateRequest
-from areal_sub.rpc import Client
+from areal_sub.rpc import Client, Last
 
 
 class EngineClient:
@@ -45,8 +45,7 @@ class EngineClient:
         before the first chunk where the output cannot be held to `request.grammar`.
         """
         try:
-            chunks = self._client.stream("generate", request.to_map(), is_last=_is_last)
-            async with aclosing(chunks) as items:
+            async with aclosing(self._client.stream("generate", request.to_map())) as items:
                 async for item in items:
                     yield GenerateChunk.from_map(item)
         except RpcError as error:
@@ -67,5 +66,7 @@ class EngineClient:
         await self._client.call("resume", timeout_s=timeout_s)
 
 
-def _is_last(chunk: dict[str, Any]) -> bool:
-    return chunk.get("finish_reason") is not None
+def item_of(chunk: GenerateChunk) -> Any:
+    """What an engine's handler of `generate` yields for `chunk`."""
+    item = chunk.to_map()
+    return item if chunk.finish_reason is None else Last(item)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import sys
 import zlib
 from collections.abc import Callable, Mapping
@@ -170,10 +171,10 @@ class _Record:
     VERSION: ClassVar[int] = 1
 
     def to_map(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"kind": self.KIND, "v": self.VERSION}
-        for name, _, _ in _fields(type(self)):  # type: ignore[arg-type]
-            value = getattr(self, name)
-            out[name] = _packed(value) if isinstance(value, np.ndarray) else value
+        keys, values_of, arrays = _layout(type(self))  # type: ignore[arg-type]
+        out: dict[str, Any] = dict(zip(keys, values_of(self), strict=True))
+        for name in arrays:
+            out[name] = _packed(out[name])
         return out
 
     @classmethod
@@ -197,6 +198,7 @@ class _Record:
 
 R = TypeVar("R", bound=_Record)
 
+_ARRAYS = ("Int32Array", "UInt32Array", "Float32Array")
 # Field annotation → how its wire form becomes the value. Others are kept as msgpack gave them.
 _CONVERT: dict[str, Callable[[Any], Any]] = {
     "Int32Array": lambda raw: np.frombuffer(raw, dtype="<i4"),
@@ -216,6 +218,15 @@ def _fields(cls: Any) -> list[tuple[str, Callable[[Any], Any] | None, bool]]:
         (f.name, _CONVERT.get(str(f.type)), f.default is missing and f.default_factory is missing)
         for f in dataclasses.fields(cls)
     ]
+
+
+@functools.cache
+def _layout(cls: Any) -> tuple[list[str], Callable[[Any], tuple[Any, ...]], list[str]]:
+    """The keys of its map form, what gives their values, and those that are arrays."""
+    fields = dataclasses.fields(cls)
+    names = [f.name for f in fields]
+    arrays = [f.name for f in fields if str(f.type) in _ARRAYS]
+    return ["kind", "v", *names], operator.attrgetter("KIND", "VERSION", *names), arrays
 
 
 def _packed(array: NDArray[Any]) -> bytes:

@@ -9,11 +9,12 @@ One connection multiplexes any number of calls. Messages are msgpack arrays, bac
     callee  → caller   [ITEM, id, payload]*  then  [DONE, id, payload] | [ERROR, id, [kind, text]]
 
 A handler is `async def h(params) -> payload`, or an async generator whose items stream to the
-caller. Invariants: a call ends with exactly one DONE or ERROR; when either side goes away, all of
-its calls end (the callee's handlers are cancelled, the caller's waits raise `PeerGone`); a message
-larger than `MAX_MESSAGE_BYTES` ends the connection; writers wait for the socket to drain, so a slow
-reader slows its writer instead of growing its memory. Every server answers `ping`, and `status`
-with what its process waits for.
+caller; an item that it yields as `Last(item)` goes with the end, in one message. Invariants: a call
+ends with exactly one DONE or ERROR; when either side goes away, all of its calls end (the callee's
+handlers are cancelled, the caller's waits raise `PeerGone`); a message larger than
+`MAX_MESSAGE_BYTES` ends the connection; writers wait for the socket to drain, so a slow reader
+slows its writer instead of growing its memory. Every server answers `ping`, and `status` with what
+its process waits for.
 
 A client that `redials` outlives its peer: calls that were under way raise `PeerGone`, later ones
 wait, within their deadlines, for the next process that listens at the path. A new process takes the
@@ -30,6 +31,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,13 @@ _GONE = -1  # on no wire: what a call finds in its queue when the connection end
 
 Params = dict[str, Any]
 Handler = Callable[[Params], Awaitable[Any] | AsyncIterator[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """A handler's last item: with it the call is done, whatever the handler still does."""
+
+    item: Any
 
 
 def _pack(message: list[Any]) -> bytes:
@@ -144,7 +153,7 @@ class Server:
     async def _run_call(
         self, writer: asyncio.StreamWriter, call_id: int, method: str, params: Params
     ) -> None:
-        reply: list[Any]
+        reply: list[Any] | None = None
         try:
             handler = self._handlers.get(method)
             if handler is None:
@@ -153,14 +162,18 @@ class Server:
             if inspect.isawaitable(outcome):
                 reply = [DONE, call_id, await outcome]
             else:
+                is_done = False
                 async with contextlib.aclosing(outcome) as items:  # type: ignore[type-var]
                     async for item in items:
+                        is_done = isinstance(item, Last)
+                        kind, payload = (DONE, item.item) if is_done else (ITEM, item)
                         try:
-                            writer.write(_pack([ITEM, call_id, item]))
+                            writer.write(_pack([kind, call_id, payload]))
                             await writer.drain()
                         except ConnectionError:
                             return  # nobody is there to be told
-                reply = [DONE, call_id, None]
+                if not is_done:
+                    reply = [DONE, call_id, None]
         except asyncio.CancelledError:
             reply = [ERROR, call_id, ["CancelledError", "cancelled"]]
         except ArealSubError as error:
@@ -168,9 +181,10 @@ class Server:
         except Exception as error:  # its own `ConnectionError` among them: the caller waits
             log.exception("rpc method %s failed", method)
             reply = [ERROR, call_id, [type(error).__name__, str(error)]]
-        with contextlib.suppress(ConnectionError):
-            writer.write(_pack(reply))
-            await writer.drain()
+        if reply is not None:
+            with contextlib.suppress(ConnectionError):
+                writer.write(_pack(reply))
+                await writer.drain()
 
 
 class _Inbox:
@@ -366,31 +380,21 @@ class Client:
             raise self._failure(kind, payload)
         return payload
 
-    async def stream(
-        self,
-        method: str,
-        params: Params | None = None,
-        *,
-        is_last: Callable[[Any], bool] = lambda item: False,
-    ) -> AsyncGenerator[Any, None]:
-        """Call `method` and yield its items; closing the iterator cancels the call, except behind
-        an item of which `is_last` says that the call is ending by itself."""
+    async def stream(self, method: str, params: Params | None = None) -> AsyncGenerator[Any, None]:
+        """Call `method` and yield its items; closing the iterator cancels the call, where that is
+        not done yet."""
         connection, call_id = await self._begin(method, params)
-        is_ending = False
+        kind = ITEM
         try:
-            while True:
+            while kind == ITEM:
                 kind, _, payload = await connection.take(call_id)
-                if kind == ITEM:
-                    is_ending = is_last(payload)
-                    yield payload
-                    continue
-                is_ending = True
                 if kind in (ERROR, _GONE):
                     raise self._failure(kind, payload)
-                return
+                if kind == ITEM or payload is not None:
+                    yield payload
         finally:
             connection.forget(call_id)
-            if not is_ending:
+            if kind == ITEM:
                 connection.send([CANCEL, call_id])
 
     async def _begin(self, method: str, params: Params | None) -> tuple[_Connection, int]:

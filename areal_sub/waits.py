@@ -8,10 +8,8 @@ read from any thread.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
-from collections.abc import Awaitable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,12 +18,21 @@ from areal_sub.errors import DeadlineExceeded
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+@dataclass(slots=True, eq=False)
+class waiting:
+    """In the table for as long as the block runs; keeping the limit is the block's own."""
+
     what: str  # whom for, and what it should do
-    about: str  # "" or whose work it is: a rollout's id
     limit_s: float
-    since: float  # time.monotonic()
+    about: str = ""  # or whose work it is: a rollout's id
+    since: float = 0.0  # time.monotonic()
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+        _waits[self] = None
+
+    def __exit__(self, *error: object) -> None:
+        del _waits[self]
 
     def to_map(self) -> dict[str, Any]:
         return {
@@ -36,24 +43,12 @@ class Wait:
         }
 
 
-_ids = itertools.count()
-_waits: dict[int, Wait] = {}
+_waits: dict[waiting, None] = {}
 
 
-def waits() -> list[Wait]:
+def waits() -> list[waiting]:
     """What is waited for now, longest first."""
-    return list(_waits.values())
-
-
-@contextmanager
-def waiting(what: str, limit_s: float, about: str = "") -> Iterator[None]:
-    """In the table for as long as the block runs; keeping the limit is the block's own."""
-    number = next(_ids)
-    _waits[number] = Wait(what, about, limit_s, time.monotonic())
-    try:
-        yield
-    finally:
-        del _waits[number]
+    return list(_waits)
 
 
 async def within(limit_s: float, work: Awaitable[T], what: str) -> T:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from areal_sub.engine_client import item_of
 from areal_sub.records import (
     EngineInfo,
     GenerateChunk,
@@ -117,7 +118,7 @@ class Engine:
         )
         return info.to_map()
 
-    async def generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def generate(self, params: dict[str, Any]) -> AsyncIterator[Any]:
         request = GenerateRequest.from_map(params)
         digest = extend_digest(0, request.prompt_token_ids)
         digests = []
@@ -134,7 +135,7 @@ class Engine:
                 finish_reason="stop" if end == NUM_TOKENS else None,
                 digests=uint32(digests[start:end]),
             )
-            yield chunk.to_map()
+            yield item_of(chunk)
             await asyncio.sleep(0)
 
 

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
 
+from areal_sub.learner.weights_file import leave, write_weights
 from areal_sub.records import GenerateRequest, int32
 from benchmarks.engine import OverContract, cpu_of, make_tiny, start
 
@@ -74,7 +74,7 @@ def main() -> None:
         for number in range(args.rounds + 1):
             seen("plain copy", copy, time.process_time)
             path = shared / f"v{number}.safetensors"
-            write = partial(save_file, weights, path)
+            write = partial(write_weights, path, weights, {})
             seen("written by the learner", write, time.process_time)
             for name, engine in engines.items():
                 assert isinstance(engine, OverContract)
@@ -82,7 +82,8 @@ def main() -> None:
                 cpu = partial(cpu_of, engine.process)
                 seen(f"{name}, idle", update.idle, cpu)
                 seen(f"{name}, sampling", update.sampling, cpu)
-            path.unlink()
+                update.until_idle()
+            leave(path)
     copies = seconds["plain copy"][1:]
     print(f"{args.model}, {args.dtype}: {num_bytes / 2**20:.1f} MiB, {args.rounds} rounds")
     print(f"{'':<24} {'wall ms':>9} {'GB/s':>6} {'ratio':>6} {'CPU ms':>9} {'ratio':>6}")
@@ -121,6 +122,14 @@ class Update:
         for call in calls:
             call.cancel()
         engine.loop.run_until_complete(asyncio.gather(*calls, return_exceptions=True))
+
+    def until_idle(self) -> None:
+        """What it was sampling is not done with when the calls are cancelled."""
+        engine = self._engine
+        deadline = time.monotonic() + UPDATE_S
+        while engine.loop.run_until_complete(engine.client.info()).num_running:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"an engine still samples after {UPDATE_S:g} s")
 
     def _put(self, version: int) -> None:
         self._engine.loop.run_until_complete(

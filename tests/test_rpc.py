@@ -12,7 +12,7 @@ import pytest
 
 from areal_sub import rpc
 from areal_sub.errors import ConfigError, DeadlineExceeded, PeerGone, RpcError
-from areal_sub.rpc import MAX_QUEUED_ITEMS, Client, Handler, Server
+from areal_sub.rpc import MAX_QUEUED_ITEMS, Client, Handler, Last, Server
 
 TIMEOUT_S = 10.0
 
@@ -137,14 +137,14 @@ def test_a_reader_that_lags_stops_its_writer(
     serve(tmp_path, {"write": write}, use)
 
 
-@pytest.mark.parametrize("is_told", [False, True])
-def test_who_leaves_behind_the_last_item_cancels_nothing(tmp_path: Path, is_told: bool) -> None:
+@pytest.mark.parametrize("is_last", [False, True])
+def test_who_leaves_behind_the_last_item_cancels_nothing(tmp_path: Path, is_last: bool) -> None:
     go, ended = asyncio.Event(), asyncio.Event()
     cancelled = []
 
-    async def one(params: dict[str, Any]) -> AsyncIterator[int]:
+    async def one(params: dict[str, Any]) -> AsyncIterator[Any]:
         try:
-            yield 1
+            yield Last(1) if is_last else 1
             await go.wait()
         except asyncio.CancelledError:
             cancelled.append(True)
@@ -153,16 +153,34 @@ def test_who_leaves_behind_the_last_item_cancels_nothing(tmp_path: Path, is_told
             ended.set()
 
     async def use(client: Client, server: Server) -> None:
-        stream = client.stream("one", is_last=lambda item: is_told and item == 1)
-        async with aclosing(stream) as items:
-            async for _ in items:
+        async with aclosing(client.stream("one")) as items:
+            async for item in items:
+                assert item == 1
                 break
         await client.call("ping", timeout_s=TIMEOUT_S)
         go.set()
         await ended.wait()
-        assert bool(cancelled) is not is_told
+        assert bool(cancelled) is not is_last
 
     serve(tmp_path, {"one": one}, use)
+
+
+def test_the_last_item_ends_the_call(tmp_path: Path) -> None:
+    """It comes, and the stream is at its end, while the handler still has something to do."""
+    ended = asyncio.Event()
+
+    async def some(params: dict[str, Any]) -> AsyncIterator[Any]:
+        yield 1
+        yield Last(2)
+        await ended.wait()
+        raise ConfigError("too late to be told")
+
+    async def use(client: Client, server: Server) -> None:
+        assert [item async for item in client.stream("some")] == [1, 2]
+        ended.set()
+        assert await client.call("double", {"x": 4}, timeout_s=TIMEOUT_S) == 8
+
+    serve(tmp_path, {"some": some, "double": double}, use)
 
 
 def test_all_waits_end_when_the_peer_goes(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from areal_sub.checking.script import next_answer
 from areal_sub.checking.tokenizer import END
 from areal_sub.component import run_component
+from areal_sub.engine_client import item_of
 from areal_sub.errors import GrammarError
 from areal_sub.records import (
     EngineInfo,
@@ -59,7 +60,7 @@ class ScriptedEngine:
             num_decode_steps=self._num_tokens,
         ).to_map()
 
-    async def generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def generate(self, params: dict[str, Any]) -> AsyncIterator[Any]:
         request = GenerateRequest.from_map(params)
         prompt = self._tokenizer.decode(
             request.prompt_token_ids.tolist(), skip_special_tokens=False
@@ -80,13 +81,14 @@ class ScriptedEngine:
             reason = None
             if start + size >= len(token_ids):
                 reason = "stop" if token_ids[-1] == self._end_id else "length"
-            yield GenerateChunk(
+            chunk = GenerateChunk(
                 token_ids=int32(piece),
                 logprobs=float32([LOGPROB] * len(piece)),
                 versions=int32([0] * len(piece)),
                 finish_reason=reason,
                 digests=uint32(digests),
-            ).to_map()
+            )
+            yield item_of(chunk)
             await asyncio.sleep(0)
 
     def _constrained(self, grammar: str, answer: Sequence[int]) -> list[int]:

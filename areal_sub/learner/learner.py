@@ -31,7 +31,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from areal_sub.config.schema import ActorConfig
@@ -44,6 +43,7 @@ from areal_sub.learner.loss import mean_stats
 from areal_sub.learner.model import DTYPES, BasePolicy, PolicyModel, copy_tokenizer
 from areal_sub.learner.ranks import RankPlace, Ranks
 from areal_sub.learner.updates import Updates
+from areal_sub.learner.weights_file import write_weights
 from areal_sub.records import WEIGHT_ADAPTER, WEIGHT_PROBE
 
 # Below this, starting threads for an operation costs more than they save.
@@ -307,7 +307,7 @@ class Learner:
             token_ids, logprobs = self._policy.probe()
         probe = json.dumps({"token_ids": token_ids, "logprobs": logprobs})
         with whole_file(path) as partial:
-            save_file(weights, partial, {WEIGHT_PROBE: probe, **(metadata or {})})
+            write_weights(partial, weights, {WEIGHT_PROBE: probe, **(metadata or {})})
 
     def save_pretrained(self, folder: Path, tokenizer_path: str) -> None:
         """Write a Hugging Face model folder in `actor.dtype` with the tokenizer's files. Atomic.

@@ -36,14 +36,14 @@ async def answer_call(
     if retry := _retry(request):
         call = replace(call, retry=retry)
     prepared = await turns.prepare(session, call, dialect.ID_PREFIX + secrets.token_hex(14))
-    deltas = turns.run(prepared)
     answering = _Answering(dialect, prepared)
     if call.stream:
+        deltas = turns.run(prepared)
         with until_hung_up(request):
             first = await anext(deltas)
         return EventStream(request, answering, first, deltas)
     with until_hung_up(request):
-        await answering.collect(deltas)
+        await turns.answer(prepared, answering.add)
     return Response(answering.body(), 200, request_headers(dialect), JSON)
 
 
@@ -74,11 +74,6 @@ class _Answering:
 
     def add(self, index: int, delta: Delta) -> None:
         self._choices[index].add(delta)
-
-    async def collect(self, deltas: Deltas) -> None:
-        async with aclosing(deltas):  # type: ignore[type-var]
-            async for index, delta in deltas:
-                self.add(index, delta)
 
     def usage(self) -> Usage:
         return Usage(self.prepared.prompt.num_tokens, self.prepared.num_sampled_tokens)

@@ -19,8 +19,7 @@ import resource
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Sized
 from typing import Any
 
 import httptools
@@ -134,14 +133,17 @@ class Line:
         self.is_lost = False
         self._answering: asyncio.Task[Any] | None = None
 
-    def begin(self, answering: asyncio.Task[Any] | None) -> None:
-        """Have the task cancelled when the connection is lost. Raises `ClientDisconnect`."""
+    def __enter__(self) -> None:
+        """Until the block's end, have its task cancelled where the connection is lost. The block
+        then raises `ClientDisconnect`."""
         if self.is_lost:
             raise ClientDisconnect
-        self._answering = answering
+        self._answering = asyncio.current_task()
 
-    def end(self) -> None:
-        self._answering = None
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        task, self._answering = self._answering, None
+        if kind is asyncio.CancelledError and self.is_lost and task and task.uncancel() == 0:
+            raise ClientDisconnect from None
 
     def lost(self) -> None:
         self.is_lost = True
@@ -376,17 +378,7 @@ def has_arrived(request: Request) -> bool:
     return _ARRIVED_KEY in request.scope["state"]
 
 
-@contextmanager
-def until_hung_up(request: Request) -> Iterator[None]:
-    """The block is cancelled, and raises `ClientDisconnect`, where the agent hangs up."""
+def until_hung_up(request: Request) -> Line:
+    """With it, a block is cancelled, and raises `ClientDisconnect`, where the agent hangs up."""
     line: Line = request.scope["state"][_STATE_KEY]
-    task = asyncio.current_task()
-    line.begin(task)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if line.is_lost and task is not None and task.uncancel() == 0:
-            raise ClientDisconnect from None
-        raise
-    finally:
-        line.end()
+    return line

@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -67,41 +67,17 @@ class Session:
     tampering: Counter[str] = field(default_factory=Counter)  # by `Sign`
     engine_went: bool = False  # a call of it waited for an engine that was not there
     is_open: bool = True
-    running: set[asyncio.Task[None]] = field(default_factory=set)
+    running: set[asyncio.Task[Any]] = field(default_factory=set)  # to be cancelled at its end
+    _stopped: asyncio.Event = field(default_factory=asyncio.Event)  # closed, and nothing runs
     # Held while a large call is rendered: threads are few, and one rollout takes one at most.
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _rests_until: float = 0.0  # no long call is read before, by the monotonic clock
-    _num_calls: int = 0  # that are not answered yet
-    _num_call_bytes: int = 0  # of those
+    num_calls: int = 0  # that are not answered yet
+    num_call_bytes: int = 0  # of those
 
-    @contextmanager
-    def calling(self) -> Iterator[Callable[[int], None]]:
-        """A call, from its head to the end of its answer; yields what is to be told of each part of
-        its body. Both raise `Refusal` where it is too much."""
-        if self._num_calls >= MAX_CALLS:
-            raise Refusal(
-                Reason.TOO_MANY_CALLS, f"this rollout has {MAX_CALLS} calls under way already"
-            )
-        num_bytes = 0
-
-        def take(num: int) -> None:
-            nonlocal num_bytes
-            if self._num_call_bytes + num > MAX_CALLS_BYTES:
-                raise Refusal(
-                    Reason.TOO_LARGE,
-                    f"The calls of this rollout that are under way are larger than "
-                    f"{MAX_CALLS_BYTES} bytes together.",
-                )
-            num_bytes += num
-            self._num_call_bytes += num
-
-        self._num_calls += 1
-        try:
-            yield take
-        finally:
-            self._num_calls -= 1
-            self._num_call_bytes -= num_bytes
+    def calling(self) -> Calling:
+        return Calling(self)
 
     async def take_turn(self, *, is_long: bool) -> None:
         """Before a call is read, at once: one by one, between which others' are, too, and of long
@@ -140,10 +116,49 @@ class Session:
     async def close(self) -> None:
         """Refuse everything from now on, and wait for what runs to have stopped."""
         self.is_open = False
-        running = list(self.running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        if self.running:
+            for task in self.running:
+                task.cancel()
+            await self._stopped.wait()
+
+    def ended(self, task: asyncio.Task[Any]) -> None:
+        """The task, one of `running`, samples no more."""
+        self.running.discard(task)
+        if not (self.is_open or self.running):
+            self._stopped.set()
+
+
+class Calling:
+    """A call, from its head to the end of its answer."""
+
+    __slots__ = ("_num_bytes", "_session")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._num_bytes = 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        """What to tell of each part of its body. Both raise `Refusal` where it is too much."""
+        if self._session.num_calls >= MAX_CALLS:
+            raise Refusal(
+                Reason.TOO_MANY_CALLS, f"this rollout has {MAX_CALLS} calls under way already"
+            )
+        self._session.num_calls += 1
+        return self._take
+
+    def _take(self, num_bytes: int) -> None:
+        if self._session.num_call_bytes + num_bytes > MAX_CALLS_BYTES:
+            raise Refusal(
+                Reason.TOO_LARGE,
+                f"The calls of this rollout that are under way are larger than "
+                f"{MAX_CALLS_BYTES} bytes together.",
+            )
+        self._num_bytes += num_bytes
+        self._session.num_call_bytes += num_bytes
+
+    def __exit__(self, *error: object) -> None:
+        self._session.num_calls -= 1
+        self._session.num_call_bytes -= self._num_bytes
 
 
 _ENDED = "Incorrect API key provided: its rollout has ended."

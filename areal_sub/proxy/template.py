@@ -37,6 +37,17 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """The same, sooner: it would ask messages, calls and tools for an attribute first."""
+        if type(obj) is not dict or attribute in _OF_DICTS:
+            return super().getattr(obj, attribute)
+        return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+
+
+_OF_DICTS = frozenset(dir(dict))
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     loaded_at = datetime.now().astimezone()
 
@@ -58,7 +69,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
             sort_keys=sort_keys,
         )
 
-    env = ImmutableSandboxedEnvironment(
+    env = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     env.filters["tojson"] = tojson

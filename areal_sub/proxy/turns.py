@@ -6,7 +6,7 @@ hung up or the rollout ended (`finish_reason` "aborted"), unless not one token a
 asked of the engine is recorded before it (`IntentRecord`). A reader
 that does not read delays nobody: sampling runs on, and what it gives is merged until it is fetched.
 
-Called by `app.py`, one `prepare` and one `run` per call.
+Called by `answering.py`: one `prepare` per call, then one `run` or `answer`.
 """
 
 from __future__ import annotations
@@ -162,19 +162,15 @@ class Turns:
 
         Closing the iterator aborts what still runs in the engine. Raises `Refusal`.
         """
-        call, session = prepared.call, prepared.session
-        session.check_open()
-        self.num_requests += 1
+        session = prepared.session
         outbox = _Outbox()
-        ids = [choice_turn_id(prepared.answer_id, i) for i in range(call.num_choices)]
-        session.choices[prepared.answer_id] = ids
         tasks = [
             asyncio.create_task(self._run_choice(prepared, i, turn_id, outbox))
-            for i, turn_id in enumerate(ids)
+            for i, turn_id in enumerate(self._begin(prepared))
         ]
 
         def on_done(task: asyncio.Task[None]) -> None:
-            session.running.discard(task)
+            session.ended(task)
             if task.cancelled():  # by the rollout's end, perhaps before it began to run
                 outbox.fail(finished())
 
@@ -193,6 +189,38 @@ class Turns:
                 task.cancel()
             if running:
                 await asyncio.gather(*running, return_exceptions=True)
+
+    async def answer(self, prepared: Prepared, add: Callable[[int, Delta], None]) -> None:
+        """Have `add` told of all that `run` gives, for who needs the answer as a whole. Raises
+        `Refusal`."""
+        if prepared.call.num_choices > 1:
+            async with aclosing(self.run(prepared)) as deltas:  # type: ignore[type-var]
+                async for index, delta in deltas:
+                    add(index, delta)
+            return
+        # Nobody reads meanwhile, so it needs no task of its own, which would cost as much as what
+        # is recorded of it.
+        session, task = prepared.session, asyncio.current_task()
+        assert task is not None
+        [turn_id] = self._begin(prepared)
+        session.running.add(task)
+        try:
+            add(0, await self._choice(prepared, turn_id, partial(add, 0)))
+        except asyncio.CancelledError:
+            if session.is_open or task.uncancel() > 0:
+                raise
+            raise finished() from None
+        finally:
+            session.ended(task)
+
+    def _begin(self, prepared: Prepared) -> list[str]:
+        """The ids of its choices' turns. Raises `Refusal`."""
+        prepared.session.check_open()
+        self.num_requests += 1
+        num, answer_id = prepared.call.num_choices, prepared.answer_id
+        ids = [choice_turn_id(answer_id, index) for index in range(num)]
+        prepared.session.choices[answer_id] = ids
+        return ids
 
     async def _grammar(self, session: Session, call: Call, prompt: Int32Array) -> str:
         answer_format, reasoning = self._renderer.format, None
@@ -316,6 +344,18 @@ class Turns:
     async def _run_choice(
         self, prepared: Prepared, index: int, turn_id: str, outbox: _Outbox
     ) -> None:
+        try:
+            last = await self._choice(prepared, turn_id, partial(outbox.put, index))
+        except Refusal as refusal:
+            outbox.fail(refusal)
+        else:
+            outbox.put(index, last)
+
+    async def _choice(
+        self, prepared: Prepared, turn_id: str, put: Callable[[Delta], None]
+    ) -> Delta:
+        """Sample one choice and record it; `put` each delta but the last, which is returned. Raises
+        `Refusal`."""
         sampled = self._sampled(prepared)
         try:
             self._journal.append(
@@ -327,17 +367,15 @@ class Turns:
                 )
             )
             try:
-                last = await self._sample(prepared, sampled, partial(outbox.put, index))
+                return await self._sample(prepared, sampled, put)
             finally:
                 self._record(prepared, turn_id, sampled)
         except Refusal as refusal:
             prepared.session.last_call = refusal.reason
-            outbox.fail(refusal)
+            raise
         except Exception:
             log.exception("rollout %s, turn %s", prepared.session.rollout_id, turn_id)
-            outbox.fail(Refusal(Reason.INTERNAL, "the proxy failed; see its log"))
-        else:
-            outbox.put(index, last)
+            raise Refusal(Reason.INTERNAL, "the proxy failed; see its log") from None
 
     def _sampled(self, prepared: Prepared) -> Sampled:
         call, vocabulary = prepared.call, self._renderer.vocabulary

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from areal_sub.errors import ModelError
 from areal_sub.proxy.template import read_json, token_text
+from areal_sub.proxy.words import Words, cuts_at_words
 
 # The library's own threads would fight the event loop for the core that the proxy has.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -46,6 +47,7 @@ class Vocabulary:
         ordinary = [token for token in added if token not in control]
         plain_data["added_tokens"] = ordinary
         self._plain = _load(plain_data)
+        self._words = Words(self._encode_each) if cuts_at_words(plain_data) else None
         # Without the control tokens before them, ordinary added tokens may get other ids.
         self._renumber = {
             plain_id: token["id"]
@@ -112,12 +114,18 @@ class Vocabulary:
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
-        # "Fast": without the offsets, which nobody asks for.
-        [encoded] = self._plain.encode_batch_fast([text], add_special_tokens=False)
-        ids: list[int] = encoded.ids
+        # What is longer is encoded without holding up other threads.
+        if self._words is not None and len(text) <= MAX_REMEMBERED_CHARS:
+            return self._words.ids(text)
+        [ids] = self._encode_each([text])
         if self._renumber:
             ids = [self._renumber.get(token_id, token_id) for token_id in ids]
         return ids
+
+    def _encode_each(self, texts: list[str]) -> list[list[int]]:
+        # "Fast": without the offsets, which nobody asks for.
+        encoded = self._plain.encode_batch_fast(texts, add_special_tokens=False)
+        return [each.ids for each in encoded]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of `token_ids`, control tokens included."""

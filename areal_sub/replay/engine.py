@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_sub.component import run_component
+from areal_sub.engine_client import item_of
 from areal_sub.proxy.vocabulary import Vocabulary
 from areal_sub.records import (
     EngineInfo,
@@ -52,7 +53,7 @@ class ReplayEngine:
             num_decode_steps=0,
         ).to_map()
 
-    async def generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def generate(self, params: dict[str, Any]) -> AsyncIterator[Any]:
         request = GenerateRequest.from_map(params)
         recording = self._recordings[request.affinity]
         try:
@@ -62,7 +63,7 @@ class ReplayEngine:
             self._write_report()
             raise
         self._write_report()
-        yield chunk_of(turn, request).to_map()
+        yield item_of(chunk_of(turn, request))
 
     def _write_report(self) -> None:
         found = {

@@ -36,6 +36,7 @@ from typing import Any, TypeVar
 from areal_sub.config import Config
 from areal_sub.engine_client import EngineClient
 from areal_sub.errors import ConfigError, DeadlineExceeded, PeerGone
+from areal_sub.learner.weights_file import leave
 from areal_sub.records import EngineInfo
 from areal_sub.rollout.attempt import AgentRunner, RolloutRunner
 from areal_sub.rollout.grader import Grader
@@ -119,7 +120,7 @@ class Stack:
             except DeadlineExceeded as error:
                 service.accuse(f"hangs: {error}")
         if earlier is not None:
-            earlier.unlink(missing_ok=True)
+            leave(earlier)
 
     @classmethod
     @asynccontextmanager

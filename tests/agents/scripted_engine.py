@@ -35,7 +35,7 @@ class ScriptedEngine(Engine):
         script = json.loads(os.environ["AREAL_SUB_SCRIPT"])
         self._grammars_of_turns = [self._grammar(texts) for texts in script]
 
-    async def _generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def _generate(self, params: dict[str, Any]) -> AsyncIterator[Any]:
         request = GenerateRequest.from_map(params)
         prompt = self._tokenizer.decode(request.prompt_token_ids, skip_special_tokens=False)
         turn = min(prompt.count(ANSWERED) - 1, len(self._grammars_of_turns) - 1)

@@ -7,7 +7,7 @@ import torch
 from engine_lab import make_model
 from safetensors.torch import load_file, save_file
 
-from areal_sub.engines.embedded.weights import WeightNames, read_update
+from areal_sub.engines.embedded.weights import WeightNames, load_model, read_update
 from areal_sub.errors import ModelError
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -92,3 +92,14 @@ def test_unreadable_weights_are_named(names: WeightNames, tmp_path: Path) -> Non
     broken.write_bytes(b"\xff" * 64)
     with pytest.raises(ModelError, match=r"broken\.safetensors"):
         read_update(broken, names)
+
+
+def test_a_loaded_model_lies_in_memory_of_its_own(tmp_path: Path) -> None:
+    """Where it begins as its file says, processors are slow; and a file may be written over."""
+    make_model("llama").save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), dtype="float32", device=torch.device("cpu"))
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in model.state_dict().values())
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    want = make_model("llama").state_dict()
+    assert all(tensor.equal(want[name]) for name, tensor in model.state_dict().items())

@@ -18,6 +18,7 @@ from areal_sub.records import (
     TurnRecord,
     decode_record,
 )
+from areal_sub.rpc import Last
 from areal_sub.trajectory.journal import Journal, read_journal
 
 # What a policy may say: text, calls, half calls, control tokens as text and as tokens, bad UTF-8.
@@ -54,7 +55,7 @@ class DirectEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         async for item in self._stub.generate(request.to_map()):
-            yield GenerateChunk.from_map(item)
+            yield GenerateChunk.from_map(item.item if isinstance(item, Last) else item)
 
 
 def make_turns(engine: Any, renderer: Any, journal: Journal) -> Turns:

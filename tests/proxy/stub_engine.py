@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from areal_sub.engine_client import item_of
 from areal_sub.proxy.vocabulary import Vocabulary
 from areal_sub.records import EngineInfo, GenerateChunk, GenerateRequest, float32, int32
 
@@ -149,7 +150,7 @@ class StubEngine:
             num_decode_steps=0,
         ).to_map()
 
-    async def generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def generate(self, params: dict[str, Any]) -> AsyncIterator[Any]:
         request = GenerateRequest.from_map(params)
         if self.fail:
             raise RuntimeError(self.fail)
@@ -171,12 +172,13 @@ class StubEngine:
                 given += part
                 is_last = start + step >= len(cut)
                 finished = is_last
-                yield GenerateChunk(
+                chunk = GenerateChunk(
                     token_ids=int32(part),
                     logprobs=float32([-0.5 - token_id / 1000 for token_id in part]),
                     versions=int32([self.policy_version] * len(part)),
                     finish_reason=("stop" if stopped else "length") if is_last else None,
-                ).to_map()
+                )
+                yield item_of(chunk)
         finally:
             self.num_running -= 1
             self.num_aborted += not finished

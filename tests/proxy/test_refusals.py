@@ -337,6 +337,34 @@ def test_ending_a_rollout_aborts_what_runs_and_its_record_is_the_last(proxied: A
     proxied(work)
 
 
+@pytest.mark.parametrize("num_choices", [1, 2])
+def test_ending_a_rollout_refuses_the_whole_answers_that_are_awaited(
+    proxied: Any, num_choices: int
+) -> None:
+    async def work(proxy: Any) -> None:
+        reached = asyncio.Event()
+
+        async def gate(position: int) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        proxy.engine.gate = gate
+        rollout = await proxy.open()
+        async with rollout.client() as client:
+            asking = asyncio.ensure_future(
+                client.chat.completions.create(model="m", messages=MESSAGES, n=num_choices)
+            )
+            await reached.wait()
+            await rollout.end(outcome="timeout", reward=None)
+            with pytest.raises(openai.AuthenticationError, match="ended"):
+                await asking
+            await proxy.engine.until(lambda: proxy.engine.num_aborted == num_choices)
+        kinds = [record.KIND for record in proxy.records()]
+        assert kinds == ["open", *["intent"] * num_choices, "end"]
+
+    proxied(work)
+
+
 def test_a_stream_that_is_never_read_delays_nobody(proxied: Any) -> None:
     async def work(proxy: Any) -> None:
         proxy.engine.says([65] * 3000)  # more than a connection buffers by far

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 
+from areal_sub.engine_client import item_of
 from areal_sub.engines.embedded import weights
 from areal_sub.engines.embedded.decoder import Decoder, Limits, Progress
 from areal_sub.engines.embedded.grammars import Grammars
@@ -111,7 +112,7 @@ class Engine:
             num_decode_steps=decoder.num_decode_steps,
         ).to_map()
 
-    async def _generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def _generate(self, params: dict[str, Any]) -> AsyncIterator[Any]:
         record = GenerateRequest.from_map(params)
         request = Request.checked(
             record,
@@ -130,7 +131,7 @@ class Engine:
         try:
             while True:
                 chunk = await call.next_chunk()
-                yield chunk.to_map()
+                yield item_of(chunk)
                 if chunk.finish_reason is not None:
                     return
         finally:

@@ -56,6 +56,11 @@ def load_model(path: str, *, dtype: str, device: torch.device) -> Any:
             model = load("eager")
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"cannot load a causal LM from {path!r}: {error}") from error
+    if device.type == "cpu":
+        # transformers leaves them in a mapping of the file, wherever they begin there: what is
+        # written into it is copied page by page, and processors work best on what begins at 64.
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
     linear.use_in(model)
     return model.to(device).eval().requires_grad_(False)
 

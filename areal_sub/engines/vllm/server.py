@@ -12,6 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from areal_sub.engine_client import item_of
 from areal_sub.engines.embedded.grammars import Grammars
 from areal_sub.engines.embedded.request import Request
 from areal_sub.engines.vllm.calls import Calls
@@ -75,7 +76,7 @@ class Engine:
             num_decode_steps=0,  # vLLM does not say
         ).to_map()
 
-    async def _generate(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def _generate(self, params: dict[str, Any]) -> AsyncIterator[Any]:
         record = GenerateRequest.from_map(params)
         request = Request.checked(
             record,
@@ -87,7 +88,7 @@ class Engine:
         # until the end, so that there are no more at once than the servers can run.
         async with self._held_to(request), aclosing(self._calls.run(request)) as chunks:
             async for chunk in chunks:
-                yield chunk.to_map()
+                yield item_of(chunk)
 
     @asynccontextmanager
     async def _held_to(self, request: Request) -> AsyncIterator[None]:

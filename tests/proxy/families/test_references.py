@@ -69,6 +69,19 @@ def test_real_vocabularies_read_what_is_written(real: dict[str, Renderer], name:
             assert message_hash(answer.message()) == message_hash(message)
 
 
+@pytest.mark.parametrize("name", REAL)
+def test_real_vocabularies_have_the_ids_of_a_text_by_its_words(
+    real: dict[str, Renderer], name: str
+) -> None:
+    vocabulary = real[name].vocabulary
+    assert vocabulary._words is not None
+    for page in [*Path("docs").glob("*.md"), *Path("areal_sub/proxy").rglob("*.py")]:
+        for text in page.read_text().split("\n\n"):
+            if text:
+                [whole] = vocabulary._encode_each([text])
+                assert vocabulary._words.ids(text) == whole
+
+
 @pytest.fixture(scope="module")
 def harmony() -> Any:
     """OpenAI's package, with the vocabulary that it would download."""
