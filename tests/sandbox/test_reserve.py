@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ async def reserved(lab: Any, below: Below, eventually: Eventually) -> AsyncItera
         await zygote.close()
 
 
-async def stands_ready(zygote: Any, num: int, below: Below, eventually: Eventually) -> set[int]:
-    """The process ids of the agents' processes, once there are `num` of them."""
+async def stands_ready(
+    zygote: Any, num: int, below: Below, eventually: Eventually, name: str = "sandbox-child"
+) -> set[int]:
+    """The process ids of the agents' processes, or of others, once there are `num` of them."""
 
     def pids() -> set[int]:
-        return {process.pid for process in below(zygote.guardian_pid, "sandbox-child")}
+        return {process.pid for process in below(zygote.guardian_pid, name)}
 
     await asyncio.to_thread(eventually, lambda: len(pids()) == num, f"{num} children are there")
     return pids()
@@ -79,10 +82,8 @@ def test_one_that_died_while_it_stood_is_not_taken(
 ) -> None:
     async def go() -> ChildReport:
         async with reserved(lab, below, eventually) as zygote:
-            inits = below(zygote.guardian_pid, "sandbox-init")
-            assert len(inits) == 2
-            for init in inits:
-                init.kill()
+            for init in await stands_ready(zygote, 2, below, eventually, "sandbox-init"):
+                os.kill(init, signal.SIGKILL)
             await stands_ready(zygote, 0, below, eventually)
             report: ChildReport = await zygote.run({"do": "number"})
             await stands_ready(zygote, 2, below, eventually)  # it is filled again
