@@ -15,8 +15,8 @@ INSTALL := @PYTHON="$(PYTHON)" VENV="$(VENV)" .ci/install
 ALL_EXTRAS := train vllm data gguf dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-smollm2 test test-runs test-families test-attacks test-agents test-vllm lint format bench bench-spawn \
-	bench-proxy bench-constrained bench-engine bench-weights bench-journal soak soak-rollouts chaos docs \
+.PHONY: help train train-smollm2 test test-runs test-families test-attacks test-agents test-vllm lint format bench bench-loop \
+	bench-spawn bench-proxy bench-constrained bench-engine bench-weights bench-journal soak soak-rollouts chaos docs \
 	bench-async gpu constraints clean
 
 help:  ## List the targets
@@ -92,6 +92,10 @@ soak:  ## 10,000 children in sequence, 500 at once, a killed caller: does anythi
 bench:  ## Compare ways of running agents: wall time and CPU of 256 rollouts
 	$(INSTALL) $(ALL_EXTRAS)
 	$(BIN)/python -m benchmarks.rollouts $(ARGS)
+
+bench-loop:  ## What the sandbox costs a whole run, beside the same run inline
+	$(INSTALL) $(ALL_EXTRAS)
+	$(BIN)/python -m benchmarks.loop $(ARGS)
 
 bench-journal:  ## What recording a rollout costs, by journal.fsync, and reading it back
 	$(INSTALL) $(ALL_EXTRAS)
