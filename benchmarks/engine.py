@@ -171,6 +171,8 @@ def start(name: str, model: Path, folder: Path, args: Any) -> Iterator[Sampler]:
         "max_model_len": args.num_prompt + args.num_tokens,
     }
     if name == "vllm":
+        if not args.vllm_python:
+            raise SystemExit("vllm: --vllm-python names its interpreter; or see --engines")
         settings |= {
             "python": args.vllm_python,
             "args": ["--enforce-eager"],

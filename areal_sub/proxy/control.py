@@ -95,7 +95,8 @@ class Control:
 
     async def end_rollout(self, params: Params) -> dict[str, Any]:
         """Stop the rollout's calls, then write its end record, which is its last."""
-        session = await self._sessions.close(params["rollout_id"])
+        cut_off = params["outcome"] == Outcome.CANCELLED
+        session = await self._sessions.close(params["rollout_id"], cut_off=cut_off)
         self._listeners.close_rollout(session.rollout_id)
         if (difference := claim_difference(params)) is not None:
             self._sessions.note(Sign.CLAIM_DIFFERS, difference, [session])

@@ -225,6 +225,7 @@ class Sessions:
         self._by_key: dict[str, Session] = {}
         self._by_rollout: dict[str, Session] = {}
         self._finished = FinishedKeys()
+        self._cut_off = FinishedKeys()  # those of them whose agents may not have known yet
         self.num_rejected: Counter[str] = Counter()  # by `Reason`
         self.tampering = Tampering()
 
@@ -251,14 +252,17 @@ class Sessions:
         await session.close()
         return session
 
-    async def close(self, rollout_id: str) -> Session:
-        """Take the rollout's session out and stop it. Raises `RpcError` where there is none,
+    async def close(self, rollout_id: str, *, cut_off: bool = False) -> Session:
+        """Take the rollout's session out and stop it. `cut_off`: its agent may still be running,
+        so a call of it is no sign of anything. Raises `RpcError` where there is none,
         `RolloutLost`."""
         session = self._by_rollout.pop(rollout_id, None)
         if session is None:
             raise self._not_open(rollout_id)
         del self._by_key[session.key]
         self._finished.add(session.key)
+        if cut_off:
+            self._cut_off.add(session.key)
         await session.close()
         return session
 
@@ -320,7 +324,7 @@ class Sessions:
     def _by_connection(self, rollout_id: str, keys: list[str]) -> Session:
         session = self._by_rollout.get(rollout_id)
         if session is None:
-            raise _after_end()
+            raise self._after_end(keys)
         others = [self._by_key[key] for key in keys if key in self._by_key and key != session.key]
         has_ended = self._has_finished(keys)
         if others or has_ended:
@@ -330,9 +334,12 @@ class Sessions:
     def _has_finished(self, keys: Iterable[str]) -> bool:
         return any(key not in self._by_key and key in self._finished for key in keys)
 
+    def _after_end(self, keys: Iterable[str]) -> Refusal:
+        return finished() if any(key in self._cut_off for key in keys) else _after_end()
+
     def _unknown(self, keys: Sequence[str]) -> Refusal:
         if self._has_finished(keys):
-            return _after_end()
+            return self._after_end(keys)
         message = (
             "Incorrect API key provided: it is no rollout's. Use the OPENAI_BASE_URL and "
             "OPENAI_API_KEY of the agent's environment."

@@ -59,6 +59,19 @@ def test_keys_where_they_do_not_belong(proxied: Any) -> None:
     proxied(work)
 
 
+def test_who_was_cut_off_in_the_middle_has_done_nothing(proxied: Any) -> None:
+    async def work(proxy: Any) -> None:
+        cut_off, ended = await proxy.open(), await proxy.open()
+        await cut_off.end(outcome="cancelled", reward=None)
+        assert await calls(proxy.url, cut_off.key, "/v1/models") == [401]
+        assert (await proxy.stats())["tampering"]["counts"] == {}
+        await ended.end(outcome="timeout", reward=None)
+        assert await calls(proxy.url, ended.key, "/v1/models") == [401]
+        assert (await proxy.stats())["tampering"]["counts"] == {"call_after_end": 1}
+
+    proxied(work)
+
+
 @pytest.mark.parametrize(
     ("claim", "kept", "differs"),
     [(None, None, 0), (0.5, 0.5, 0), (1.0, 1.0, 1), ({"turn": 0.5, "x" * 999: 0.0}, "turn", 0)],
