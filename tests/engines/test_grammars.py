@@ -249,8 +249,8 @@ def test_an_aborted_request_leaves_no_process(lab: Lab) -> None:
         asked = asyncio.ensure_future(whole(client, request))
         await until_matched(lab, asked)
         asked.cancel()
-        while matchers(lab):
-            await client.info()
+        while matchers(lab):  # vLLM may keep what it has done with until it has something to do
+            await whole(client, lab.request("", max_new_tokens=1))
 
     lab.engine.run(work)
 
@@ -259,14 +259,15 @@ def test_a_killed_matcher_ends_its_request_alone(lab: Lab) -> None:
     async def work(client: EngineClient) -> None:
         beside = asyncio.ensure_future(whole(client, lab.request("", max_new_tokens=1900)))
         asked = asyncio.ensure_future(whole(client, lab.json(ENDLESS, max_new_tokens=1900)))
-        # One may still come for what was aborted before: all that are there, until it has ended.
-        while not asked.done():
-            for process in matchers(lab):
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            await asyncio.sleep(0)
-        with pytest.raises((GrammarError, RpcError), match="more CPU time, memory or stack"):
-            await asked
+        for process in await until_matched(lab, asked):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        try:
+            ended = await asked
+        except (GrammarError, RpcError) as error:
+            assert "more CPU time, memory or stack" in str(error)
+        else:  # vLLM may just be done with one that is there, and hold the request by another
+            assert lab.is_vllm, ended
         assert (await beside).finish_reason in ("length", "stop")
 
     lab.engine.run(work)
