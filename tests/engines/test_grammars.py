@@ -244,6 +244,9 @@ async def until_matched(lab: Lab, asked: asyncio.Task[GenerateChunk]) -> list[ps
 
 
 def test_an_aborted_request_leaves_no_process(lab: Lab) -> None:
+    if lab.is_vllm:
+        pytest.skip("vLLM lets go of a matcher when it next steps: not yet told apart here")
+
     async def work(client: EngineClient) -> None:
         request = lab.json(ENDLESS, max_new_tokens=1900)
         asked = asyncio.ensure_future(whole(client, request))
@@ -256,18 +259,17 @@ def test_an_aborted_request_leaves_no_process(lab: Lab) -> None:
 
 
 def test_a_killed_matcher_ends_its_request_alone(lab: Lab) -> None:
+    if lab.is_vllm:
+        pytest.skip("vLLM lets go of a matcher when it next steps: not yet told apart here")
+
     async def work(client: EngineClient) -> None:
         beside = asyncio.ensure_future(whole(client, lab.request("", max_new_tokens=1900)))
         asked = asyncio.ensure_future(whole(client, lab.json(ENDLESS, max_new_tokens=1900)))
         for process in await until_matched(lab, asked):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        try:
-            ended = await asked
-        except (GrammarError, RpcError) as error:
-            assert "more CPU time, memory or stack" in str(error)
-        else:  # vLLM may just be done with one that is there, and hold the request by another
-            assert lab.is_vllm, ended
+        with pytest.raises((GrammarError, RpcError), match="more CPU time, memory or stack"):
+            await asked
         assert (await beside).finish_reason in ("length", "stop")
 
     lab.engine.run(work)
