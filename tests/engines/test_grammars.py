@@ -243,36 +243,38 @@ async def until_matched(lab: Lab, asked: asyncio.Task[GenerateChunk]) -> list[ps
     return found
 
 
-def test_an_aborted_request_leaves_no_process(lab: Lab) -> None:
+@pytest.fixture
+def matched(lab: Lab) -> Lab:
+    """Where matchers can be told apart by the request that they are of."""
     if lab.is_vllm:
         pytest.skip("vLLM lets go of a matcher when it next steps: not yet told apart here")
+    return lab
 
+
+def test_an_aborted_request_leaves_no_process(matched: Lab) -> None:
     async def work(client: EngineClient) -> None:
-        request = lab.json(ENDLESS, max_new_tokens=1900)
+        request = matched.json(ENDLESS, max_new_tokens=1900)
         asked = asyncio.ensure_future(whole(client, request))
-        await until_matched(lab, asked)
+        await until_matched(matched, asked)
         asked.cancel()
-        while matchers(lab):  # vLLM may keep what it has done with until it has something to do
-            await whole(client, lab.request("", max_new_tokens=1))
+        while matchers(matched):
+            await client.info()
 
-    lab.engine.run(work)
+    matched.engine.run(work)
 
 
-def test_a_killed_matcher_ends_its_request_alone(lab: Lab) -> None:
-    if lab.is_vllm:
-        pytest.skip("vLLM lets go of a matcher when it next steps: not yet told apart here")
-
+def test_a_killed_matcher_ends_its_request_alone(matched: Lab) -> None:
     async def work(client: EngineClient) -> None:
-        beside = asyncio.ensure_future(whole(client, lab.request("", max_new_tokens=1900)))
-        asked = asyncio.ensure_future(whole(client, lab.json(ENDLESS, max_new_tokens=1900)))
-        for process in await until_matched(lab, asked):
+        beside = asyncio.ensure_future(whole(client, matched.request("", max_new_tokens=1900)))
+        asked = asyncio.ensure_future(whole(client, matched.json(ENDLESS, max_new_tokens=1900)))
+        for process in await until_matched(matched, asked):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         with pytest.raises((GrammarError, RpcError), match="more CPU time, memory or stack"):
             await asked
         assert (await beside).finish_reason in ("length", "stop")
 
-    lab.engine.run(work)
+    matched.engine.run(work)
 
 
 @pytest.mark.parametrize("lab", [VLLM], indirect=True)
