@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -36,6 +35,7 @@ from .layers import bwrap
 from .outputs import make_order
 from .probe import Probe
 from .report import ChildReport, Ending
+from .reserve import Reserve
 from .run import (
     CLEANUP_TIMEOUT_S,
     KILL_TIMEOUT_S,
@@ -49,8 +49,6 @@ from .spec import SandboxSpec, check_env
 from .wire import MAX_READY_BYTES, one_line, text
 from .workspace import Templates
 
-REFILL_PAUSE_S = 0.1
-"""Without a new run, until the reserve is filled again: that takes nothing from a burst."""
 MAX_NOTES = 20
 """Of a zygote."""
 RETIRE_INTERVAL_S = 0.05
@@ -86,10 +84,7 @@ class Zygote:
         self._templates = Templates(spec.limits)
         self._sending = asyncio.Lock()
         self._runs: set[Run] = set()
-        self._reserve: collections.deque[Run] = collections.deque()
-        self._num_reserve = 0
-        self._refilling: asyncio.Task[None] | None = None
-        self._refill_at: asyncio.TimerHandle | None = None
+        self._reserve = Reserve(0, self._new_run, self._release)
         self._num_runs = 0
         self._closed = False
         self._egress: EgressHandle | None = None
@@ -201,8 +196,8 @@ class Zygote:
         except BaseException:
             await zygote.close()
             raise
-        zygote._num_reserve = reserve
-        zygote._refill()
+        zygote._reserve = Reserve(reserve, zygote._new_run, zygote._release)
+        zygote._reserve.fill()
         return zygote
 
     @property
@@ -303,7 +298,7 @@ class Zygote:
             template = await asyncio.to_thread(self._templates.packed, os.fspath(workspace))
         request_fd = memory_file("request", encoded)
         try:
-            run = self._from_reserve() or await self._new_run()
+            run = self._reserve.take() or await self._new_run()
         except StepFailed as failure:
             os.close(request_fd)
             return ChildReport(Ending.SETUP_FAILED, error=str(failure))
@@ -318,7 +313,7 @@ class Zygote:
             request_fds = [request_fd] if template is None else [request_fd, template.fd]
             here = self.plan.tier == "process"  # where an init is the agent's zygote's fork
             run.begin(request_fds, limit_s, on_output, order, collect_here=here)
-            self._refill_later()
+            self._reserve.fill_later()
             report = await run.ended()
             if leash is not None:
                 report = dataclasses.replace(report, egress_refused=await leash.end())
@@ -343,37 +338,6 @@ class Zygote:
             self._egress.kill()
             run.stop(Ending.LOST)
             return None
-
-    def _from_reserve(self) -> Run | None:
-        while self._reserve:
-            run = self._reserve.popleft()
-            if run.can_be_asked:
-                return run
-            self._release(run)
-        return None
-
-    def _refill_later(self) -> None:
-        if self._num_reserve:
-            if self._refill_at is not None:
-                self._refill_at.cancel()
-            self._refill_at = self._loop.call_later(REFILL_PAUSE_S, self._refill)
-
-    def _refill(self) -> None:
-        self._refill_at = None
-        if self._refilling is None or self._refilling.done():
-            self._refilling = asyncio.ensure_future(self._fill_reserve())
-
-    async def _fill_reserve(self) -> None:
-        """One after the other, until a run begins: then it is for that one to go on, later."""
-        while self.is_alive and self._refill_at is None and self.num_standing < self._num_reserve:
-            try:
-                run = await self._new_run()
-            except StepFailed:
-                return  # likewise
-            self._reserve.append(run)
-            await run.ready()
-            if not run.is_usable:  # what is wrong with it shows where one is needed
-                return
 
     async def _new_run(self) -> Run:
         """A child that was ordered, and is being sealed. Raises `StepFailed`."""
@@ -411,9 +375,7 @@ class Zygote:
     async def close(self, timeout_s: float = 10.0) -> None:
         """End everything: children, zygote, guardian. Never raises; idempotent."""
         self._closed = True
-        self._num_reserve = 0
-        while self._reserve:
-            self._release(self._reserve.popleft())
+        self._reserve.close()
         for run in self._runs:
             run.stop(Ending.LOST)
         self._cut_lifeline()
@@ -528,6 +490,7 @@ class Zygote:
         self._lifeline.close()
         if self._egress is not None:
             self._egress.end()
+        self._reserve.close()
         for run in self._runs:  # an init that outlived its guardian still obeys this
             run.stop(Ending.LOST)
         removal = self._loop.run_in_executor(self._removing, self._remove_all)

@@ -93,12 +93,13 @@ def test_one_that_died_while_it_stood_is_not_taken(
     assert (report.ending, report.value) == (Ending.RETURNED, 0.25)
 
 
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
 def test_closing_leaves_nothing_of_the_reserve(
     lab: Any, below: Below, eventually: Eventually
 ) -> None:
-    def open_descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-
     async def go() -> list[psutil.Process]:
         async with reserved(lab, below, eventually) as zygote:
             family = below(zygote.guardian_pid)
@@ -115,16 +116,23 @@ def test_closing_leaves_nothing_of_the_reserve(
     assert open_descriptors() <= before
 
 
-def test_closing_while_the_reserve_is_filled(lab: Any) -> None:
+@pytest.mark.parametrize("num_rounds", range(3))
+def test_closing_while_the_reserve_is_filled(lab: Any, num_rounds: int) -> None:
+    """`num_rounds`: of the event loop, until it is closed."""
+
     async def go() -> Any:
         zygote = await lab.start("acts:act", reserve=20)
-        await asyncio.sleep(0)
+        for _ in range(num_rounds):
+            await asyncio.sleep(0)
         await zygote.close()
         return zygote
 
+    lab.do("number")  # what is opened once is open
+    before = open_descriptors()
     zygote = lab.run(go())
     assert not zygote.is_alive
     assert not psutil.pid_exists(zygote.guardian_pid)
+    assert open_descriptors() <= before
 
 
 def test_each_child_comes_by_a_listener_of_its_own(
