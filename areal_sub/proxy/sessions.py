@@ -114,7 +114,8 @@ class Session:
             raise finished()
 
     async def close(self) -> None:
-        """Refuse everything from now on, and wait for what runs to have stopped."""
+        """Refuse everything from now on, and wait, within the caller's limit, for what runs to have
+        stopped."""
         self.is_open = False
         if self.running:
             for task in self.running:
@@ -324,7 +325,7 @@ class Sessions:
     def _by_connection(self, rollout_id: str, keys: list[str]) -> Session:
         session = self._by_rollout.get(rollout_id)
         if session is None:
-            raise self._after_end(keys)
+            raise self._late(keys)
         others = [self._by_key[key] for key in keys if key in self._by_key and key != session.key]
         has_ended = self._has_finished(keys)
         if others or has_ended:
@@ -334,12 +335,13 @@ class Sessions:
     def _has_finished(self, keys: Iterable[str]) -> bool:
         return any(key not in self._by_key and key in self._finished for key in keys)
 
-    def _after_end(self, keys: Iterable[str]) -> Refusal:
+    def _late(self, keys: Iterable[str]) -> Refusal:
+        """Of a call by a rollout that is over: no misuse where its end cut the call off."""
         return finished() if any(key in self._cut_off for key in keys) else _after_end()
 
     def _unknown(self, keys: Sequence[str]) -> Refusal:
         if self._has_finished(keys):
-            return self._after_end(keys)
+            return self._late(keys)
         message = (
             "Incorrect API key provided: it is no rollout's. Use the OPENAI_BASE_URL and "
             "OPENAI_API_KEY of the agent's environment."

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import tempfile
 import time
 from collections.abc import (
@@ -35,7 +34,7 @@ from typing import Any, TypeVar
 
 from areal_sub.config import Config
 from areal_sub.engine_client import EngineClient
-from areal_sub.errors import ConfigError, DeadlineExceeded, PeerGone
+from areal_sub.errors import DeadlineExceeded, PeerGone
 from areal_sub.learner.weights_file import leave
 from areal_sub.records import EngineInfo
 from areal_sub.rollout.attempt import AgentRunner, RolloutRunner
@@ -43,20 +42,22 @@ from areal_sub.rollout.grader import Grader
 from areal_sub.rollout.inline import InlineRunner
 from areal_sub.rollout.mix import Agent
 from areal_sub.rollout.pool import SubprocPool
-from areal_sub.rollout.workspace import fixed_part
 from areal_sub.rpc import Client
 from areal_sub.schedulers.local import Component
 from areal_sub.schedulers.service import Incident, Limits, Service, Steps
 from areal_sub.trainer.scratch import scratch_folder
+from areal_sub.trainer.settings import (
+    engine_settings,
+    proxy_settings,
+    supervisor_env,
+    supervisor_settings,
+)
 from areal_sub.trainer.status import Status, status_served
 from areal_sub.trajectory.stream import TrajectoryStream
 
 T = TypeVar("T")
 
 _SHARED_MEMORY = Path("/dev/shm")
-_TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
-# The supervisor and its children get no more of our environment than this.
-_SUPERVISOR_ENV = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "AREAL_SUB_LOG")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +243,7 @@ class _Parts:
 
         async def launch(number: int) -> Component:
             path = model_path if weights.path is None else weights.model_path
-            settings = _engine_settings(
+            settings = engine_settings(
                 config, self._own("engine", number), path, tokenizer_path, first_version
             )
             settings["seed"] += number  # what the last one drew is not drawn again
@@ -274,7 +275,7 @@ class _Parts:
                 "listeners": self._own("listeners", number),
                 "engine": self._known("engine"),
             }
-            settings = _proxy_settings(self._config, sockets, tokenizer_path, journal)
+            settings = proxy_settings(self._config, sockets, tokenizer_path, journal)
             settings["agent_port"] = told.port  # children have it in their environment
             return await self._launch("proxy", "areal_sub.proxy", settings)
 
@@ -295,11 +296,11 @@ class _Parts:
         config = self._config
 
         async def launch(number: int) -> Component:
-            settings = _supervisor_settings(
+            settings = supervisor_settings(
                 config, self._own("supervisor", number), self._folder, run_folder
             )
             return await self._launch(
-                "supervisor", "areal_sub.rollout.supervisor", settings, _supervisor_env(config)
+                "supervisor", "areal_sub.rollout.supervisor", settings, supervisor_env(config)
             )
 
         async def introduce(number: int) -> None:
@@ -454,121 +455,3 @@ async def _connect(config: Config, clients: Mapping[str, Client], told: _Told) -
 def _has_children(config: Config) -> bool:
     openai = config.rollout.openai
     return openai.mode == "subproc" or openai.reward != "agent"
-
-
-def _engine_settings(
-    config: Config, socket: Path, model_path: str, tokenizer_path: str, policy_version: int
-) -> dict[str, Any]:
-    engine = config.engine
-    common = {
-        "socket_path": str(socket),
-        "model_path": model_path,
-        "dtype": engine.dtype or config.actor.dtype,
-        "max_running_requests": engine.max_running_requests,
-        "max_model_len": engine.max_model_len,
-        "seed": config.seed,
-        "policy_version": policy_version,
-    }
-    if engine.type == "vllm":
-        # A server that was started by someone else has the trainer's working directory at best.
-        lora = config.actor.lora
-        return {
-            **common,
-            **engine.vllm.model_dump(),
-            "model_path": str(Path(model_path).resolve()),
-            "lora_rank": lora.rank if lora is not None else None,
-        }
-    return {
-        **common,
-        "tokenizer_path": tokenizer_path,
-        "device": engine.device,
-        "num_threads": engine.num_threads,
-    }
-
-
-def _proxy_settings(
-    config: Config, sockets: Mapping[str, Path], tokenizer_path: str, journal: Path
-) -> dict[str, Any]:
-    return {
-        "agent_host": "127.0.0.1",
-        "agent_port": 0,
-        "control_path": str(sockets["proxy"]),
-        "listeners_path": str(sockets["listeners"]),
-        "engine_path": str(sockets["engine"]),
-        "journal_path": str(journal),
-        "journal": config.journal.model_dump(),
-        "tokenizer_path": tokenizer_path,
-        "chat_template": config.rollout.openai.chat_template,
-        "tool_call_parser": config.rollout.openai.tool_call_parser,
-        "reasoning_parser": config.rollout.openai.reasoning_parser,
-        "request_timeout_s": config.rollout.request_timeout_s,
-    }
-
-
-def _supervisor_settings(
-    config: Config, socket: Path, folder: Path, run_folder: Path
-) -> dict[str, Any]:
-    """Raises `ConfigError` where agents would see the whole home folder."""
-    openai = config.rollout.openai
-    python_path = _python_path(openai.python_path)
-    hidden = [_hidden(Path(config.cluster.fileroot).resolve(), run_folder, python_path)]
-    grader_hidden = [*hidden]  # what is around workspaces may be what rollouts are graded by
-    if openai.sandbox.workspace is not None:
-        hidden.append(_around_workspaces(openai.sandbox.workspace, python_path))
-    return {
-        "socket_path": str(socket),
-        "work_dir": str(folder / "children"),
-        "python_path": python_path,
-        "start_timeout_s": config.rollout.setup_timeout_s,
-        "env_passthrough": openai.env_passthrough,
-        "max_children": openai.num_children or config.rollout.max_concurrent_rollouts,
-        "sandbox": openai.sandbox.model_dump(),
-        "hidden": hidden,
-        "grader_hidden": grader_hidden,
-        "grader_memory_bytes": openai.reward_max_memory_bytes,
-    }
-
-
-def _python_path(extra: list[str]) -> list[str]:
-    """Where children find the agent: where the user stands, then beside the user's script."""
-    script = getattr(sys.modules["__main__"], "__file__", None)
-    beside = [str(Path(script).parent)] if script else []
-    folders = [Path(folder).resolve() for folder in (*extra, str(Path.cwd()), *beside)]
-    home = Path.home().resolve()
-    for folder in folders:
-        holds = "your home folder" if home.is_relative_to(folder) else ""
-        if folder in _TEMPORARY:  # a child has its own in that place
-            holds = "everybody's temporary files"
-        if holds:
-            raise ConfigError(
-                f"agents can read the folders that they are imported from, and {folder} holds "
-                f"{holds}: start in a folder of its own for your project"
-            )
-    return [str(folder) for folder in dict.fromkeys(folders)]
-
-
-def _hidden(fileroot: Path, run_folder: Path, python_path: list[str]) -> str:
-    """Checkpoints and journals of this run and of others: agents have no business there."""
-    holds_agents = any(Path(folder).is_relative_to(fileroot) for folder in python_path)
-    return str(run_folder.resolve() if holds_agents else fileroot)
-
-
-def _around_workspaces(template: str, python_path: list[str]) -> str:
-    """Agents find a copy of their own; the templates, graders among them maybe, are not theirs.
-
-    Raises `ConfigError` where that would hide the agents' code.
-    """
-    folder = fixed_part(template, Path.cwd())
-    for path in python_path:
-        if Path(path).is_relative_to(folder):
-            raise ConfigError(
-                f"rollout.openai.sandbox.workspace={template}: the folder around all workspaces is "
-                f"hidden from agents, and {folder} holds {path}, which they are imported from: put "
-                "workspaces into a folder of their own"
-            )
-    return str(folder)
-
-
-def _supervisor_env(config: Config) -> dict[str, str]:
-    names = (*_SUPERVISOR_ENV, *config.rollout.openai.env_passthrough)
-    return {name: os.environ[name] for name in names if name in os.environ}

@@ -17,7 +17,7 @@ from areal_sub.rollout.attempt import Agent, Assignment, RolloutRunner
 from areal_sub.rollout.pool import SubprocPool
 from areal_sub.rollout.workspace import fixed_part, workspace_of
 from areal_sub.rpc import Client
-from areal_sub.trainer.wiring import _around_workspaces
+from areal_sub.trainer.settings import _around_workspaces
 from sandbox.probe import probe
 
 BASE = Path("/project")
