@@ -271,9 +271,11 @@ def test_links_put_there_meanwhile_are_not_followed(
     (precious / "inner").mkdir(parents=True)
     (precious / "file").write_text("keep me")
     (folder / "turned").mkdir(parents=True)
-    scandir = os.scandir
+    scandir, here = os.scandir, threading.get_ident()
 
     def turned(path: Any) -> Any:
+        if threading.get_ident() != here:  # the removal of another test's folder
+            return scandir(path)
         listing = list(scandir(path))  # which says of each entry what it was
         if (folder / "turned").is_dir() and not (folder / "turned").is_symlink():
             (folder / "turned").rename(tmp_path / "elsewhere")
@@ -311,7 +313,7 @@ def test_removing_many_entries_takes_no_memory_for_each(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert not folder.exists()
-    assert peak_bytes < 2**16
+    assert peak_bytes < 2**18  # of which other threads here have their part
 
 
 def test_nobody_waits_for_long_removals(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
