@@ -113,11 +113,13 @@ def test_closing_leaves_nothing_of_the_reserve(
     family = lab.run(go())
     assert not [process for process in family if process.is_running()]
     assert sorted(lab.folder.iterdir()) == folders
-    assert open_descriptors() <= before
+    eventually(lambda: open_descriptors() <= before, "all descriptors are closed")
 
 
 @pytest.mark.parametrize("num_rounds", range(3))
-def test_closing_while_the_reserve_is_filled(lab: Any, num_rounds: int) -> None:
+def test_closing_while_the_reserve_is_filled(
+    lab: Any, eventually: Eventually, num_rounds: int
+) -> None:
     """`num_rounds`: of the event loop, until it is closed."""
 
     async def go() -> Any:
@@ -132,7 +134,7 @@ def test_closing_while_the_reserve_is_filled(lab: Any, num_rounds: int) -> None:
     zygote = lab.run(go())
     assert not zygote.is_alive
     assert not psutil.pid_exists(zygote.guardian_pid)
-    assert open_descriptors() <= before
+    eventually(lambda: open_descriptors() <= before, "all descriptors are closed")
 
 
 def test_each_child_comes_by_a_listener_of_its_own(
