@@ -131,8 +131,9 @@ def test_it_says_why_it_cannot_start(engine_alone: Any, tmp_path: Path) -> None:
     async def work() -> None:
         async with engine_alone(tool_call_parser="nobodys") as (_, settings):
             process = await start(settings, tmp_path)
-            _, errors = await asyncio.wait_for(process.communicate(), 30)
-            assert process.returncode != 0
+            assert process.stderr is not None
+            errors = await asyncio.wait_for(process.stderr.read(), 30)  # its lifeline stays open
+            assert await asyncio.wait_for(process.wait(), 30) != 0
             assert "no parser 'nobodys'; there are: auto, hermes" in errors.decode()
 
     asyncio.run(asyncio.wait_for(work(), 60))

