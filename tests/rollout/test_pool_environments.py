@@ -42,8 +42,9 @@ def run_one(supervisor: Any, request: RunRequest) -> RunReport:
 @pytest.fixture
 def other_python() -> str:
     """An interpreter of another version than ours; the system's where there is no other."""
-    for folder in sorted(Path("~/.pyenv/versions").expanduser().glob("3.1[23]*")):
-        return str(folder / "bin" / "python")
+    for folder in sorted(Path("~/.pyenv/versions").expanduser().glob("3.1[123]*")):
+        if not folder.name.startswith(f"3.{sys.version_info[1]}."):
+            return str(folder / "bin" / "python")
     return "/usr/bin/python3"
 
 

@@ -327,7 +327,7 @@ def test_nobody_waits_for_long_removals(lab: Any, monkeypatch: pytest.MonkeyPatc
         remove_tree(folder)
 
     monkeypatch.setattr("sandbox.handle.remove_tree", remove_slowly)
-    monkeypatch.setattr("sandbox.handle.CLEANUP_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("sandbox.handle.CLEANUP_TIMEOUT_S", 0.02)
 
     async def go() -> list[ChildReport]:
         zygote = await lab.start("acts:act")
@@ -336,7 +336,7 @@ def test_nobody_waits_for_long_removals(lab: Any, monkeypatch: pytest.MonkeyPatc
                 zygote.run({"do": "leave_file", "end": "return"}, outputs=["left"])
                 for _ in range(40)
             ]
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 return [await each for each in runs]
         finally:
             may_end.set()
