@@ -92,7 +92,7 @@ class SandboxSpec:
     readable: tuple[str, ...] = ()
     """Absolute paths that can be read, beside the system's and the interpreter's own."""
     hidden: tuple[str, ...] = ()
-    """Absolute paths of folders within those that cannot."""
+    """Absolute paths of folders and files within those that cannot."""
     mounts: Mapping[str, str] = field(default_factory=dict)
     """Where it is inside → what it is outside, both absolute: more to read, at paths of their own.
     Tier `namespaces` only."""
