@@ -45,7 +45,7 @@ from .run import (
     Run,
     settle,
 )
-from .spec import SandboxSpec, check_env
+from .spec import SandboxSpec, check_env, is_text
 from .wire import MAX_READY_BYTES, one_line, text
 from .workspace import Templates
 
@@ -269,12 +269,16 @@ class Zygote:
         the bytes. Raises `SpecError` for an invalid `argv`, `files`, `env`, `workspace` or
         `outputs`.
         """
-        if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
-            raise SpecError(f"argv must be one or more strings without NUL, not {argv!r}")
-        for path in files or {}:
+        if not argv or not argv[0] or not all(map(is_text, argv)):
+            raise SpecError(f"argv must be a program and its words, without NUL, not {argv!r}")
+        if not is_text(stdin.replace("\0", "")):
+            raise SpecError("stdin is no text: it has half of a character in it")
+        for path, content in (files or {}).items():
             inside = path[2:] if path.startswith("~/") else path
-            if not inside or inside.startswith("/") or "\0" in path or ".." in path.split("/"):
+            if not inside or inside.startswith("/") or not is_text(path) or ".." in path.split("/"):
                 raise SpecError(f"files: {path!r} is neither below the working directory nor ~/")
+            if not is_text(content.replace("\0", "")):
+                raise SpecError(f"files: what {path!r} holds has half of a character in it")
         request = {"argv": list(argv), "stdin": stdin, "files": dict(files or {})}
         return await self._run(request, env, wall_s, workspace, outputs, on_listener, on_output)
 
@@ -291,6 +295,8 @@ class Zygote:
         check_env(env or {})
         limits = self.spec.limits
         limit_s = limits.wall_s if wall_s is None else wall_s
+        if not limit_s > 0:
+            raise SpecError(f"wall_s must be positive, not {wall_s!r}")
         try:
             encoded = json.dumps({**request, "env": dict(env or {})}).encode()
         except RecursionError:
