@@ -308,13 +308,10 @@ class Zygote:
         if workspace is not None:
             template = await asyncio.to_thread(self._templates.packed, os.fspath(workspace))
         request_fd = memory_file("request", encoded)
-        try:
-            run = self._from_reserve() or await self._new_run()
-        except StepFailed as failure:
-            os.close(request_fd)
-            return ChildReport(Ending.SETUP_FAILED, error=str(failure))
+        run: Run | None = None
         leash: Leash | None = None
         try:
+            run = self._from_reserve() or await self._new_run()
             await run.ready()
             if run.listeners:  # in the order of the plan's ports: the caller's, the egress proxy's
                 if self.spec.port is not None and on_listener is not None:
@@ -329,16 +326,22 @@ class Zygote:
             if leash is not None:
                 report = dataclasses.replace(report, egress_refused=await leash.end())
             return report
+        except StepFailed as failure:
+            return ChildReport(Ending.SETUP_FAILED, error=str(failure))
         finally:
             if leash is not None:
                 leash.close()
             os.close(request_fd)
-            self._release(run)
-            # It was kept for its outputs, or its init was killed before it came to that. (What is
-            # left of a zygote that ends is removed as a whole.)
-            if run.is_over and self.is_alive and run.folder.exists():
-                removal = self._loop.run_in_executor(self._removing, _remove, run.folder)
-                await asyncio.wait({removal}, timeout=CLEANUP_TIMEOUT_S)
+            if run is not None:
+                await self._clear(run)
+
+    async def _clear(self, run: Run) -> None:
+        self._release(run)
+        # It was kept for its outputs, or its init was killed before it came to that. (What is left
+        # of a zygote that ends is removed as a whole.)
+        if run.is_over and self.is_alive and run.folder.exists():
+            removal = self._loop.run_in_executor(self._removing, _remove, run.folder)
+            await asyncio.wait({removal}, timeout=CLEANUP_TIMEOUT_S)
 
     async def _hand_over(self, run: Run) -> Leash | None:
         """A child never runs without the way out that it was promised: None ends it."""
@@ -395,7 +398,11 @@ class Zygote:
         num_listeners = self.plan.num_listeners
         run = Run(self.spec.limits, folder, self._on_disobeyed, group, enter, num_listeners)
         self._runs.add(run)
-        await self._order(run)
+        try:
+            await self._order(run)
+        except BaseException:  # cancelled, while others' orders wait before it
+            self._release(run)
+            raise
         return run
 
     def _release(self, run: Run) -> None:
