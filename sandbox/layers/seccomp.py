@@ -356,16 +356,13 @@ def _socket_rule(only_tcp: bool) -> list[_Instruction]:
     where other services of the user listen. (`socketpair` is another system call.)
     """
     refuse = _errno(errno.EPERM)
-    internet = [_arg(2)]
-    protocols = (0, _IPPROTO_TCP) if only_tcp else (0, _IPPROTO_TCP, _IPPROTO_UDP)
-    for index, protocol in enumerate(protocols):
-        internet.append((_JEQ, len(protocols) - index, 0, protocol))
-    internet.append(refuse)
-    # Of another type, one without a protocol has the kernel load that (DCCP).
-    kinds = (_SOCK_STREAM,) if only_tcp else (_SOCK_STREAM, _SOCK_DGRAM)
-    internet += [_arg(1), (_AND, 0, 0, _SOCK_TYPE_MASK)]
-    for index, kind in enumerate(kinds):
-        internet.append((_JEQ, len(kinds) - index, 0, kind))
+    # For a protocol of another type, or a type without one, the kernel looks for a module (DCCP),
+    # each time, which is a program that it starts.
+    kinds = {_SOCK_STREAM: _IPPROTO_TCP, **({} if only_tcp else {_SOCK_DGRAM: _IPPROTO_UDP})}
+    internet = [_arg(1), (_AND, 0, 0, _SOCK_TYPE_MASK)]
+    for kind, protocol in kinds.items():
+        own = [_arg(2), (_JEQ, 1, 0, 0), (_JEQ, 0, 1, protocol), _ret(_ALLOW), refuse]
+        internet += [(_JEQ, 0, len(own), kind), *own]
     internet.append(refuse)
     unix = [(_JEQ, 0, 1, _AF_UNIX), refuse if only_tcp else _ret(_ALLOW)]
     return [
@@ -375,7 +372,6 @@ def _socket_rule(only_tcp: bool) -> list[_Instruction]:
         (_JEQ, 1, 0, _AF_INET6),
         refuse,
         *internet,
-        _ret(_ALLOW),
     ]
 
 

@@ -332,7 +332,7 @@ NETWORK = (
         stopped("refused by seccomp; a pair stays one", "EPERM EISCONN"),
     ),
     row("47a", "netlink, packet, vsock, AF_ALG, XDP, SMC and other families", _seccomp("EPERM")),
-    row("47b", "raw sockets, SCTP, DCCP", _seccomp("EPERM")),
+    row("47b", "raw sockets, SCTP, DCCP, protocols of another type", _seccomp("EPERM")),
     row("47c", "settings of network devices", stopped("no capability", "EPERM")),
     row(
         "47d",
