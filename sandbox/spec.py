@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,7 +147,7 @@ def is_text(value: object) -> bool:
     if not isinstance(value, str) or "\0" in value:
         return False
     try:
-        os.fsencode(value)
+        value.encode("utf-8", "surrogateescape")  # as children do, whatever the caller's locale is
     except UnicodeEncodeError:
         return False
     return True
