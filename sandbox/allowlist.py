@@ -23,7 +23,12 @@ _Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 _TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")  # NAT64: the last four bytes are an IPv4 one
 # Public by the registry, and yet services of the cloud that a machine stands in.
-_OF_CLOUDS = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "168.63.129.16/32")))
+_OF_CLOUDS = tuple(
+    map(
+        ipaddress.IPv4Network,
+        ("192.0.0.0/24", "168.63.129.16/32", "161.26.0.0/16", "166.8.0.0/14"),
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def _until_over(
     """ "": the agent's process ended. Else why it has to: `_ORDERED`, or the limit it is over. And
     the order for outputs, which comes before the agent's request; b"" where none came.
 
-    Without `limits` (the child has a group) nobody looks.
+    Without `limits` nobody looks.
     """
     order = b""
     watch = reaper.Watch(control.fileno(), exited)

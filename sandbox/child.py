@@ -60,8 +60,12 @@ def run_agent(target: Any, context: Context, failures: int) -> NoReturn:
             except Exception as error:
                 _fail(failures, "workspace", why_not_unpacked(error))
             os.close(workspace)
-        os.close(failures)
         os.environ.update(request["env"])
+        try:
+            _write_files(request)
+        except OSError as error:
+            _fail(failures, "files", why_not_unpacked(error))
+        os.close(failures)
         if not isinstance(target, Program):
             code = run_target(target, request["kwargs"], request["data"])
         elif "argv" in request:
@@ -94,15 +98,20 @@ def _receive(fd: int) -> tuple[dict[str, Any] | None, int | None]:
     return request, received[1] if len(received) > 1 else None
 
 
+def _write_files(request: Mapping[str, Any]) -> None:
+    """Those of a program, its standard input among them. Raises `OSError`."""
+    for path, content in request.get("files", {}).items():
+        if path.startswith("~/"):
+            path = os.path.join(os.environ["HOME"], path[2:])
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(os.fsencode(content))
+    if request.get("stdin"):
+        os.dup2(_scratch_file(os.fsencode(request["stdin"])), 0)
+
+
 def _execute(request: Mapping[str, Any]) -> int:
     argv: list[str] = request["argv"]
-    for path, content in request.get("files", {}).items():
-        path = os.path.expanduser(path)
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(content)
-    if request.get("stdin"):
-        os.dup2(_scratch_file(request["stdin"].encode("utf-8", "surrogateescape")), 0)
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # which Python ignores; ignoring is inherited
     try:

@@ -226,7 +226,10 @@ class Child:
 
     def _check_peer(self, to_server: asyncio.StreamWriter, wanted: HostPort) -> None:
         """A public address may be this machine's own, with services meant for it alone."""
-        own, peer = (to_server.get_extra_info(name)[0] for name in ("sockname", "peername"))
+        ends = [to_server.get_extra_info(name) for name in ("sockname", "peername")]
+        if None in ends:  # it was reset at once
+            raise Refused(502, f"{wanted}: no connection: {os.strerror(errno.ECONNRESET)}")
+        own, peer = (end[0] for end in ends)
         if own == peer and not self._egress.allowlist.lists(peer, wanted.port):
             raise self._refuse(
                 wanted,

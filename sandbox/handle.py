@@ -45,7 +45,7 @@ from .run import (
     Run,
     settle,
 )
-from .spec import SandboxSpec, check_env
+from .spec import SandboxSpec, check_env, is_text
 from .wire import MAX_READY_BYTES, one_line, text
 from .workspace import Templates
 
@@ -264,12 +264,16 @@ class Zygote:
         the bytes. Raises `SpecError` for an invalid `argv`, `files`, `env`, `workspace` or
         `outputs`.
         """
-        if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
-            raise SpecError(f"argv must be one or more strings without NUL, not {argv!r}")
-        for path in files or {}:
+        if not argv or not argv[0] or not all(map(is_text, argv)):
+            raise SpecError(f"argv must be a program and its words, without NUL, not {argv!r}")
+        if not is_text(stdin.replace("\0", "")):
+            raise SpecError("stdin is no text: it has half of a character in it")
+        for path, content in (files or {}).items():
             inside = path[2:] if path.startswith("~/") else path
-            if not inside or inside.startswith("/") or "\0" in path or ".." in path.split("/"):
+            if not inside or inside.startswith("/") or not is_text(path) or ".." in path.split("/"):
                 raise SpecError(f"files: {path!r} is neither below the working directory nor ~/")
+            if not is_text(content.replace("\0", "")):
+                raise SpecError(f"files: what {path!r} holds has half of a character in it")
         request = {"argv": list(argv), "stdin": stdin, "files": dict(files or {})}
         return await self._run(request, env, wall_s, workspace, outputs, on_listener, on_output)
 
@@ -286,6 +290,8 @@ class Zygote:
         check_env(env or {})
         limits = self.spec.limits
         limit_s = limits.wall_s if wall_s is None else wall_s
+        if not limit_s > 0:
+            raise SpecError(f"wall_s must be positive, not {wall_s!r}")
         try:
             encoded = json.dumps({**request, "env": dict(env or {})}).encode()
         except RecursionError:
@@ -297,13 +303,10 @@ class Zygote:
         if workspace is not None:
             template = await asyncio.to_thread(self._templates.packed, os.fspath(workspace))
         request_fd = memory_file("request", encoded)
-        try:
-            run = self._reserve.take() or await self._new_run()
-        except StepFailed as failure:
-            os.close(request_fd)
-            return ChildReport(Ending.SETUP_FAILED, error=str(failure))
+        run: Run | None = None
         leash: Leash | None = None
         try:
+            run = self._reserve.take() or await self._new_run()
             await run.ready()
             if run.listeners:  # in the order of the plan's ports: the caller's, the egress proxy's
                 if self.spec.port is not None and on_listener is not None:
@@ -318,16 +321,22 @@ class Zygote:
             if leash is not None:
                 report = dataclasses.replace(report, egress_refused=await leash.end())
             return report
+        except StepFailed as failure:
+            return ChildReport(Ending.SETUP_FAILED, error=str(failure))
         finally:
             if leash is not None:
                 leash.close()
             os.close(request_fd)
-            self._release(run)
-            # It was kept for its outputs, or its init was killed before it came to that. (What is
-            # left of a zygote that ends is removed as a whole.)
-            if run.is_over and self.is_alive and run.folder.exists():
-                removal = self._loop.run_in_executor(self._removing, _remove, run.folder)
-                await asyncio.wait({removal}, timeout=CLEANUP_TIMEOUT_S)
+            if run is not None:
+                await self._clear(run)
+
+    async def _clear(self, run: Run) -> None:
+        self._release(run)
+        # It was kept for its outputs, or its init was killed before it came to that. (What is left
+        # of a zygote that ends is removed as a whole.)
+        if run.is_over and self.is_alive and run.folder.exists():
+            removal = self._loop.run_in_executor(self._removing, _remove, run.folder)
+            await asyncio.wait({removal}, timeout=CLEANUP_TIMEOUT_S)
 
     async def _hand_over(self, run: Run) -> Leash | None:
         """A child never runs without the way out that it was promised: None ends it."""
@@ -353,7 +362,11 @@ class Zygote:
         num_listeners = self.plan.num_listeners
         run = Run(self.spec.limits, folder, self._on_disobeyed, group, enter, num_listeners)
         self._runs.add(run)
-        await self._order(run)
+        try:
+            await self._order(run)
+        except BaseException:  # cancelled, while others' orders wait before it
+            self._release(run)
+            raise
         return run
 
     def _release(self, run: Run) -> None:

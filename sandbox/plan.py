@@ -186,8 +186,12 @@ def _why_no_groups(spec: SandboxSpec) -> str:
 
 def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
     limits = spec.limits
-    polled = {"memory_bytes": limits.total_memory_bytes, "cpu_s": limits.total_cpu_s}
     with_groups = has_groups(spec, probe)
+    polled = {
+        "memory_bytes": limits.total_memory_bytes,
+        "cpu_s": limits.total_cpu_s,
+        "sockets_only": with_groups,
+    }
     # Counted per user: here per child, each of which has a user namespace of its own.
     per_user = {"RLIMIT_NPROC": limits.processes, "RLIMIT_SIGPENDING": MAX_SIGNALS}
     rlimits = {**_rlimits(limits), **{name: [limit] * 2 for name, limit in per_user.items()}}
@@ -230,7 +234,7 @@ def _namespaces(spec: SandboxSpec, probe: Probe) -> Plan:
             Step(
                 "loopback", {"ports": _ports(spec) + ([_egress_port(spec)] if spec.allow else [])}
             ),
-            *(() if with_groups else (Step("polled_limits", polled),)),
+            Step("polled_limits", polled),
         ),
         child=(
             *_group(spec, probe, _child_group(limits)),

@@ -75,7 +75,7 @@ class Limits:
             smallest = 0 if f.name in ("core_bytes", "terminals") else 1e-3
             if isinstance(value, bool) or not isinstance(value, number):
                 raise SpecError(f"limits.{f.name} must be a number, not {value!r}")
-            if not math.isfinite(value) or value < smallest:
+            if not math.isfinite(value) or not smallest <= value < 2**63:
                 raise SpecError(f"limits.{f.name} must be positive and finite, not {value!r}")
 
 
@@ -92,7 +92,7 @@ class SandboxSpec:
     readable: tuple[str, ...] = ()
     """Absolute paths that can be read, beside the system's and the interpreter's own."""
     hidden: tuple[str, ...] = ()
-    """Absolute paths of folders within those that cannot."""
+    """Absolute paths of folders and files within those that cannot."""
     mounts: Mapping[str, str] = field(default_factory=dict)
     """Where it is inside → what it is outside, both absolute: more to read, at paths of their own.
     Tier `namespaces` only."""
@@ -142,14 +142,25 @@ class SandboxSpec:
         return cls(**values)
 
 
+def is_text(value: object) -> bool:
+    """A string that a system call takes: without NUL, and not with half of a character."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode("utf-8", "surrogateescape")  # as children do, whatever the caller's locale is
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_env(env: object) -> None:
     """Raises `SpecError` unless `env` maps valid variable names to strings."""
     if not isinstance(env, Mapping):
         raise SpecError(f"an environment must be a mapping, not {type(env).__name__}")
     for name, value in env.items():
-        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+        if not is_text(name) or not name or "=" in name:
             raise SpecError(f"{name!r} cannot be the name of an environment variable")
-        if not isinstance(value, str) or "\0" in value:
+        if not is_text(value):
             raise SpecError(f"the environment variable {name!r} must be a string without NUL")
 
 

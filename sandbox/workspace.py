@@ -18,7 +18,7 @@ from typing import Any
 
 from . import archive
 from .errors import SpecError
-from .spec import Limits
+from .spec import Limits, is_text
 from .unpacking import FILE, FOLDER, LINK
 
 CACHE_BYTES = 2**28
@@ -37,6 +37,8 @@ class Templates:
 
     def packed(self, folder: str) -> archive.Archive:
         """The archive of `folder` as it is now. Raises `SpecError` naming what cannot be packed."""
+        if not is_text(folder):
+            raise SpecError(f"workspace: {folder!r} cannot be a path")
         root = os.path.realpath(folder)
         with self._lock:
             signature = _signature(root, self._limits)

@@ -23,7 +23,7 @@ from areal_sub.checking.findings import Findings, findings_of
 from areal_sub.checking.tokenizer import write_tokenizer
 from areal_sub.config import Config, parse_config
 from areal_sub.errors import ConfigError, TaskError, WorkflowError
-from areal_sub.inspection.text import escaped, one_line
+from areal_sub.printable import escaped, one_line
 from areal_sub.rollout.attempt import Assignment
 from areal_sub.rollout.pool import check_plain
 from areal_sub.trainer.agents import agent_text, agents_of, check_tasks, has_agent

@@ -20,8 +20,9 @@ from areal_sub.inspection.listing import (
     say_accounting,
     table,
 )
-from areal_sub.inspection.text import Decoder, one_line
+from areal_sub.inspection.text import Decoder
 from areal_sub.inspection.transcript import Inspected, inspected_json, say_rollout
+from areal_sub.printable import one_line
 from areal_sub.trajectory.accounting import Judgement, account, judge_run
 from areal_sub.trajectory.run_log import AttemptLog, read_run
 

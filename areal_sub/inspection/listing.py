@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from areal_sub.inspection.find import shown_id
-from areal_sub.inspection.text import one_line
+from areal_sub.printable import one_line
 from areal_sub.records import Fate, Fork, Outcome
 from areal_sub.trajectory.accounting import Accounting, Judgement
 

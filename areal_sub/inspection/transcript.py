@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from areal_sub.errors import RecordError
 from areal_sub.inspection.listing import as_json, reason_of
-from areal_sub.inspection.text import Decoder, escaped, one_line
+from areal_sub.inspection.text import Decoder
 from areal_sub.inspection.tokens import (
     CAUSES,
     FATES,
@@ -22,6 +22,7 @@ from areal_sub.inspection.tokens import (
     explain,
     turn_causes,
 )
+from areal_sub.printable import escaped, one_line
 from areal_sub.records import EndRecord, Fork, Int32Array, OpenRecord, Outcome, TurnRecord
 from areal_sub.trajectory.accounting import Judgement
 from areal_sub.trajectory.causes import causes

@@ -144,7 +144,7 @@ def _guarded(sessions: Sessions, dialect: Dialect, endpoint: Endpoint) -> Called
         except ClientDisconnect:
             return Response(status_code=499)  # nobody is there to read it
         except Exception:
-            log.exception("%s %s failed", request.method, request.url.path)
+            log.exception("%s %r failed", request.method, request.url.path)
             refusal = Refusal(Reason.INTERNAL, "the proxy failed; see its log")
         # This frame, which its traceback holds, and with it the body, would wait for the collector.
         refusal.__traceback__ = None

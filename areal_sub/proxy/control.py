@@ -185,6 +185,9 @@ def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
         # What cannot be read of a cut-off answer raises; who exits, or returns, has read it.
         if session.last_call != "length" or outcome is Outcome.EXCEPTION:
             outcome = _BECAUSE_OF.get(session.last_call, outcome)
+    elif outcome is Outcome.START_FAILED and session.turn_ids:
+        # So says who would rather be run again: code of the agent's import, say.
+        outcome, error = Outcome.EXITED, f"it had started, and called the model: {error}"
     elif outcome is Outcome.TIMEOUT and session.engine_went:
         outcome, error = Outcome.LOST, f"there was no engine for part of its time: {error}"
     if outcome is not Outcome.COMPLETED:

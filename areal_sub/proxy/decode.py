@@ -7,6 +7,7 @@ state machines; `turns.py` runs one of each per choice.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Container, Sequence
 
 REPLACEMENT = "\ufffd"
@@ -62,6 +63,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
+        self._begun = [_Begun(stop) for stop in stops]
         self._held = ""
         self.found: str | None = None
 
@@ -69,19 +71,51 @@ class StopStrings:
         """Must not be called again once `found`."""
         if not self._stops:
             return text
+        num_held = max(begun.feed(text) for begun in self._begun)
         text = self._held + text
         starts = [(start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:
             start, self.found = min(starts)
             self._held = ""
             return text[:start]
-        cut = len(text) - max(num_held(text, stop) for stop in self._stops)
+        cut = len(text) - num_held
         self._held = text[cut:]
         return text[:cut]
 
     def finish(self) -> str:
         held, self._held = self._held, ""
         return held
+
+
+class _Begun:
+    """How much of the start of a stop string a growing text ends with, as Knuth, Morris and Pratt
+    find it: a few steps for each character, whatever agents have the policy say."""
+
+    def __init__(self, stop: str) -> None:
+        self._stop = stop
+        self._shorter = _borders(stop)
+        self._num = 0
+
+    def feed(self, text: str) -> int:
+        num = self._num
+        for char in text:
+            while num and (num == len(self._stop) or self._stop[num] != char):
+                num = self._shorter[num - 1]
+            num += self._stop[num] == char
+        self._num = num
+        return num
+
+
+@functools.lru_cache(256)
+def _borders(stop: str) -> Sequence[int]:
+    """For each start of `stop`: how much of it its own end repeats."""
+    borders = [0]
+    for char in stop[1:]:
+        num = borders[-1]
+        while num and stop[num] != char:
+            num = borders[num - 1]
+        borders.append(num + (stop[num] == char))
+    return borders
 
 
 def num_held(text: str, tag: str) -> int:

@@ -54,6 +54,9 @@ LARGE_BYTES = 32_768
 MAX_ENGINES = 3
 # Enough to hold a tag, or a header, that ends a prompt, where it is no token of its own.
 NUM_END_TOKENS = 16
+# Of an agent's own: below, it is the likeliest token that comes. Engines take it for this one
+# (vLLM), or divide by it until there is no number left.
+MIN_TEMPERATURE = 0.01
 
 
 @dataclass(slots=True, kw_only=True)
@@ -536,6 +539,8 @@ def sampling_of(call: Call, sampling: Sampling) -> tuple[float, float, int]:
     if sampling.override_agent:
         return sampling.temperature, sampling.top_p, sampling.top_k
     temperature = sampling.temperature if call.temperature is None else call.temperature
+    if temperature < MIN_TEMPERATURE:
+        temperature = 0.0
     top_p = sampling.top_p if call.top_p is None else call.top_p
     top_k = sampling.top_k if call.top_k is None else call.top_k
     # OpenAI takes top_p = 0 for "the likeliest token"; engines want a share above 0.

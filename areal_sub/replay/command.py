@@ -20,7 +20,7 @@ from rich.text import Text
 from areal_sub.config import Config, parse_config
 from areal_sub.errors import RunNotFound
 from areal_sub.inspection.find import find_rollout, find_run
-from areal_sub.inspection.text import escaped, one_line
+from areal_sub.printable import escaped, one_line
 from areal_sub.records import Outcome
 from areal_sub.replay.debugged import InThisProcess
 from areal_sub.rollout.attempt import Assignment, RolloutRunner

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from areal_sub.config import Config, parse_config
 from areal_sub.errors import ModelError
+from areal_sub.printable import escaped
 from areal_sub.records import Outcome
 from areal_sub.rollout.attempt import CONTROL_TIMEOUT_S, Assignment
 from areal_sub.trainer.agents import agent_text, agents_of, has_agent
@@ -101,11 +102,16 @@ async def _agent(config: Config, stack: Stack, folder: Path, console: Console) -
 def _show(trajectory: Trajectory, decode: object, console: Console) -> None:
     assert callable(decode)
     for turn in trajectory.turns.values():
-        console.print(decode(turn.context_token_ids.tolist()), style="dim", markup=False, end="")
-        console.print(decode(turn.token_ids.tolist()), style="bold green", markup=False)
+        _print(console, decode(turn.context_token_ids.tolist()), "dim", end="")
+        _print(console, decode(turn.token_ids.tolist()), "bold green")
     if trajectory.end.outcome is not Outcome.COMPLETED:
         end = trajectory.end
-        console.print(f"[{end.outcome}] {end.error}\n{end.traceback}", style="red", markup=False)
+        _print(console, f"[{end.outcome}] {end.error}\n{end.traceback}", "red")
+
+
+def _print(console: Console, text: str, style: str, end: str = "\n") -> None:
+    """What an agent or a model wrote."""
+    console.print(escaped(text), style=style, markup=False, end=end)
 
 
 async def _plain(config: Config, stack: Stack, console: Console) -> None:
@@ -141,12 +147,12 @@ async def _plain(config: Config, stack: Stack, console: Console) -> None:
                 async for chunk in stream:
                     piece = chunk.choices[0].delta.content or "" if chunk.choices else ""
                     answer += piece
-                    console.print(piece, style="bold green", markup=False, end="")
+                    _print(console, piece, "bold green", end="")
                 console.print()
                 messages.append({"role": "assistant", "content": answer})
             except APIError as error:
                 messages.pop()
-                console.print(str(error), style="red", markup=False)
+                _print(console, str(error), "red")
 
 
 async def _lines(console: Console) -> AsyncIterator[tuple[int, str]]:

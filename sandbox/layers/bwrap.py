@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import kernel
 from .context import Context
-from .root import ETC_PATHS, SYSTEM_PATHS, Layout, is_below, layout
+from .root import ETC_PATHS, SYSTEM_PATHS, Layout, hidden_in, layout
 
 NAME = "bwrap"
 FOLDER = "/box"
@@ -44,7 +44,7 @@ print(namespaces.probe() or "works")
 
 
 def command(bwrap: str, shown: Layout, hidden: Sequence[str], *, as_root: bool) -> list[str]:
-    """What to put in front of a program's words. `hidden`: folders within what is shown."""
+    """What to put in front of a program's words. `hidden`: folders and files that are shown."""
     words = [bwrap, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net"]
     words += ["--unshare-cgroup-try", "--cap-drop", "ALL"]
     if as_root:
@@ -61,7 +61,8 @@ def command(bwrap: str, shown: Layout, hidden: Sequence[str], *, as_root: bool) 
     for link, target in shown.links.items():
         words += ["--symlink", target, link]
     for path in hidden:
-        words += ["--tmpfs", path, "--remount-ro", path]
+        cover = ["--tmpfs", path, "--remount-ro", path]
+        words += ["--ro-bind", os.devnull, path] if os.path.isfile(path) else cover
     return [*words, "--remount-ro", "/", "--chdir", FOLDER, "--"]
 
 
@@ -77,11 +78,7 @@ def around(args: Mapping[str, Any], interpreter: Iterable[str]) -> list[str]:
     if program is None:
         raise FileNotFoundError(_how_to_install())
     shown = layout([*SYSTEM_PATHS, *ETC_PATHS, *args["readable"], *interpreter])
-    hidden = [
-        path
-        for path in map(os.path.realpath, args["hidden"])
-        if os.path.isdir(path) and any(is_below(path, mount) for mount in shown.mounts)
-    ]
+    hidden = hidden_in(shown, args["hidden"])
     return command(program, shown, hidden, as_root=os.getuid() == 0)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .context import Context
-from .root import ETC_PATHS, INSIDE_ID, SYSTEM_PATHS, Layout, is_below, layout
+from .root import ETC_PATHS, INSIDE_ID, SYSTEM_PATHS, Layout, hidden_in, layout
 
 NAME = "gvisor"
 PROGRAM = "runsc"
@@ -52,8 +52,9 @@ def config(
     argv: Sequence[str],
     env: Mapping[str, str],
     scratch_bytes: int,
+    nothing: str,
 ) -> dict[str, Any]:
-    """The bundle's `config.json`."""
+    """The bundle's `config.json`. `nothing`: an empty file, to cover files with."""
     bind = ["rbind", "ro", "nosuid", "nodev"]
     tmpfs = ["nosuid", "nodev", f"size={scratch_bytes}"]
     mounts = [
@@ -61,9 +62,12 @@ def config(
         *(
             {"destination": at, "type": "bind", "source": at, "options": bind}
             for at in shown.mounts
+            if at not in hidden
         ),
         *(
-            {
+            {"destination": at, "type": "bind", "source": nothing, "options": bind}
+            if os.path.isfile(at)
+            else {
                 "destination": at,
                 "type": "tmpfs",
                 "source": "tmpfs",
@@ -124,13 +128,17 @@ def prepare(
     if program is None:
         raise FileNotFoundError(_how_to_install())
     shown = layout([*SYSTEM_PATHS, *ETC_PATHS, *args["readable"], *interpreter])
-    hidden = [
-        path
-        for path in map(os.path.realpath, args["hidden"])
-        if os.path.isdir(path) and any(is_below(path, mount) for mount in shown.mounts)
-    ]
-    made = config(shown, hidden, argv=argv, env=env, scratch_bytes=args["scratch_bytes"])
+    hidden = hidden_in(shown, args["hidden"])
     root = Path(folder) / "bundle" / "rootfs"
+    nothing = root.parent / "nothing"
+    made = config(
+        shown,
+        hidden,
+        argv=argv,
+        env=env,
+        scratch_bytes=args["scratch_bytes"],
+        nothing=str(nothing),
+    )
     for path in _FOLDERS:
         (root / path[1:]).mkdir(parents=True, exist_ok=True)
     for path, text in _FILES.items():
@@ -150,6 +158,7 @@ def prepare(
     for at in (root, *root.rglob("*")):
         if not at.is_symlink():  # whatever the umask is: others have to see through it
             at.chmod(0o755 if at.is_dir() else 0o644)
+    nothing.touch()
     (root.parent / "config.json").write_text(json.dumps(made))
     return command(program, folder, f"sandbox-{os.urandom(8).hex()}", as_root=os.getuid() == 0)
 

@@ -1,8 +1,9 @@
 """What all processes of a child use together, measured twice a second by the init of its cell.
 
 For machines where no cgroup can be made: limits per process do not add up, so N processes may use
-N times as much. Between two looks a child can overshoot by what it can take in `INTERVAL_S`.
-Format: proc(5).
+N times as much. And for connections that nobody has accepted, which have no descriptor, and are in
+no cgroup's account either. Between two looks a child can overshoot by what it can take in
+`INTERVAL_S`. Format: proc(5).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ INTERVAL_S = 0.5
 
 _PAGE_BYTES = resource.getpagesize()
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_SOCKET_BYTES = 4096
+"""What the kernel takes for a TCP socket, near enough."""
 
 
 def probe() -> str:
@@ -26,16 +29,19 @@ def probe() -> str:
 
 
 def apply(args: Mapping[str, Any], context: Context) -> None:
-    """`memory_bytes`, `cpu_s`: the limits, which `exceeded` compares with."""
+    """`memory_bytes`, `cpu_s`: the limits, which `exceeded` compares with; `sockets_only`: where a
+    group counts all else."""
     context.polled = dict(args)
 
 
 def exceeded(limits: Mapping[str, float]) -> str:
     """ "memory", "cpu" or "": which limit the processes of this pid namespace, but for pid 1 and
     with those that it has waited for, are over. `limits`: what `apply` was given."""
+    memory_bytes = _SOCKET_BYTES * _num_tcp_sockets()
+    if limits["sockets_only"]:
+        return "memory" if memory_bytes > limits["memory_bytes"] else ""
     waited_for = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = waited_for.ru_utime + waited_for.ru_stime
-    memory_bytes = 0
     for name in os.listdir("/proc"):
         if not name.isdigit() or name == "1":
             continue
@@ -52,3 +58,16 @@ def exceeded(limits: Mapping[str, float]) -> str:
     if memory_bytes > limits["memory_bytes"]:
         return "memory"
     return "cpu" if cpu_s > limits["cpu_s"] else ""
+
+
+def _num_tcp_sockets() -> int:
+    """Of this network namespace."""
+    num = 0
+    for name, protocol in (("sockstat", b"TCP:"), ("sockstat6", b"TCP6:")):
+        try:
+            with open(f"/proc/self/net/{name}", "rb") as file:
+                lines = [line.split() for line in file.read().splitlines()]
+        except FileNotFoundError:
+            continue  # a kernel without IPv6
+        num += sum(int(inuse) for kind, _, inuse, *_ in lines if kind == protocol)
+    return num

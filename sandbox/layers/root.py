@@ -91,20 +91,21 @@ def probe() -> str:
 
 
 def apply(args: Mapping[str, Any], context: Context) -> None:
-    """`readable`: paths to show; `hidden`: folders below them to cover; `mounts`: path inside →
+    """`readable`: paths to show; `hidden`: folders and files to cover; `mounts`: path inside →
     path to show there. At `context.folder`, any one that can be mounted over, the root is put
     together. Becomes the user `INSIDE_ID`."""
     kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     wanted = layout([*SYSTEM_PATHS, *ETC_PATHS, *args["readable"], *context.readable])
     for path in wanted.mounts:
-        if path == "/" or path in _RESERVED or path.startswith(("/proc/", "/sys/")):
-            raise ValueError(f"{path} cannot be shown to children: name a folder below it")
+        _check_can_be_shown(path)
     for inside, outside in args["mounts"].items():
         if in_the_way := _in_the_way(inside, wanted):
             raise ValueError(f"mounts: {inside} cannot be made: {in_the_way} is shown there")
         if not os.path.exists(outside):
             raise ValueError(f"mounts: there is no {outside}")
+        _check_can_be_shown(os.path.realpath(outside))
     # Taken by the user whose paths they are, before anything is covered.
+    covered = _covered(args["hidden"], args["mounts"])
     trees = [(path, kernel.clone_tree(path)) for path in wanted.mounts]
     for inside, outside in args["mounts"].items():
         trees.append((inside, kernel.clone_tree(os.path.realpath(outside))))
@@ -132,13 +133,23 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
         _attach(fd, path, read_only | kernel.MOUNT_ATTR_NODEV)
     for path, fd in devices:  # read-only is the inode, its mode and owner; the device is written to
         _attach(fd, path, read_only)
-    for path in _covered(args["hidden"], args["mounts"]):
+    for path in covered:
         if os.path.isdir(_in_root(path)):
             cover = flags | kernel.MS_RDONLY
             options = "size=4k,nr_inodes=1,mode=0555"
             kernel.mount("tmpfs", _in_root(path), "tmpfs", cover, options)
+        elif os.path.exists(_in_root(path)):  # a device that is none there: nobody can open it
+            null = kernel.clone_tree(_in_root("/dev/null"))
+            kernel.restrict_tree(null, read_only | kernel.MOUNT_ATTR_NODEV)
+            kernel.attach_tree(null, _in_root(path))
+            os.close(null)
     kernel.pivot_root(".")
     kernel.restrict_tree(-100, read_only | kernel.MOUNT_ATTR_NODEV, "/", recursive=False)
+
+
+def _check_can_be_shown(path: str) -> None:
+    if path == "/" or path in _RESERVED or path.startswith(("/proc/", "/sys/")):
+        raise ValueError(f"{path} cannot be shown to children: name a folder below it")
 
 
 def _covered(hidden: Iterable[str], mounts: Mapping[str, str]) -> list[str]:
@@ -150,6 +161,16 @@ def _covered(hidden: Iterable[str], mounts: Mapping[str, str]) -> list[str]:
         for path in real
         for inside, outside in trees.items()
         if path == outside or is_below(path, outside)
+    ]
+
+
+def hidden_in(shown: Layout, hidden: Iterable[str]) -> list[str]:
+    """For tiers that lay out the same paths by other means: which of them have to be covered."""
+    real = [path for path in map(os.path.realpath, hidden) if os.path.exists(path)]
+    return [
+        path
+        for path in real
+        if any(path == mounted or is_below(path, mounted) for mounted in shown.mounts)
     ]
 
 

@@ -219,6 +219,15 @@ _SOCK_STREAM, _SOCK_DGRAM, _SOCK_SEQPACKET, _SOCK_TYPE_MASK = 1, 2, 5, 0xF
 _IPPROTO_TCP, _IPPROTO_UDP = 6, 17
 _MSG_FASTOPEN = 0x20000000
 _MSG_OOB = 0x1
+_MSG_MORE = 0x8000
+# What the kernel keeps of a socket in memory that no limit counts, up to 200 KB for each: copies of
+# what was sent (SO_ZEROCOPY, SO_TIMESTAMPING), errors (IP_RECVERR, IPV6_RECVERR), groups and their
+# sources (*_MEMBERSHIP, MSFILTER, MCAST_*), headers (IPV6_2292PKTOPTIONS, IPV6_HOPOPTS and its
+# like), labels of flows. There is nobody but itself for a child to talk to with them.
+_SOCKET_KEEPS = (60, 37, 65)
+_IP_KEEPS = (11, 35, 39, 41, 42, 46, 48)
+_IPV6_KEEPS = (25, 20, 27, 42, 46, 48, 6, 54, 55, 57, 59, 32)
+_UDP_CORK = 1  # as MSG_MORE
 # Level → options: fast open and other protocols on top of TCP, and signatures of its segments, for
 # which the kernel loads what they name; programs for the kernel's filter machine (BPF); ESP and
 # L2TP in UDP; tables of netfilter's and policies of IPsec, for which a zygote that enters the
@@ -226,10 +235,10 @@ _MSG_OOB = 0x1
 _SOL_IP, _SOL_SOCKET, _SOL_IPV6 = 0, 1, 41
 _DENIED_OPTIONS = {
     _IPPROTO_TCP: (30, 31, 14, 32, 38, 39, 42),
-    _SOL_SOCKET: (26, 50, 51, 52),
-    _IPPROTO_UDP: (100,),
-    _SOL_IP: (16, 17, 64, 65, 96, 97, 128, 129),
-    _SOL_IPV6: (34, 35, 64, 65),
+    _SOL_SOCKET: (26, 50, 51, 52, *_SOCKET_KEEPS),
+    _IPPROTO_UDP: (100, _UDP_CORK),
+    _SOL_IP: (16, 17, 64, 65, 96, 97, 128, 129, *_IP_KEEPS),
+    _SOL_IPV6: (34, 35, 64, 65, *_IPV6_KEEPS),
 }
 # The same tables: where they are asked for, the kernel loads them.
 _DENIED_QUESTIONS = {
@@ -305,8 +314,9 @@ def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes
     code += _on(_number(_SETPRIORITY), [*_require(0, 0), *_require(1, 0), _ret(_ALLOW)])
     code += _on(_number(_IOPRIO_SET), [*_require(0, 1), *_require(1, 0), _ret(_ALLOW)])
     # TCP fast open connects without connect(), so past Landlock's rule for ports. Urgent data are a
-    # part of Unix sockets that nobody uses but exploits.
-    flags = _MSG_FASTOPEN | _MSG_OOB
+    # part of Unix sockets that nobody uses but exploits. A datagram of which more is to come waits
+    # in memory that no limit counts.
+    flags = _MSG_FASTOPEN | _MSG_OOB | _MSG_MORE
     code += _on(_number(_SENDTO), [*_refuse_bits(3, flags), _ret(_ALLOW)])
     code += _on(_number(_SENDMMSG), [*_refuse_bits(3, flags), _ret(_ALLOW)])
     code += _on(_number(_SENDMSG), [*_refuse_bits(2, flags), _ret(_ALLOW)])
@@ -346,16 +356,13 @@ def _socket_rule(only_tcp: bool) -> list[_Instruction]:
     where other services of the user listen. (`socketpair` is another system call.)
     """
     refuse = _errno(errno.EPERM)
-    internet = [_arg(2)]
-    protocols = (0, _IPPROTO_TCP) if only_tcp else (0, _IPPROTO_TCP, _IPPROTO_UDP)
-    for index, protocol in enumerate(protocols):
-        internet.append((_JEQ, len(protocols) - index, 0, protocol))
-    internet.append(refuse)
-    # Of another type, one without a protocol has the kernel load that (DCCP).
-    kinds = (_SOCK_STREAM,) if only_tcp else (_SOCK_STREAM, _SOCK_DGRAM)
-    internet += [_arg(1), (_AND, 0, 0, _SOCK_TYPE_MASK)]
-    for index, kind in enumerate(kinds):
-        internet.append((_JEQ, len(kinds) - index, 0, kind))
+    # For a protocol of another type, or a type without one, the kernel looks for a module (DCCP),
+    # each time, which is a program that it starts.
+    kinds = {_SOCK_STREAM: _IPPROTO_TCP, **({} if only_tcp else {_SOCK_DGRAM: _IPPROTO_UDP})}
+    internet = [_arg(1), (_AND, 0, 0, _SOCK_TYPE_MASK)]
+    for kind, protocol in kinds.items():
+        own = [_arg(2), (_JEQ, 1, 0, 0), (_JEQ, 0, 1, protocol), _ret(_ALLOW), refuse]
+        internet += [(_JEQ, 0, len(own), kind), *own]
     internet.append(refuse)
     unix = [(_JEQ, 0, 1, _AF_UNIX), refuse if only_tcp else _ret(_ALLOW)]
     return [
@@ -365,7 +372,6 @@ def _socket_rule(only_tcp: bool) -> list[_Instruction]:
         (_JEQ, 1, 0, _AF_INET6),
         refuse,
         *internet,
-        _ret(_ALLOW),
     ]
 
 

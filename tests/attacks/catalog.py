@@ -94,6 +94,12 @@ FILES = (
         stopped("refused by Landlock", "EACCES"),
     ),
     row(
+        "01b",
+        "read a hidden file, and what lies in a folder that is hidden by a link to it",
+        stopped("covered", "EACCES ENOENT"),
+        stopped("refused by Landlock", "EACCES"),
+    ),
+    row(
         "02",
         "write to /, /usr, the interpreter, the project",
         stopped("mounted read-only", "EROFS EACCES"),
@@ -326,7 +332,7 @@ NETWORK = (
         stopped("refused by seccomp; a pair stays one", "EPERM EISCONN"),
     ),
     row("47a", "netlink, packet, vsock, AF_ALG, XDP, SMC and other families", _seccomp("EPERM")),
-    row("47b", "raw sockets, SCTP, DCCP", _seccomp("EPERM")),
+    row("47b", "raw sockets, SCTP, DCCP, protocols of another type", _seccomp("EPERM")),
     row("47c", "settings of network devices", stopped("no capability", "EPERM")),
     row(
         "47d",
@@ -414,6 +420,25 @@ RESOURCES = (
         "51f",
         "the kernel's memory: access lists of files, names of mappings; the machine's huge pages",
         _seccomp("ENOSPC ENOSYS EINVAL ENOMEM"),
+    ),
+    row(
+        "51g",
+        "the kernel's memory: datagrams never sent, headers, groups, errors, copies of sockets",
+        _seccomp("EPERM"),
+    ),
+    limited(
+        row(
+            "51h",
+            "the kernel's memory: connections that nobody accepts, without a descriptor",
+            stopped("counted twice a second", "MEMORY_LIMIT"),
+            stopped("refused by Landlock and seccomp", "EACCES EPERM"),
+        ),
+        total_memory_bytes=128 * MIB,
+    ),
+    row(
+        "51i",
+        "the kernel's memory: locks of bytes of files",
+        open_("Nobody counts them; bounded by what time there is to make them."),
     ),
     row(
         "52",

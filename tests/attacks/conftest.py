@@ -74,8 +74,20 @@ class World:
         self.canary_file = self.home / ".aws" / "credentials"
         self.hidden_file = self.project / "hidden" / "answers"
         self.readme = self.project / "README"
-        for file in (self.canary_file, self.hidden_file):
+        self.hidden_by_name = self.project / ".env"
+        self.hidden_by_link = self.project / "linked" / "answers"
+        self.hidden_by_link.parent.mkdir()
+        for file in (
+            self.canary_file,
+            self.hidden_file,
+            self.hidden_by_name,
+            self.hidden_by_link,
+        ):
             file.write_text(make_canary("file"))
+        # In a folder that root's zygotes, who are nobody, cannot enter.
+        (folder / "locked").mkdir(0o700)
+        self.link_to_hidden = folder / "locked" / "link"
+        self.link_to_hidden.symlink_to(self.hidden_by_link.parent)
         self.readme.write_text("anybody may read this")
         (self.project / "link").symlink_to(self.canary_file)
         self.environment = {name: make_canary("env") for name in SECRETS}
@@ -105,6 +117,8 @@ class World:
             "project": str(self.project),
             "readme": str(self.readme),
             "hidden": str(self.hidden_file),
+            "hidden_by_name": str(self.hidden_by_name),
+            "hidden_by_link": str(self.hidden_by_link),
             "link": str(self.project / "link"),
             "victim": self.victim.pid,
             "tcp": self.tcp.getsockname()[1],
@@ -135,7 +149,7 @@ class World:
             and self.canary_file.read_text().startswith("CANARY")
             and self.readme.read_text() == "anybody may read this"
             and sorted(path.name for path in self.project.iterdir())
-            == ["README", "hidden", "link", "s"]
+            == [".env", "README", "hidden", "link", "linked", "s"]
         )
 
     def _bound(self, family: int, address: Any, kind: int = socket.SOCK_DGRAM) -> socket.socket:
@@ -218,7 +232,11 @@ class Stage:
             env={**allowed(os.environ), **named},
             limits=Limits(**{**LIMITS, **limits}),
             readable=(str(self.world.project),),
-            hidden=(str(self.world.hidden_file.parent),),
+            hidden=(
+                str(self.world.hidden_file.parent),
+                str(self.world.hidden_by_name),
+                str(self.world.link_to_hidden),
+            ),
             port=None if grader else port,
             allow=allow,
         )

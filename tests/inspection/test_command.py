@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from areal_sub.cli import run
-from areal_sub.inspection.text import escaped
+from areal_sub.printable import escaped
 from areal_sub.records import ClosedRecord, Fate, Outcome
 from areal_sub.trajectory.journal import Journal, segment_files
 

@@ -312,6 +312,21 @@ def test_sampling_is_the_runs_or_the_agents(proxied: Any) -> None:
     proxied(work)
 
 
+def test_next_to_no_temperature_is_none(proxied: Any) -> None:
+    """Divided by it, logits are no numbers any more: the engine would fail, for the agent."""
+
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open(override_agent=False)
+        async with rollout.client() as client:
+            for temperature in (0.01, 1e-40):
+                await client.chat.completions.create(
+                    model="m", messages=[user("?")], temperature=temperature
+                )
+        assert [r.temperature for r in proxy.engine.requests] == [0.01, 0.0]
+
+    proxied(work)
+
+
 def test_logprobs(proxied: Any) -> None:
     async def work(proxy: Any) -> None:
         proxy.engine.says("hi<|im_end|>")

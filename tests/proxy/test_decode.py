@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +48,23 @@ def test_half_a_character_is_held() -> None:
     assert [decoder.feed([b]) for b in b"a" + euro] == ["a", "", "", "€"]
     assert decoder.feed(euro[:1]) == ""
     assert decoder.finish() == REPLACEMENT
+
+
+def test_many_long_stop_strings_cost_a_few_steps_each() -> None:
+    """However much is held back: agents choose them, and can have the policy say what they like."""
+    strings = StopStrings(["a" * 255 + "b", *("<" * 255 + chr(98 + i) for i in range(15))])
+    num_calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal num_calls
+        num_calls += event in ("call", "c_call")
+
+    for _ in range(100):
+        strings.feed("aaaa")
+    sys.setprofile(count)
+    strings.feed("aaaa")
+    sys.setprofile(None)
+    assert num_calls < 100
 
 
 @given(

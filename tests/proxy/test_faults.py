@@ -65,6 +65,23 @@ def test_an_agent_that_fails_as_the_engine_did_is_lost(proxied: Any, stream: boo
     proxied(work, request_timeout_s=3.0)
 
 
+def test_who_has_called_the_model_had_started(proxied: Any) -> None:
+    """Else an agent's import could have its rollouts run again, once it has seen how they went."""
+
+    async def work(proxy: Any) -> None:
+        for has_called, outcome in ((False, Outcome.START_FAILED), (True, Outcome.EXITED)):
+            rollout = await proxy.open()
+            if has_called:
+                await call(rollout)
+            await rollout.end(outcome="start_failed", reward=None, error="no such step")
+            end = proxy.records()[-1]
+            assert isinstance(end, EndRecord)
+            assert end.outcome is outcome
+            assert end.error.endswith("no such step")
+
+    proxied(work)
+
+
 def test_every_outcome_is_somebodys_fault() -> None:
     by_fault = {fault: {o for o in Outcome if o.fault is fault} for fault in Fault}
     assert by_fault[Fault.NONE] == {Outcome.COMPLETED}

@@ -217,3 +217,9 @@ def test_almost_right_requests(name: str, data: st.DataObject) -> None:
     for index, each in enumerate(choices):
         assert b"".join(stream.events(index, each))
     assert stream.end(Usage(1, 2))
+
+
+def test_a_seal_that_cannot_be_one_is_anothers() -> None:
+    sealed = {"type": "reasoning", "encrypted_content": "areal-sub:\u00e9", "summary": []}
+    call = responses.parse(asked_for({"input": [sealed, {"role": "user", "content": "a"}]}))
+    assert [message.reasoning for message in call.messages] == ["", ""]

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,26 @@ def test_a_command_cannot_send_escapes_to_the_terminal() -> None:
         os.close(ours)
         os.close(theirs)
     assert shown == "\\x1b]0;pwned\\x07h\u00e9llo\r\n"
+
+
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("tier", ["namespaces", "process"])
+def test_nothing_is_left_of_a_command_whose_caller_is_ended(
+    tier: str, ends: signal.Signals, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    words = [sys.executable, "-m", "sandbox", "run", "--tier", tier, "--"]
+    script = "echo left > file; echo up; exec sleep 600"
+    with subprocess.Popen(
+        [*words, "/bin/sh", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as running:
+        assert running.stdout is not None and running.stderr is not None
+        assert running.stdout.readline() == b"up\n"
+        running.send_signal(ends)
+        assert running.stderr.read() == b""
+        assert running.wait(timeout=60) == 130
+    assert list(tmp_path.iterdir()) == []

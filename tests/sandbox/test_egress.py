@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -35,6 +36,8 @@ from sandbox import (
     egress_handle,
 )
 from sandbox import plan as plans
+from sandbox.allowlist import Allowlist, HostPort
+from sandbox.egress import Child, Egress, Refused
 from sandbox.layers.environ import allowed
 
 ENV = allowed(os.environ)
@@ -240,6 +243,28 @@ def test_a_name_that_is_not_there_and_a_port_where_nobody_is(
     assert unknown.startswith("HTTP/1.1 502 a.invalid:443: its name cannot be resolved")
     assert refused.startswith(f"HTTP/1.1 502 {at}: no connection: Connection refused")
     assert report.egress_refused == {}
+
+
+def test_a_server_that_resets_at_once_is_answered_for() -> None:
+    """Not with a traceback in the supervisor's log, as often as a child wants one."""
+
+    async def go() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.create_connection(listener.getsockname())
+            server, _ = listener.accept()
+            reset_at_close = struct.pack("ii", 1, 0)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_at_close)
+            server.close()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        _, writer = await asyncio.open_connection(sock=client)
+        child = Child(Egress(Allowlist([]), num_connections=1), client)
+        with pytest.raises(Refused, match="no connection: Connection reset") as refused:
+            child._check_peer(writer, HostPort("a.example", 443))
+        assert refused.value.status == 502
+        writer.close()
+
+    asyncio.run(go())
 
 
 def test_one_request_per_connection(server: Server, client: Path, bare_python: str) -> None:

@@ -230,6 +230,30 @@ def test_programs_get_input_and_files(spec: SandboxSpec, bare_python: str) -> No
                 box.execute(["/bin/true"], files={path: ""})
 
 
+def test_what_no_program_can_be_given_is_named(spec: SandboxSpec, bare_python: str) -> None:
+    """None of it is the program's end: it was never run."""
+    half = "\ud800"  # of a character
+    with BlockingSandbox(spec, python=bare_python) as box:
+        refused: list[dict[str, Any]] = [
+            {"argv": [""]},
+            {"argv": ["echo", half]},
+            {"env": {"A": half}},
+            {"stdin": half},
+            {"files": {"a": half}},
+            {"files": {half: ""}},
+            {"workspace": "a\0b"},
+            {"wall_s": float("nan")},
+        ]
+        for wrong in refused:
+            with pytest.raises(SpecError, match=next(iter(wrong)).replace("env", "environment")):
+                box.execute(**{"argv": ["/bin/true"], **wrong})
+        report = box.execute(["/bin/true"], files={"a": "", "a/b": ""})
+        assert report.ending is Ending.SETUP_FAILED
+        assert report.error == "sandbox step 'files' failed: EEXIST: File exists at 'a'"
+        plain = box.execute(["/bin/ls"], files={"~root/a": ""})
+        assert plain.stdout_tail == "~root\n", "no other user's home"
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on this machine")
 def test_a_node_program(spec: SandboxSpec, bare_python: str) -> None:
     program = "process.stdin.on('data', d => console.log(JSON.stringify([`${d}`, process.env.A])))"

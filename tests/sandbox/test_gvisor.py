@@ -473,7 +473,12 @@ def test_the_plan_asks_nothing_of_the_hosts_kernel() -> None:
 def test_the_bundle_and_the_command_are_values() -> None:
     shown = Layout(("/usr",), {"/bin": "usr/bin"})
     made = gvisor.config(
-        shown, ["/usr/keys"], argv=["/usr/bin/x"], env={"A": "b"}, scratch_bytes=99
+        shown,
+        ["/usr/keys", sys.executable],
+        argv=["/usr/bin/x"],
+        env={"A": "b"},
+        scratch_bytes=99,
+        nothing="/f/nothing",
     )
     assert made["root"] == {"path": "rootfs", "readonly": True}
     assert made["process"]["args"] == ["/usr/bin/x"]
@@ -482,6 +487,7 @@ def test_the_bundle_and_the_command_are_values() -> None:
         ("/proc", "proc", None),
         ("/usr", "bind", ["rbind", "ro", "nosuid", "nodev"]),
         ("/usr/keys", "tmpfs", ["ro", "nosuid", "nodev", "mode=0555"]),
+        (sys.executable, "bind", ["rbind", "ro", "nosuid", "nodev"]),
         ("/box", "tmpfs", ["nosuid", "nodev", "size=99"]),
         ("/tmp", "tmpfs", ["nosuid", "nodev", "size=99"]),
     ]

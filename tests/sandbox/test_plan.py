@@ -152,6 +152,7 @@ def test_the_plan_of_namespaces_is_the_whole_ordered_list() -> None:
             Step("namespaces", {}),
             Step("scratch", {**scratch, "terminals": 0, "proc": True}),
             Step("loopback", {"ports": [8080]}),
+            Step("polled_limits", {"memory_bytes": 5000, "cpu_s": 50, "sockets_only": True}),
         ),
         child=(
             CHILD_GROUP,
@@ -287,8 +288,10 @@ def test_without_groups_limits_are_polled_and_the_plan_says_so(
     made = plan(dataclasses.replace(spec_of("namespaces"), cgroups=wanted), probed)
     assert made.zygote == tuple(step for step in with_groups.zygote if step != ZYGOTE_GROUP)
     assert made.child == tuple(step for step in with_groups.child if step != CHILD_GROUP)
-    polled = Step("polled_limits", {"memory_bytes": 5000, "cpu_s": 50})
-    assert made.cell == without.cell == (*with_groups.cell, polled)
+    limits = {"memory_bytes": 5000, "cpu_s": 50}
+    polled = Step("polled_limits", {**limits, "sockets_only": False})
+    assert made.cell == without.cell == (*with_groups.cell[:-1], polled)
+    assert with_groups.cell[-1] == Step("polled_limits", {**limits, "sockets_only": True})
     assert made.weaknesses == (
         "memory and CPU of all processes of a child together are looked at twice a second "
         f"({reason})",

@@ -220,3 +220,31 @@ def test_a_failing_taker_of_the_listener_ends_the_child(
             await zygote.close()
 
     lab.run(go())
+
+
+def test_nothing_is_left_of_runs_that_were_given_up_before_they_were_ordered(
+    lab: Any, below: Below, eventually: Eventually
+) -> None:
+    """More at once than a zygote's connection takes, while nobody reads it."""
+
+    async def go() -> None:
+        zygote = await lab.start("acts:act")
+        try:
+            assert (await zygote.run({"do": "number"})).ending is Ending.RETURNED
+            name = "sandbox-zygote" if lab.tier == "process" else "sandbox-keeper"
+            (reading,) = below(zygote.guardian_pid, name)
+            before = psutil.Process().num_fds()
+            reading.suspend()
+            tasks = [asyncio.ensure_future(zygote.run({"do": "number"})) for _ in range(400)]
+            await asyncio.to_thread(eventually, zygote._sending.locked, "an order has to wait")
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            reading.resume()
+            assert all(isinstance(end, asyncio.CancelledError) for end in ended)
+            assert psutil.Process().num_fds() == before
+            assert (await zygote.run({"do": "number"})).ending is Ending.RETURNED
+        finally:
+            await zygote.close()
+
+    lab.run(go())

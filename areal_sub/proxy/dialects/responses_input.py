@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Any
 
 import orjson
@@ -140,5 +139,5 @@ def _reasoning(item: fields.Body, where: str) -> str:
         return base64.b64decode(text.removeprefix(_SEAL), validate=True).decode() * (
             text.startswith(_SEAL)
         )
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         return ""  # another provider's

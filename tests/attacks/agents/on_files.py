@@ -52,6 +52,13 @@ def a01(data: dict[str, Any]) -> str:
     )
 
 
+def a01b(data: dict[str, Any]) -> str:
+    return attempt(
+        ("a file", read_file(data["hidden_by_name"])),
+        ("a folder's", read_file(data["hidden_by_link"])),
+    )
+
+
 def a02(data: dict[str, Any]) -> str:
     """Write, truncate, remove and rename what can be read."""
     attempts: list[Attempt] = []

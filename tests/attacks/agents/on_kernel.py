@@ -366,10 +366,12 @@ def a47a(data: dict[str, Any]) -> str:
 
 
 def a47b(data: dict[str, Any]) -> str:
-    """Raw sockets, SCTP and DCCP by their type alone."""
+    """Raw sockets, SCTP and DCCP by their type alone, what is no protocol of its type."""
     raw, sequential, dccp, rdm = 3, 5, 6, 4
     kinds = [(family, kind, 0) for family in (2, 10) for kind in (raw, sequential, dccp, rdm)]
-    return _sockets(*kinds, (2, raw, 6), (2, raw, 17))
+    stream, datagram, tcp, udp = 1, 2, 6, 17  # of the wrong kind: looked for, each time
+    mixed = [(family, *pair) for family in (2, 10) for pair in ((stream, udp), (datagram, tcp))]
+    return _sockets(*kinds, (2, raw, 6), (2, raw, 17), *mixed)
 
 
 def a48a(data: dict[str, Any]) -> str:

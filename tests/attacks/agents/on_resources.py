@@ -151,6 +151,61 @@ def a51f(data: dict[str, Any]) -> str:
     )
 
 
+def a51g(data: dict[str, Any]) -> str:
+    """Memory of the kernel's for each socket, which is in no account: datagrams that are never
+    sent, headers, groups, errors and copies that nobody takes."""
+    more, udp, udp_cork = 0x8000, 17, 1
+    ip, ipv6, index = 0, 41, struct.pack("@I", 1)
+    family = socket.AF_INET6 if os.path.exists("/proc/self/net/if_inet6") else socket.AF_INET
+    try:
+        client = socket.socket(family, socket.SOCK_DGRAM)
+    except PermissionError:
+        client = socket.socket(family, socket.SOCK_STREAM)
+    group = socket.inet_pton(socket.AF_INET6, "ff02::1234") + index
+    header = struct.pack("@QIIi4x", 20, ipv6, 67, 0)  # IPV6_TCLASS, as a control message
+    address = ("::1", 9) if family == socket.AF_INET6 else ("127.0.0.1", 9)
+    return attempt(
+        ("MSG_MORE", lambda: client.sendto(b"x", more, address)),
+        ("UDP_CORK", lambda: client.setsockopt(udp, udp_cork, 1)),
+        ("IPV6_2292PKTOPTIONS", lambda: client.setsockopt(ipv6, 6, header * 1000)),
+        ("IPV6_ADD_MEMBERSHIP", lambda: client.setsockopt(ipv6, 20, group)),
+        ("IP_ADD_MEMBERSHIP", lambda: client.setsockopt(ip, 35, b"\xe0\0\1\1" + b"\x7f\0\0\1")),
+        ("IPV6_RECVERR", lambda: client.setsockopt(ipv6, 25, 1)),
+        ("IP_RECVERR", lambda: client.setsockopt(ip, 11, 1)),
+        ("SO_TIMESTAMPING", lambda: client.setsockopt(socket.SOL_SOCKET, 37, 2)),
+        ("SO_ZEROCOPY", lambda: client.setsockopt(socket.SOL_SOCKET, 60, 1)),
+    )
+
+
+def a51h(data: dict[str, Any]) -> str:
+    """Connections that nobody accepts: their makers have closed them, and no descriptor is left."""
+    num = 0
+    for port in range(32):
+        listener = socket.socket()
+        try:
+            listener.bind((f"127.0.1.{port + 1}", 0))
+            listener.listen(4096)
+        except OSError as error:
+            return f"stopped: {errno.errorcode[error.errno or 0]}"
+        LEFT.append(listener)
+        for _ in range(4000):
+            with socket.socket() as client:
+                client.setblocking(False)
+                client.connect_ex(listener.getsockname())
+            num += 1
+    time.sleep(HOLD_S)
+    return f"SUCCEEDED: {num} connections, of 4 KB each"
+
+
+def a51i(data: dict[str, Any]) -> str:
+    """Locks of single bytes of a file."""
+    set_lock = struct.Struct("@hhqqi4x")
+    with open("locked", "wb") as file:
+        for at in range(0, 20_000, 2):
+            fcntl.fcntl(file, fcntl.F_SETLK, set_lock.pack(fcntl.F_WRLCK, 0, at, 1, 0))
+    return "SUCCEEDED: 10000 locks"
+
+
 def a52(data: dict[str, Any]) -> str:
     """Memory in files without a path, and in /dev/shm."""
 
