@@ -157,11 +157,6 @@ def _notes(
             f"{num_refused} of its calls {'was' if num_refused == 1 else 'were'} refused: the "
             "error that it got says why (docs/dialects.md lists what cannot be done)"
         )
-    elif not turns:
-        notes.append(
-            "it made no model call: it must read OPENAI_BASE_URL, ANTHROPIC_BASE_URL or the like "
-            "(docs/agents.md lists them) and have no fixed address"
-        )
     for attempt in found.attempts:
         if attempt.outcome is not Outcome.COMPLETED:
             notes.append(f"a run ended as {attempt.outcome}: {attempt.error or 'see its output'}")
@@ -180,6 +175,11 @@ def _notes(
                 f"a run made all of its {max_turns} calls: it may not stop by itself, or the "
                 "scripted answers never satisfy it (--script FILE gives it others)"
             )
+    if not turns and not num_refused:
+        notes.append(
+            "it made no model call: it must read OPENAI_BASE_URL, ANTHROPIC_BASE_URL or the like "
+            "(docs/agents.md lists them) and have no fixed address"
+        )
     for cause, advice in ADVICE.items():
         if num := exactness.forks.get(cause, 0):
             notes.append(f"{num} of its calls forked ({cause}): {advice}")

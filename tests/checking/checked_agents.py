@@ -71,6 +71,10 @@ def never_calls(data: dict[str, Any]) -> None:
     os.write(2, b"\x1b[2Jnothing to ask\n")
 
 
+def takes_nothing() -> float:
+    return 1.0
+
+
 def makes_do_without(data: dict[str, Any]) -> float:
     """Wants what the policy cannot give, and goes on without an answer."""
     client = OpenAI(max_retries=0)

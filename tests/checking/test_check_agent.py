@@ -83,6 +83,12 @@ def test_an_agent_that_calls_no_model_and_gives_no_reward() -> None:
     assert "\x1b" not in done.stdout, "what an agent prints does not reach the terminal"
 
 
+def test_an_agent_that_fails_first_is_told_of_that_first() -> None:
+    shown = found("checked_agents.takes_nothing", "--num", "1")
+    assert shown["notes"][0].startswith("a run ended as exception: TypeError: takes_nothing()")
+    assert "OPENAI_BASE_URL" in shown["notes"][1]
+
+
 def test_calls_that_were_refused_are_told() -> None:
     shown = found("checked_agents.makes_do_without", "--num", "1")
     assert [attempt["num_refused"] for attempt in shown["attempts"]] == [1]

@@ -58,6 +58,7 @@ def test_each_way_to_fail_has_its_name(supervisor: Any, make_request: Any, outco
     report = with_pool(supervisor, lambda pool: pool.run(request))
     assert report.outcome == outcome
     assert report.error
+    assert ("a reward is a number" in report.error) == (outcome == "invalid_result")
     assert report.result is None
     assert ("in behaves" in report.traceback) == (outcome == "exception")
 
