@@ -31,6 +31,11 @@ ADVICE = {
 }
 """Of forks that a change to the agent would avoid. Others are how an agent works."""
 
+MODEL_HOSTS = frozenset(
+    ("api.openai.com", "api.anthropic.com", "generativelanguage.googleapis.com", "openrouter.ai")
+)
+"""Where agents ask that have not seen the policy's address."""
+
 NEUTRAL = (Fork.NONE, Fork.ROOT)
 
 
@@ -198,6 +203,13 @@ def _notes(
             "sub-agents): rollout.openai.credit=main keeps them out of training"
         )
     for where, num in found.egress_refused.items():
+        if where.partition(":")[0] in MODEL_HOSTS:
+            notes.append(
+                f"it asked {where} for a model {num} times: it must read its address "
+                "(docs/agents.md lists the variables) when it runs; when its module is imported, "
+                "there is none yet"
+            )
+            continue
         notes.append(
             f"it tried {num} times to reach {where}: if it needs that, "
             f"rollout.openai.sandbox.network.allow=[{where}]"

@@ -71,6 +71,15 @@ def never_calls(data: dict[str, Any]) -> None:
     os.write(2, b"\x1b[2Jnothing to ask\n")
 
 
+ADDRESS_AT_IMPORT = os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1")
+
+
+def asks_elsewhere(data: dict[str, Any]) -> float:
+    client = OpenAI(base_url=ADDRESS_AT_IMPORT, max_retries=0)
+    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "?"}])
+    return 1.0
+
+
 def takes_nothing() -> float:
     return 1.0
 

@@ -104,6 +104,14 @@ def test_an_import_error_is_known_before_any_rollout(supervisor: Any, make_reque
     assert "1 / 0" in report.traceback
 
 
+def test_an_agent_that_wants_a_key_at_its_import_is_told_what_to_do(supervisor: Any) -> None:
+    with pytest.raises(WorkflowError, match=r"(?s)OPENAI_API_KEY.*\n.*sandbox\.start=exec\.$"):
+        with_pool(supervisor, lambda pool: pool.warm("client_at_import:agent"))
+    with pytest.raises(WorkflowError) as caught:
+        with_pool(supervisor, lambda pool: pool.warm("broken_agent:agent"))
+    assert "start=exec" not in str(caught.value)
+
+
 def fields(request: Any) -> dict[str, Any]:
     values: dict[str, Any] = request.to_map()
     return {name: value for name, value in values.items() if name not in ("kind", "v")}
