@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from areal_sub.proxy.tampering import Sign
 from areal_sub.records import Fork, Masked, Outcome, TurnRecord
 from areal_sub.trainer.exactness import Exactness, certify
 from areal_sub.trajectory.causes import main_branch
@@ -180,7 +181,7 @@ def _notes(
                 f"a run made all of its {max_turns} calls: it may not stop by itself, or the "
                 "scripted answers never satisfy it (--script FILE gives it others)"
             )
-    if not turns and not num_refused:
+    if not turns and not num_refused and Sign.UNKNOWN_ROUTE not in found.tampering:
         notes.append(
             "it made no model call: it must read OPENAI_BASE_URL, ANTHROPIC_BASE_URL or the like "
             "(docs/agents.md lists them) and have no fixed address"
@@ -214,7 +215,13 @@ def _notes(
             f"it tried {num} times to reach {where}: if it needs that, "
             f"rollout.openai.sandbox.network.allow=[{where}]"
         )
-    if found.tampering:
-        told = ", ".join(f"{sign} ({num})" for sign, num in found.tampering.items())
+    tampering = dict(found.tampering)
+    if num := tampering.pop(Sign.UNKNOWN_ROUTE, 0):
+        notes.append(
+            f"{num} of its calls asked for what is not served (docs/dialects.md lists what is): "
+            "another API, or a base URL with /v1 too often or not at all"
+        )
+    if tampering:
+        told = ", ".join(f"{sign} ({num})" for sign, num in tampering.items())
         notes.append(f"calls that an agent has no business to make: {told} (docs/rewards.md)")
     return list(dict.fromkeys(notes))

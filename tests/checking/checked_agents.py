@@ -80,6 +80,12 @@ def asks_elsewhere(data: dict[str, Any]) -> float:
     return 1.0
 
 
+def doubles_its_base(data: dict[str, Any]) -> float:
+    client = OpenAI(base_url=f"{os.environ['OPENAI_BASE_URL']}/v1", max_retries=0)
+    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "?"}])
+    return 1.0
+
+
 def takes_nothing() -> float:
     return 1.0
 

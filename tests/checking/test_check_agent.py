@@ -98,6 +98,12 @@ def test_a_client_that_is_made_with_its_module_needs_a_fresh_interpreter() -> No
     assert [attempt["reward"] for attempt in shown["attempts"]] == [1.0, 1.0]
 
 
+def test_an_agent_with_a_wrong_base_is_told_so() -> None:
+    notes = found("checked_agents.doubles_its_base", "--num", "1")["notes"]
+    assert notes[-1].startswith("1 of its calls asked for what is not served")
+    assert not any("OPENAI_BASE_URL" in note or "no business" in note for note in notes)
+
+
 def test_an_agent_that_fails_first_is_told_of_that_first() -> None:
     shown = found("checked_agents.takes_nothing", "--num", "1")
     assert shown["notes"][0].startswith("a run ended as exception: TypeError: takes_nothing()")
