@@ -8,6 +8,7 @@ cleaned of what a terminal or a log would obey.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -279,7 +280,8 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry, depth + 1) for entry in value]
     if hasattr(type(value), "__float__"):
-        return float(value)
+        with contextlib.suppress(TypeError, ValueError):  # an array of several numbers
+            return float(value)
     raise TypeError(f"an object of type {type(value).__name__}: {_shown(value)}")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from areal_sub.proxy.tampering import Sign
 from areal_sub.records import Fork, Masked, Outcome, TurnRecord
 from areal_sub.trainer.exactness import Exactness, certify
 from areal_sub.trajectory.causes import main_branch
@@ -30,6 +31,11 @@ ADVICE = {
     Fork.TEMPLATE_REWROTE: "the chat template renders the longer conversation differently",
 }
 """Of forks that a change to the agent would avoid. Others are how an agent works."""
+
+MODEL_HOSTS = frozenset(
+    ("api.openai.com", "api.anthropic.com", "generativelanguage.googleapis.com", "openrouter.ai")
+)
+"""Where agents ask that have not seen the policy's address."""
 
 NEUTRAL = (Fork.NONE, Fork.ROOT)
 
@@ -157,11 +163,6 @@ def _notes(
             f"{num_refused} of its calls {'was' if num_refused == 1 else 'were'} refused: the "
             "error that it got says why (docs/dialects.md lists what cannot be done)"
         )
-    elif not turns:
-        notes.append(
-            "it made no model call: it must read OPENAI_BASE_URL, ANTHROPIC_BASE_URL or the like "
-            "(docs/agents.md lists them) and have no fixed address"
-        )
     for attempt in found.attempts:
         if attempt.outcome is not Outcome.COMPLETED:
             notes.append(f"a run ended as {attempt.outcome}: {attempt.error or 'see its output'}")
@@ -180,6 +181,11 @@ def _notes(
                 f"a run made all of its {max_turns} calls: it may not stop by itself, or the "
                 "scripted answers never satisfy it (--script FILE gives it others)"
             )
+    if not turns and not num_refused and Sign.UNKNOWN_ROUTE not in found.tampering:
+        notes.append(
+            "it made no model call: it must read OPENAI_BASE_URL, ANTHROPIC_BASE_URL or the like "
+            "(docs/agents.md lists them) and have no fixed address"
+        )
     for cause, advice in ADVICE.items():
         if num := exactness.forks.get(cause, 0):
             notes.append(f"{num} of its calls forked ({cause}): {advice}")
@@ -198,11 +204,24 @@ def _notes(
             "sub-agents): rollout.openai.credit=main keeps them out of training"
         )
     for where, num in found.egress_refused.items():
+        if where.partition(":")[0] in MODEL_HOSTS:
+            notes.append(
+                f"it asked {where} for a model {num} times: it must read its address "
+                "(docs/agents.md lists the variables) when it runs; when its module is imported, "
+                "there is none yet"
+            )
+            continue
         notes.append(
             f"it tried {num} times to reach {where}: if it needs that, "
             f"rollout.openai.sandbox.network.allow=[{where}]"
         )
-    if found.tampering:
-        told = ", ".join(f"{sign} ({num})" for sign, num in found.tampering.items())
+    tampering = dict(found.tampering)
+    if num := tampering.pop(Sign.UNKNOWN_ROUTE, 0):
+        notes.append(
+            f"{num} of its calls asked for what is not served (docs/dialects.md lists what is): "
+            "another API, or a base URL with /v1 too often or not at all"
+        )
+    if tampering:
+        told = ", ".join(f"{sign} ({num})" for sign, num in tampering.items())
         notes.append(f"calls that an agent has no business to make: {told} (docs/rewards.md)")
     return list(dict.fromkeys(notes))

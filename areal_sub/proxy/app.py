@@ -193,6 +193,9 @@ def given_keys(request: Request) -> list[str]:
 async def read_body(request: Request, take: Callable[[int], None]) -> bytes:
     """The whole body. Raises `Refusal` where it is too large or too slow, and what `take` raises,
     which is told of each part; `ClientDisconnect`."""
+    encoding = header(request, b"content-encoding")
+    if encoding not in (b"", b"identity"):
+        raise invalid(f"The body is encoded ({encoding[:40].decode('latin-1')}): send it as it is.")
     length = header(request, b"content-length")
     if length.isdigit() and int(length) > MAX_BODY_BYTES:
         raise _too_large()

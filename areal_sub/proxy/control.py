@@ -178,7 +178,10 @@ def end_record(session: Session, params: Mapping[str, Any]) -> EndRecord:
             outcome, error = Outcome.NO_TURNS, "a reward, but no model call to train"
         elif unknown:
             outcome = Outcome.INVALID_RESULT
-            error = f"a reward for {unknown[0][:100]!r}, which is no completion of this rollout"
+            error = (
+                f"a reward for {unknown[0][:100]!r}, which is no completion of this rollout: keys "
+                "are the ids of its answers; the reward of the whole rollout is a number by itself"
+            )
         elif not values or not all(math.isfinite(value) for value in values):
             outcome, error = Outcome.INVALID_RESULT, f"no finite reward among {values[:8]}"
     elif outcome in _AGENT_GAVE_UP:

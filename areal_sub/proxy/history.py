@@ -367,6 +367,8 @@ class History:
             # Ids included: what went on from a sibling with the same text is no edit of this.
             if _num_leading(keys.exact, self._seen_exact) <= num_history:
                 return Fork.NONE
+            if keys.chain[-1] in self._asked:
+                return Fork.NONE  # the same was asked of a sibling that had no ids, either
         elif (
             any(
                 messages[index].role == "assistant" and keys.chain[index] in self._answers

@@ -199,7 +199,10 @@ class RolloutRunner:
         """What the agent finds in its environment when it is imported. Programs are not."""
         if agent.command is not None:
             return {}
-        return import_environment({**agent.env, **self._openai.env}, silence=self._openai.silence)
+        extra, silence = {**agent.env, **self._openai.env}, self._openai.silence
+        if self._openai.sandbox.start == "exec":  # each rollout's own; this one is only a trial
+            return agent_environment(port=self._port, key="none", extra=extra, silence=silence)
+        return import_environment(extra, silence=silence)
 
     async def _run_agent(self, assignment: Assignment, agent: Agent, key: str) -> RunReport:
         extra = {**agent.env, **self._openai.env}

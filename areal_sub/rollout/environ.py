@@ -30,9 +30,11 @@ SILENCE: Mapping[str, str] = {
     "KIMI_DISABLE_TELEMETRY": "1",
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "NPM_CONFIG_UPDATE_NOTIFIER": "false",
     "OPENAI_AGENTS_DISABLE_TRACING": "1",
     "OPENCODE_DISABLE_MODELS_FETCH": "1",
     "OTEL_SDK_DISABLED": "true",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     # What would stop to ask, or to warn.
     "GEMINI_CLI_TRUST_WORKSPACE": "true",
     "IS_SANDBOX": "1",

@@ -13,6 +13,7 @@ from typing import Any
 
 from areal_sub.errors import PeerGone, RpcError, TaskError, WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
+from areal_sub.rollout.environ import redirection
 from areal_sub.rollout.unmeasured import unmeasured_report
 from areal_sub.rpc import Client
 
@@ -20,6 +21,10 @@ STATS_TIMEOUT_S = 120.0  # a restart of the supervisor included
 KILL_GRACE_S = 60.0
 """The supervisor kills at the rollout's own deadline, and needs this at most to see it through."""
 MAX_DEPTH = 64
+_NO_KEY_YET = (
+    "The module is imported once, before any rollout, when there is no address of a model and no "
+    "key yet: construct clients inside the agent, or set rollout.openai.sandbox.start=exec."
+)
 
 
 class SubprocPool:
@@ -80,7 +85,10 @@ class SubprocPool:
         except PeerGone:
             raise
         except RpcError as error:
-            raise _workflow_error(self._client, error) from None
+            failure = _workflow_error(self._client, error)
+            if not grader and any(name in str(failure) for name in redirection(port=1, key="")):
+                raise WorkflowError(f"{failure}\n{_NO_KEY_YET}") from None
+            raise failure from None
         notes: list[str] = answer["notes"]
         return notes
 

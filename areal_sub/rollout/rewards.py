@@ -13,6 +13,8 @@ from typing import Any
 from areal_sub.errors import WorkflowError
 from areal_sub.records import Outcome, RunReport
 
+WANTED = "a reward is a number, or a dict of numbers keyed by completion id"
+
 _show = reprlib.Repr()
 _show.maxstring = _show.maxother = 120
 
@@ -86,10 +88,7 @@ def _number(value: Any, key: Any, who: str) -> float:
     where = "" if key is None else f" for turn {_show.repr(key)}"
     if isinstance(value, str | bytes) or not hasattr(type(value), "__float__"):
         shown = f"{_show.repr(value)} ({type(value).__name__})"
-        raise WorkflowError(
-            f"{who} returned {shown}{where}: a reward is a number, or a dict of numbers keyed "
-            f"by completion id"
-        )
+        raise WorkflowError(f"{who} returned {shown}{where}: {WANTED}")
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError) as error:

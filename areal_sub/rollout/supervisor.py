@@ -45,6 +45,7 @@ from areal_sub.errors import WorkflowError
 from areal_sub.records import Outcome, RunReport, RunRequest
 from areal_sub.rollout.carried import carry
 from areal_sub.rollout.command import program_end
+from areal_sub.rollout.rewards import WANTED
 from areal_sub.rpc import Server
 from areal_sub.waits import uninterrupted, waiting
 from areal_sub.workflow import GRADER_TARGET, GRADER_VARIABLE
@@ -138,6 +139,8 @@ def make_report(request: RunRequest, child: ChildReport) -> RunReport:
             child.stderr_tail,
             child.outputs,
         )
+    elif child.ending is Ending.BAD_RESULT:
+        error = f"{error}: {WANTED}"
     return RunReport(
         rollout_id=request.rollout_id,
         outcome=outcome,

@@ -147,11 +147,12 @@ def _program(command: Command, environment: Environment) -> Agent:
         environment = own_environment()
     first, *words = command.argv
     readable: tuple[str, ...] = ()
-    if "/" not in first and "{" not in first:
+    if "{" not in first and ("/" not in first or Path(first).is_absolute()):
         found = shutil.which(first, path=_search_path(environment))
-        if found is None:
+        if found is not None:
+            readable = _home_of(Path(found))
+        elif "/" not in first:
             raise WorkflowError(f"there is no program {first!r} on the PATH of the agent")
-        readable = _home_of(Path(found))
     argv = (first if readable else _located(first), *map(_located, words))
     return Agent(
         command=replace(command, argv=argv),

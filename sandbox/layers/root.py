@@ -19,6 +19,17 @@ from .scratch import BOX, PROC_OPTIONS, ROOM, TERMINALS
 
 NAME = "root"
 
+RUNTIMES = (
+    *(f"/etc/java-{version}-openjdk" for version in (8, 11, 17, 21, 25)),
+    "/etc/java",
+    "/etc/php",
+    "/etc/php.d",
+    "/etc/php.ini",
+    "/etc/R",
+    "/etc/fonts",
+)
+"""What distributions keep there of runtimes that lie in `/usr`: without it Java has no
+`java.security`, PHP no extensions, and R does not start."""
 SYSTEM_PATHS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 ETC_PATHS = (
     "/etc/alternatives",
@@ -31,10 +42,12 @@ ETC_PATHS = (
     "/etc/localtime",
     "/etc/mime.types",
     "/etc/nsswitch.conf",
+    "/etc/os-release",
     "/etc/pki",
     "/etc/protocols",
     "/etc/services",
     "/etc/ssl",
+    *RUNTIMES,
 )
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _LINKS = {

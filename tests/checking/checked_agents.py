@@ -71,6 +71,25 @@ def never_calls(data: dict[str, Any]) -> None:
     os.write(2, b"\x1b[2Jnothing to ask\n")
 
 
+ADDRESS_AT_IMPORT = os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1")
+
+
+def asks_elsewhere(data: dict[str, Any]) -> float:
+    client = OpenAI(base_url=ADDRESS_AT_IMPORT, max_retries=0)
+    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "?"}])
+    return 1.0
+
+
+def doubles_its_base(data: dict[str, Any]) -> float:
+    client = OpenAI(base_url=f"{os.environ['OPENAI_BASE_URL']}/v1", max_retries=0)
+    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "?"}])
+    return 1.0
+
+
+def takes_nothing() -> float:
+    return 1.0
+
+
 def makes_do_without(data: dict[str, Any]) -> float:
     """Wants what the policy cannot give, and goes on without an answer."""
     client = OpenAI(max_retries=0)

@@ -83,6 +83,33 @@ def test_an_agent_that_calls_no_model_and_gives_no_reward() -> None:
     assert "\x1b" not in done.stdout, "what an agent prints does not reach the terminal"
 
 
+def test_an_agent_that_read_its_address_too_early_is_told_so() -> None:
+    shown = found("checked_agents.asks_elsewhere", "--num", "1")
+    assert shown["egress_refused"] == {"api.openai.com:443": 1}
+    assert shown["notes"][-1].startswith("it asked api.openai.com:443 for a model 1 times")
+    assert not any("network.allow" in note for note in shown["notes"])
+
+
+def test_a_client_that_is_made_with_its_module_needs_a_fresh_interpreter() -> None:
+    done = check("client_at_import.agent")
+    assert done.returncode == 2
+    assert "set rollout.openai.sandbox.start=exec" in done.stderr
+    shown = found("client_at_import.agent", "rollout.openai.sandbox.start=exec")
+    assert [attempt["reward"] for attempt in shown["attempts"]] == [1.0, 1.0]
+
+
+def test_an_agent_with_a_wrong_base_is_told_so() -> None:
+    notes = found("checked_agents.doubles_its_base", "--num", "1")["notes"]
+    assert notes[-1].startswith("1 of its calls asked for what is not served")
+    assert not any("OPENAI_BASE_URL" in note or "no business" in note for note in notes)
+
+
+def test_an_agent_that_fails_first_is_told_of_that_first() -> None:
+    shown = found("checked_agents.takes_nothing", "--num", "1")
+    assert shown["notes"][0].startswith("a run ended as exception: TypeError: takes_nothing()")
+    assert "OPENAI_BASE_URL" in shown["notes"][1]
+
+
 def test_calls_that_were_refused_are_told() -> None:
     shown = found("checked_agents.makes_do_without", "--num", "1")
     assert [attempt["num_refused"] for attempt in shown["attempts"]] == [1]

@@ -100,6 +100,18 @@ def test_an_edit_behind_a_turn_keeps_what_is_shared() -> None:
     assert match.parent is not None
 
 
+def test_a_conversation_that_is_had_twice_goes_on_from_its_own_answers() -> None:
+    """As a policy that is sure of itself makes it: each answer is the same again."""
+    rollout = Rollout()
+    for num_before in (0, 3):
+        rollout.ask(S, U, answer=A)
+        for messages in ([S, U, A, T], [S, U, A, T, B, U2]):
+            turn = rollout.ask(*messages, answer=B)
+            assert turn.prompt.fork is Fork.NONE
+            assert turn.prompt.parent is not None
+            assert int(turn.prompt.parent.turn_id[1:]) > num_before
+
+
 def test_spelling_does_not_matter() -> None:
     rollout = Rollout()
     said = Message("assistant", "Hm. \n", (ToolCall("c1", "calc", '{"a": 1, "b": [2]}'),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 from typing import Any
 
@@ -62,6 +63,19 @@ def test_keys(proxied: Any) -> None:
         await one.end()
         assert proxy.records()[-1].num_rejected_calls == 3
         assert proxy.engine.requests == []
+
+    proxied(work)
+
+
+def test_a_compressed_body_is_refused_as_one(proxied: Any) -> None:
+    async def work(proxy: Any) -> None:
+        rollout = await proxy.open()
+        body = gzip.compress(json.dumps({"model": "m", "messages": MESSAGES}).encode())
+        path = f"/k/{rollout.key}/v1/chat/completions"
+        status, error = await post(proxy, path, body, {"Content-Encoding": "gzip"})
+        assert (status, error["type"]) == (400, "invalid_request_error")
+        assert error["message"] == "The body is encoded (gzip): send it as it is."
+        await rollout.end()
 
     proxied(work)
 
@@ -405,6 +419,7 @@ def test_rewards_are_checked_against_the_turns(proxied: Any) -> None:
         end = await ended(True, reward=None, turn_rewards={"chatcmpl-nobody": 1.0})
         assert end.outcome == "invalid_result"
         assert "chatcmpl-nobody" in end.error
+        assert "of the whole rollout is a number by itself" in end.error
         assert end.turn_rewards == {}
         end = await ended(True, reward=None, turn_rewards={})
         assert end.outcome == "completed"

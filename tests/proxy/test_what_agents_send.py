@@ -45,6 +45,7 @@ TAKEN: list[tuple[str, dict[str, Any]]] = [
                             "encrypted_content": "gAAAA-from-elsewhere"}, *U], "store": False}),
     (RESPONSES, {"input": U, "reasoning": {"effort": "high", "summary": "auto"},
                  "client_metadata": {"x": "y"}, "safety_identifier": None}),
+    (RESPONSES, {"input": "?", "truncation": "auto"}),  # agency-swarm, always
     (MESSAGES + "?beta=true", {"messages": U, "max_tokens": 4, "betas": ["new-2099-01-01"]}),
     ("/messages", {"messages": [{"role": "system", "content": "s"}, *U], "max_tokens": 4}),
     (MESSAGES, {"messages": result(content=[{"type": "text", "text": "no"}], is_error=True),
@@ -126,6 +127,18 @@ def test_what_is_taken(proxied: Any) -> None:
     proxied(work)
 
 
+def test_an_answer_has_what_strict_clients_require(proxied: Any) -> None:
+    """OpenRouter's SDK for Python validates each field of an answer."""
+
+    async def work(proxy: Any) -> None:
+        proxy.engine.says("Hi<|im_end|>")
+        rollout = await proxy.open()
+        _, _, answer = await ask(proxy, "POST", CHAT, {"messages": U}, x_api_key=rollout.key)
+        assert json.loads(answer)["system_fingerprint"] is None
+
+    proxied(work)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_refused(proxied: Any, stream: bool) -> None:
     async def work(proxy: Any) -> None:
@@ -149,6 +162,7 @@ LONG = "word " * 5000
     [
         (CHAT, {"messages": [{"role": "user", "content": LONG}]}, '"context_length_exceeded"'),
         (RESPONSES, {"input": LONG}, '"context_length_exceeded"'),
+        (RESPONSES, {"input": LONG, "truncation": "auto"}, '"context_length_exceeded"'),
         ("/v1/completions", {"prompt": LONG}, '"context_length_exceeded"'),
         (MESSAGES, {"messages": [{"role": "user", "content": LONG}], "max_tokens": 4},
          "prompt is too long"),

@@ -58,6 +58,7 @@ def test_each_way_to_fail_has_its_name(supervisor: Any, make_request: Any, outco
     report = with_pool(supervisor, lambda pool: pool.run(request))
     assert report.outcome == outcome
     assert report.error
+    assert ("a reward is a number" in report.error) == (outcome == "invalid_result")
     assert report.result is None
     assert ("in behaves" in report.traceback) == (outcome == "exception")
 
@@ -101,6 +102,14 @@ def test_an_import_error_is_known_before_any_rollout(supervisor: Any, make_reque
     report = with_pool(supervisor, go)
     assert report.outcome is Outcome.START_FAILED
     assert "1 / 0" in report.traceback
+
+
+def test_an_agent_that_wants_a_key_at_its_import_is_told_what_to_do(supervisor: Any) -> None:
+    with pytest.raises(WorkflowError, match=r"(?s)OPENAI_API_KEY.*\n.*sandbox\.start=exec\.$"):
+        with_pool(supervisor, lambda pool: pool.warm("client_at_import:agent"))
+    with pytest.raises(WorkflowError) as caught:
+        with_pool(supervisor, lambda pool: pool.warm("broken_agent:agent"))
+    assert "start=exec" not in str(caught.value)
 
 
 def fields(request: Any) -> dict[str, Any]:

@@ -84,6 +84,15 @@ def test_nothing_else_of_the_machine_can_be_read(lab: Any, tmp_path: Path) -> No
         assert own.count("\n") == 1, "nobody of this machine's is named"
 
 
+def test_what_the_system_keeps_of_its_runtimes_is_there(lab: Any) -> None:
+    """Else the distribution's own Java, PHP and R do not run, or not with all that they have."""
+    kinds = "os-release", "java-*-openjdk/security/java.security", "php/*/cli/php.ini", "R/Renviron"
+    wanted = [str(path) for kind in kinds for path in Path("/etc").glob(kind)]
+    found = lab.do("read", paths=wanted).value
+    refused = {path for path, text in found.items() if text in {"EACCES", "ENOENT"}}
+    assert wanted and not refused
+
+
 def test_only_the_childs_own_folder_can_be_written(lab: Any, code: Path) -> None:
     own = ["mine.txt", "../home/mine.txt", "../tmp/mine.txt", "/dev/null"]
     others = [str(code / "new.txt"), "/usr/new", "/etc/new", "/new", "/proc/sys/kernel/hostname"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,6 +90,8 @@ def test_long_texts_keep_both_ends() -> None:
 def test_what_is_not_json_names_its_type() -> None:
     with pytest.raises(ResultError, match="an object of type set"):
         decode_result(encode_value({1}))
+    with pytest.raises(ResultError, match=r"an object of type ndarray: array\(\[0.5, 1. \]\)"):
+        decode_result(encode_value(np.array([0.5, 1.0])))
     endless: list[object] = []
     endless.append(endless)
     with pytest.raises(ResultError, match="nested"):

@@ -99,6 +99,10 @@ def test_a_program_of_the_users_own_can_be_read(
     assert str(tmp_path / "home/.nvm/v20") in trained.agents[0].readable
     trained, _ = agents("workflow=cmd:tool-8")
     assert trained.agents[0].readable[-2:] == (str(tmp_path / "home/bin/tool-8"),) * 2
+    trained, _ = agents(f"workflow=cmd:{tmp_path}/home/.nvm/v20/bin/tool-17")
+    assert str(tmp_path / "home/.nvm/v20") in trained.agents[0].readable, "by its whole path, too"
+    trained, _ = agents("workflow=cmd:/only/inside/tool")
+    assert trained.agents[0].command.argv == ("/only/inside/tool",)
 
 
 def test_every_task_has_what_a_program_is_given() -> None:

@@ -194,6 +194,7 @@ def answer(answer_id: str, call: Call, choices: Sequence[Choice], usage: Usage) 
             "model": call.model,
             "choices": [_choice(call, index, choice) for index, choice in enumerate(choices)],
             "usage": _usage(usage),
+            "system_fingerprint": None,
         }
     )
 

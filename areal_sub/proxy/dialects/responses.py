@@ -50,8 +50,9 @@ def parse(asked: Asked) -> Call:
     for key, why in _REFUSED.items():
         if body.get(key):
             raise invalid(f"{key}: {why}", key)
-    if body.get("truncation") not in (None, "disabled"):
-        raise invalid("truncation may be 'disabled': nothing is left out here.", "truncation")
+    # With either nothing is left out: an input that is too long is refused, as the answer says.
+    if body.get("truncation") not in (None, "disabled", "auto"):
+        raise invalid("truncation may be 'disabled' or 'auto'.", "truncation")
     tools = Tools(body)
     previous = _previous(body, asked.kept)
     given = responses_input.messages(body, asked)

@@ -1,21 +1,13 @@
 """Google's Agent Development Kit on Gemini: streamed, with a calculator for up to four calls."""
 
+from calculator import calc
 from google.adk.agents import Agent
 from google.adk.agents.invocation_context import LlmCallsLimitExceededError
 from google.adk.agents.run_config import RunConfig, StreamingMode
 from google.adk.runners import InMemoryRunner
 from google.genai import types
 
-from areal_sub.workflow.arithmetic import calculate
 from areal_sub.workflow.grading import grade_math
-
-
-def calc(expression: str) -> str:
-    """Evaluate an arithmetic expression."""
-    try:
-        return calculate(expression)
-    except ValueError as error:
-        return f"error: {error}"
 
 
 async def agent(data):

@@ -1,18 +1,10 @@
 """Google's Gen AI SDK, which runs the tool by itself; for up to four calls."""
 
+from calculator import calc
 from google import genai
 from google.genai import types
 
-from areal_sub.workflow.arithmetic import calculate
 from areal_sub.workflow.grading import grade_math
-
-
-def calc(expression: str) -> str:
-    """Evaluate an arithmetic expression."""
-    try:
-        return calculate(expression)
-    except ValueError as error:
-        return f"error: {error}"
 
 
 async def agent(data):

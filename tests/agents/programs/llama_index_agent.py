@@ -1,19 +1,11 @@
 """LlamaIndex's agent on OpenAI's Chat Completions: streamed, a calculator, up to four calls."""
 
+from calculator import calc
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.workflow import WorkflowRuntimeError
 from llama_index.llms.openai import OpenAI
 
-from areal_sub.workflow.arithmetic import calculate
 from areal_sub.workflow.grading import grade_math
-
-
-def calc(expression: str) -> str:
-    """Evaluate an arithmetic expression."""
-    try:
-        return calculate(expression)
-    except ValueError as error:
-        return f"error: {error}"
 
 
 async def agent(data):
