@@ -90,7 +90,7 @@ def test_autocast_stays_in_charge(products: list[Tensor]) -> None:
 
 
 WITHOUT_MEMORY = """
-import resource, torch
+import itertools, resource, torch
 from areal_sub import linear
 torch.set_num_threads(1)
 weights = [torch.randn(64 + i, 64) for i in range(4000)]
@@ -99,7 +99,7 @@ most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() 
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 kept = []
 try:
-    for weight in weights:
+    for weight in itertools.cycle(weights):
         kept.append(linear._product(rows, weight))
 except (MemoryError, RuntimeError) as error:
     kept.clear()
