@@ -37,7 +37,7 @@ from vllm_lab import START_S, vllm_server
 
 from areal_sub.engine_client import EngineClient
 from areal_sub.engines.embedded import grammars
-from areal_sub.engines.embedded.grammars import Constraint, fault
+from areal_sub.engines.embedded.grammars import Constraint, Grammars, fault, receive_all
 from areal_sub.engines.embedded.matching import FRAME, MASK, TOKEN
 from areal_sub.errors import GrammarError, RpcError
 from areal_sub.records import GenerateChunk, GenerateRequest
@@ -365,6 +365,32 @@ def test_a_model_without_a_usable_tokenizer_says_so(tmp_path: Path) -> None:
         pytest.raises(GrammarError, match=r"cannot be constrained.*tokenizer\.json"),
     ):
         engine.run(lambda client: whole(client, request_of([1], grammar='start: "a"')))
+
+
+def test_masks_that_cost_more_than_a_bit_each_come_to_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammars, "CPU_S", 0.05)
+    tokenizer = make_folder(tmp_path)
+    letter = tokenizer.token_to_id("a")
+
+    async def num_masks(grammar: str, at_most: int) -> int:
+        source = Grammars(str(tmp_path), vocab_size=tokenizer.get_vocab_size(), max_open=1)
+        constraint = await source.compile(grammar, stop_token_ids=[])
+        num = 0
+        while num < at_most and not constraint.error:
+            constraint.advance(letter)
+            receive_all([constraint], timeout_s=10.0)
+            num += 1
+        constraint.close()
+        await asyncio.sleep(0)  # the end of its process is a callback of the loop
+        source.close()
+        assert constraint.error in ("", grammars.TOO_MUCH)
+        return num
+
+    honest, ambiguous = "start: /a*/", 'start: e\ne: "a" | e e'  # this one's take longer and longer
+    assert asyncio.run(num_masks(honest, 2000)) == 2000
+    assert asyncio.run(num_masks(ambiguous, 500)) < 500
 
 
 # The decode thread against an other side that answers when the test wants it to.
