@@ -321,8 +321,9 @@ def test_what_no_mask_allowed_is_no_answer(lab: Lab, last_by: str) -> None:
         lab.sample(request(5 if last_by == "length" else 300))
 
 
+@pytest.mark.parametrize("part", ["vllm.entrypoints", "EngineCore"])
 @pytest.mark.parametrize("lab", [VLLM], indirect=True)
-def test_an_answer_goes_on_after_its_server_was_killed(lab: Lab) -> None:
+def test_an_answer_goes_on_after_its_server_was_killed(lab: Lab, part: str) -> None:
     schema = {"type": "array", "items": {"const": "value"}, "minItems": 150, "maxItems": 150}
 
     async def work(client: EngineClient) -> list[GenerateChunk]:
@@ -332,9 +333,11 @@ def test_an_answer_goes_on_after_its_server_was_killed(lab: Lab) -> None:
             async for chunk in given:
                 chunks.append(chunk)
                 if len(chunks) == 1:
-                    servers = psutil.Process(lab.engine.process.pid).children()
-                    (server,) = [p for p in servers if "vllm" in " ".join(p.cmdline())]
-                    server.kill()
+                    engine = psutil.Process(lab.engine.process.pid)
+                    for process in engine.children(recursive=True):
+                        with suppress(psutil.NoSuchProcess):
+                            if part in " ".join(process.cmdline()):
+                                process.kill()
         return chunks
 
     chunks = lab.engine.run(work, START_S)
@@ -435,6 +438,31 @@ def test_masks_that_cost_more_than_a_bit_each_come_to_an_end(
     honest, ambiguous = "start: /a*/", 'start: e\ne: "a" | e e'  # this one's take longer and longer
     assert asyncio.run(num_masks(honest, 2000)) == 2000
     assert asyncio.run(num_masks(ambiguous, 500)) < 500
+
+
+def test_a_grammar_whose_template_was_killed_is_tried_again(tmp_path: Path) -> None:
+    tokenizer = make_folder(tmp_path)
+
+    async def work() -> None:
+        source = Grammars(str(tmp_path), vocab_size=tokenizer.get_vocab_size(), max_open=1)
+        (await source.compile('start: "a"', stop_token_ids=[])).close()
+        await asyncio.sleep(0)
+        ours = psutil.Process().children()
+        (template,) = [p for p in ours if any("matching" in part for part in p.cmdline())]
+        template.suspend()
+        compiling = asyncio.ensure_future(source.compile('start: "b"', stop_token_ids=[]))
+        while source.num_open == 0:  # it has not asked for a fork yet
+            await asyncio.wait([compiling], timeout=0)
+        template.kill()
+        with pytest.raises(GrammarError, match="the process that matches grammars ended"):
+            await compiling
+        constraint = await source.compile('start: "b"', stop_token_ids=[])
+        assert constraint.mask is not None
+        constraint.close()
+        await asyncio.sleep(0)
+        source.close()
+
+    asyncio.run(work())
 
 
 # The decode thread against an other side that answers when the test wants it to.
