@@ -165,6 +165,8 @@ class Grammars:
                     raise GrammarError(refused)
                 constraint = self._fork(await self._ready())
                 error = await self._first_mask(constraint, order)
+                if error and not self._is_ready():
+                    raise GrammarError(CANNOT + "the process that matches grammars ended")
                 if error:
                     self._refuse(grammar, error)
                     raise GrammarError(error)
@@ -226,11 +228,20 @@ class Grammars:
     async def _ready(self) -> socket.socket:
         """The socket of a template that runs. Raises `GrammarError` where there can be none."""
         async with self._starting:
-            if self._template is None or self._template.poll() is not None:
+            if not self._is_ready():
                 self.close()
                 self._control = await self._start()
         assert self._control is not None
         return self._control
+
+    def _is_ready(self) -> bool:
+        """Whether the template runs. It closes its socket before its forks end with it."""
+        try:
+            return self._control is not None and self._control.recv(1, socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     async def _start(self) -> socket.socket:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
