@@ -206,6 +206,13 @@ def test_the_end_allows_exactly_the_stop_tokens(lab: Lab) -> None:
     assert [len(chunk.token_ids) for chunk in both] == [2, 2]
 
 
+def test_an_object_may_have_very_many_properties(lab: Lab) -> None:
+    properties = {f"p{i}": {"const": 1} for i in range(1000)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    (chunk,) = lab.sample(lab.json(schema, max_new_tokens=20))
+    assert chunk.finish_reason in ("stop", "length")
+
+
 def test_length_cuts(lab: Lab) -> None:
     (chunk,) = lab.sample(lab.json({"type": "string", "minLength": 50}, max_new_tokens=7))
     assert (chunk.finish_reason, len(chunk.token_ids)) == ("length", 7)

@@ -54,7 +54,11 @@ _PR_SET_PDEATHSIG = 1
 
 # Fuel per mask: some 10 ms, where honest grammars take well under 1 ms.
 _LIMITS = llguidance.LLParserLimits(
-    step_lexer_fuel=100_000, step_max_items=50_000, max_lexer_states=100_000, verbose_errors=False
+    step_lexer_fuel=100_000,
+    step_max_items=50_000,
+    max_items_in_row=20_000,  # an optional property takes four
+    max_lexer_states=100_000,
+    verbose_errors=False,
 )
 
 # Else, where only one text can follow, the library wants the tokens that its tokenizer makes of it:
