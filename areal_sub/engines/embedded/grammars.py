@@ -16,7 +16,6 @@ import asyncio
 import itertools
 import json
 import logging
-import math
 import re
 import select
 import socket
@@ -40,8 +39,7 @@ COMPILE_TIMEOUT_S = 20.0  # on a busy machine; the process itself has `COMPILE_C
 MAX_COMPILING = 2
 # A request whose mask takes longer is given up. The others do not wait for it: see `Decoder`.
 STEP_TIMEOUT_S = 10.0
-# CPU time that a request's masks may take altogether: this, and more for each token asked for.
-CPU_S, CPU_S_PER_TOKEN = 3.0, 0.005
+CPU_S = 3.0  # that a request's masks may take beyond a bit for each: see `CPU_S_PER_TOKEN`
 MAX_REFUSED = 256
 MAX_FAULT_CHARS = 400
 READ_BYTES = 2**18
@@ -156,13 +154,9 @@ class Grammars:
         self._control: socket.socket | None = None
         self.num_open = 0
 
-    async def compile(
-        self, grammar: str, *, stop_token_ids: Iterable[int], max_new_tokens: int
-    ) -> Constraint:
+    async def compile(self, grammar: str, *, stop_token_ids: Iterable[int]) -> Constraint:
         """With the mask of the first token. Raises `GrammarError`."""
-        order = order_of(
-            grammar, stop_token_ids=stop_token_ids, max_new_tokens=max_new_tokens
-        ).encode()
+        order = order_of(grammar, stop_token_ids=stop_token_ids, cpu_s=CPU_S).encode()
         await self._open.acquire()
         constraint: Constraint | None = None
         try:
@@ -171,6 +165,8 @@ class Grammars:
                     raise GrammarError(refused)
                 constraint = self._fork(await self._ready())
                 error = await self._first_mask(constraint, order)
+                if error and not self._is_ready():
+                    raise GrammarError(CANNOT + "the process that matches grammars ended")
                 if error:
                     self._refuse(grammar, error)
                     raise GrammarError(error)
@@ -232,11 +228,20 @@ class Grammars:
     async def _ready(self) -> socket.socket:
         """The socket of a template that runs. Raises `GrammarError` where there can be none."""
         async with self._starting:
-            if self._template is None or self._template.poll() is not None:
+            if not self._is_ready():
                 self.close()
                 self._control = await self._start()
         assert self._control is not None
         return self._control
+
+    def _is_ready(self) -> bool:
+        """Whether the template runs. It closes its socket before its forks end with it."""
+        try:
+            return self._control is not None and self._control.recv(1, socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     async def _start(self) -> socket.socket:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -271,16 +276,11 @@ class Grammars:
 
 
 def order_of(
-    grammar: str,
-    *,
-    stop_token_ids: Iterable[int],
-    max_new_tokens: int,
-    taken: Sequence[int] = (),
+    grammar: str, *, stop_token_ids: Iterable[int], cpu_s: float, taken: Sequence[int] = ()
 ) -> str:
     """What a process that matches is asked for. `taken`: sampled already, held to the grammar."""
-    cpu_s = math.ceil(CPU_S + CPU_S_PER_TOKEN * max_new_tokens)
     stops = sorted(stop_token_ids)
-    return json.dumps({"grammar": grammar, "stops": stops, "cpu_s": cpu_s, "taken": [*taken]})
+    return json.dumps({"grammar": grammar, "stops": stops, "taken": [*taken], "cpu_s": cpu_s})
 
 
 def fault(text: str) -> str:

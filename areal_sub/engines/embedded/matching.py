@@ -18,7 +18,7 @@ grammar does ends that request alone.
     engine → template   b"+" number, with a socket      fork one for it
                         b"-" number                     kill it, and forget it
     template → engine   READY | why not, once
-    engine → fork       a JSON map {grammar, stops, cpu_s, taken}, as a frame; then u32 per token
+    engine → fork       a JSON map {grammar, stops, taken, cpu_s}, as a frame; then u32 per token
     fork → engine       per grammar and per token one frame: "M" and a bit per token of the
                         vocabulary (little-endian): what may come next; or "E" and a text
 """
@@ -33,6 +33,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,14 +45,20 @@ NUMBER = struct.Struct("<Q")
 ASKED, MASK, FAILED = b"G", b"M", b"E"
 READY = b"ready"
 
-COMPILE_CPU_S = 3
+COMPILE_CPU_S = 3.0
+# What masks take beyond this each, on the average, comes out of the `cpu_s` that was asked for.
+CPU_S_PER_TOKEN = 0.005
 # On top of what the template has mapped. Large honest schemas take up to 40 MiB.
 MATCHER_BYTES = 256 * 2**20
 _PR_SET_PDEATHSIG = 1
 
 # Fuel per mask: some 10 ms, where honest grammars take well under 1 ms.
 _LIMITS = llguidance.LLParserLimits(
-    step_lexer_fuel=100_000, step_max_items=50_000, max_lexer_states=100_000, verbose_errors=False
+    step_lexer_fuel=100_000,
+    step_max_items=50_000,
+    max_items_in_row=20_000,  # an optional property takes four
+    max_lexer_states=100_000,
+    verbose_errors=False,
 )
 
 # Else, where only one text can follow, the library wants the tokens that its tokenizer makes of it:
@@ -118,26 +125,35 @@ def serve_request(
     reader = connection.makefile("rb")
     _, length = FRAME.unpack(reader.read(FRAME.size))
     asked: dict[str, Any] = json.loads(reader.read(length))
-    limit_resources(asked["cpu_s"])
+    limit_memory()
     try:
+        limit_cpu(COMPILE_CPU_S)
         matcher = Matcher(tokenizer, vocab_size, asked["grammar"], asked["stops"])
         for token_id in asked["taken"]:
             matcher.consume(token_id)
         _send(connection, MASK, matcher.mask())
-        resource.setrlimit(resource.RLIMIT_CPU, (COMPILE_CPU_S + asked["cpu_s"],) * 2)
+        left_s, used_s = asked["cpu_s"], time.process_time()
+        limit_cpu(left_s)
         while token := reader.read(TOKEN.size):
             matcher.consume(*TOKEN.unpack(token))
             _send(connection, MASK, matcher.mask())
+            before_s, used_s = used_s, time.process_time()
+            left_s = min(asked["cpu_s"], left_s - (used_s - before_s) + CPU_S_PER_TOKEN)
+            limit_cpu(left_s)
     except ValueError as error:
         _send(connection, FAILED, str(error).encode())
 
 
-def limit_resources(cpu_s: int) -> None:
+def limit_memory() -> None:
     num_pages = int(Path("/proc/self/statm").read_text().split()[0])
     num_bytes = num_pages * resource.getpagesize() + MATCHER_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (COMPILE_CPU_S, COMPILE_CPU_S + cpu_s))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def limit_cpu(seconds: float) -> None:
+    """From now on; beyond it the kernel ends the process."""
+    signal.setitimer(signal.ITIMER_PROF, max(seconds, 1e-6))  # 0 would be no limit
 
 
 def _send(connection: socket.socket, kind: bytes, body: bytes) -> None:
@@ -182,6 +198,7 @@ def _run_fork(
 ) -> NoReturn:
     try:
         die_with_parent()
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # `limit_cpu`'s: ignoring it is inherited
         serve_request(connection, tokenizer, vocab_size)
     except MemoryError:
         _send(connection, FAILED, b"it takes more memory than it may")

@@ -122,9 +122,7 @@ class Engine:
         )
         if request.grammar:
             request.constraint = await self._grammars.compile(
-                request.grammar,
-                stop_token_ids=request.stop_token_ids,
-                max_new_tokens=request.max_new_tokens,
+                request.grammar, stop_token_ids=request.stop_token_ids
             )
         call = self._calls[request.request_id] = _Call(extend_digest(0, request.prompt))
         self._decoder.submit(request)

@@ -139,6 +139,8 @@ class Calls:
                 raise ServerGone(str(error)) from None
             raise RequestError(str(error)) from None
         except ReplyError as error:
+            if not await member.is_healthy():  # its engine has died, and it can still say so
+                raise ServerGone(str(error)) from None
             held = f"; it was held to a grammar: perhaps {TOO_MUCH}" if request.grammar else ""
             raise RequestError(f"{error}{held}") from None
         finally:

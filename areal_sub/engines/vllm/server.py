@@ -100,9 +100,7 @@ class Engine:
             if member.can.no_grammars:
                 raise GrammarError(member.can.no_grammars)
         constraint = await self._grammars.compile(
-            request.grammar,
-            stop_token_ids=request.stop_token_ids,
-            max_new_tokens=request.max_new_tokens,
+            request.grammar, stop_token_ids=request.stop_token_ids
         )
         try:
             yield

@@ -20,6 +20,8 @@ from areal_sub.errors import ArealSubError
 SERVED_NAME = "policy"
 # vLLM's way of writing that a logprob is NaN, or not there.
 NO_LOGPROB = -9999.0
+# That a request's masks may take beyond a bit for each: all requests of the batch wait for them.
+GRAMMAR_CPU_S = 1.0
 
 
 class Way(StrEnum):
@@ -67,7 +69,7 @@ def body_of(
         order = order_of(
             request.grammar,
             stop_token_ids=request.stop_token_ids,
-            max_new_tokens=request.max_new_tokens,
+            cpu_s=GRAMMAR_CPU_S,
             taken=token_ids,
         )
         sampling["structured_outputs"] = {"grammar": order}

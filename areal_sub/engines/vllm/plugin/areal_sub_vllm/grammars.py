@@ -1,11 +1,12 @@
 """Output grammars in vLLM: matched beside it, and with the logprobs of the model itself.
 
-`register` changes four functions of vLLM's:
+`register` changes five functions of vLLM's:
 
 - Its backend "guidance" has each grammar matched by a process of its own (`matching.py`, which
   says why), where vLLM would do it within the engine. A schema is an untrusted agent's.
 - Its check of a grammar before that, which would do the same within the API server, is left out:
   whoever asks has compiled it already, in such a process, too.
+- Where its scheduler is done with a request, however that ended, the request's process is ended.
 - Before grammars' masks are applied, the logits of their rows are kept, and
 - after sampling, the logprob of each token of these rows is computed from what was kept, at the
   request's temperature. vLLM's own would be of the masked distribution, the learner's are not.
@@ -22,20 +23,24 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import runpy
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils import cached_file
+from vllm.v1.core.sched import scheduler
 from vllm.v1.sample import sampler
 from vllm.v1.structured_output import backend_guidance, utils
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
@@ -43,16 +48,12 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 log = logging.getLogger("vllm.areal_sub")
 
 MATCHING = Path(__file__).parents[3] / "embedded" / "matching.py"
-# The protocol of `matching.py`, which is no module here.
-FRAME = struct.Struct("<cI")
-TOKEN = struct.Struct("<I")
-NUMBER = struct.Struct("<Q")
-ASKED, MASK = b"G", b"M"
-READY = b"ready"
+matching = SimpleNamespace(**runpy.run_path(str(MATCHING)))  # for its protocol; no module here
 START_TIMEOUT_S = 60.0
 COMPILE_TIMEOUT_S = 20.0
-# All requests of the batch wait for a mask.
-STEP_TIMEOUT_S = 1.0
+# All requests of the batch wait for a mask. Its process ends much earlier by its CPU time, so this
+# is for a machine that does not let it run.
+STEP_TIMEOUT_S = 10.0
 MIN_TEMPERATURE = 1e-5  # vLLM's own, below which it is greedy
 
 
@@ -68,10 +69,15 @@ class Template:
             self._process = subprocess.Popen(
                 [*command, str(vocab_size)], pass_fds=[there.fileno()], stdin=subprocess.DEVNULL
             )
-        self._control.settimeout(START_TIMEOUT_S)
-        if (answer := self._control.recv(4096)) != READY:
-            raise ValueError(f"grammars cannot be matched: {answer.decode() or 'it ended'}")
         self._numbers = itertools.count()
+        try:
+            self._control.settimeout(START_TIMEOUT_S)
+            if (answer := self._control.recv(4096)) != matching.READY:
+                raise ValueError(f"grammars cannot be matched: {answer.decode() or 'it ended'}")
+        except BaseException:
+            self._process.kill()
+            self._control.close()
+            raise
 
     @property
     def is_alive(self) -> bool:
@@ -82,67 +88,77 @@ class Template:
         here, there = socket.socketpair()
         number = next(self._numbers)
         with there:
-            socket.send_fds(self._control, [b"+" + NUMBER.pack(number)], [there.fileno()])
+            socket.send_fds(self._control, [b"+" + matching.NUMBER.pack(number)], [there.fileno()])
         return here, number
 
     def end(self, connection: socket.socket, number: int) -> None:
         connection.close()
         with suppress(OSError):  # the template is gone, and with it the fork
-            self._control.send(b"-" + NUMBER.pack(number))
+            self._control.send(b"-" + matching.NUMBER.pack(number))
 
 
 class Grammar(StructuredOutputGrammar):
-    """One request's. Where its process fails, vLLM ends the request with the reason "error"."""
+    """One request's. A token that no mask has allowed is not accepted, whatever the reason (its
+    process has failed, say): vLLM ends the request with the reason "error", and the token is
+    thrown away, also where the request would have been at its end with it."""
 
     def __init__(self, template: Template, order: str) -> None:
         """With the mask of the first token. Raises `ValueError`, `OSError`."""
-        connection, number = template.fork()
-        # vLLM forgets a request's grammar when the request ends, and says so to nobody.
-        weakref.finalize(self, template.end, connection, number)
-        self._connection = connection
+        self._connection, number = template.fork()
+        # As a second factor also where nobody has a use for it any more.
+        self._end = weakref.finalize(self, template.end, self._connection, number)
         self._stops = frozenset(json.loads(order)["stops"])
-        self._num_asked = 1
-        connection.settimeout(COMPILE_TIMEOUT_S)
-        data = order.encode()
-        connection.sendall(FRAME.pack(ASKED, len(data)) + data)
-        self._mask = self._answer()
-        if self._mask is None:
-            raise ValueError("the grammar does not compile")
-        connection.settimeout(STEP_TIMEOUT_S)
+        self._is_asked = True
+        try:
+            self._connection.settimeout(COMPILE_TIMEOUT_S)
+            data = order.encode()
+            self._connection.sendall(matching.FRAME.pack(matching.ASKED, len(data)) + data)
+            self._mask = self._answer()
+            if self._mask is None:
+                raise ValueError("the grammar does not compile")
+            self._connection.settimeout(STEP_TIMEOUT_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the process. From any thread, and more than once."""
+        self._mask = None
+        self._is_asked = False
+        self._end()
 
     def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
-        if self._mask is None:
-            return False
-        with suppress(OSError):  # found out when its answer is read
-            for token in tokens:
-                if token in self._stops:  # the request has ended
-                    break
-                self._num_asked += 1
-                self._connection.send(TOKEN.pack(token))
+        for token in tokens:
+            mask, self._mask = self._mask, None  # it is for one token
+            if mask is None or not mask[token >> 3] >> (token & 7) & 1:
+                return False
+            if token not in self._stops:  # else the request has ended
+                self._is_asked = True
+                with suppress(OSError):  # found out when its answer is read
+                    self._connection.send(matching.TOKEN.pack(token))
         return True
 
     def fill_bitmask(self, bitmask: Tensor, batch_index: int) -> None:
-        while self._num_asked:
+        if self._is_asked:
             self._mask = self._answer()
         row = bitmask[batch_index]
         if self._mask is None:
-            row.fill_(-1)  # all: what is sampled is thrown away
+            row.fill_(-1)  # all: what is sampled is not accepted
         else:
             row.copy_(torch.frombuffer(bytearray(self._mask), dtype=torch.int32))
 
     def _answer(self) -> bytes | None:
         """The next mask; None: there is none, nor will there be."""
-        self._num_asked -= 1
+        self._is_asked = False
         try:
-            kind, length = FRAME.unpack(self._read(FRAME.size))
+            kind, length = matching.FRAME.unpack(self._read(matching.FRAME.size))
             body = self._read(length)
         except (OSError, EOFError) as error:
             log.warning("a grammar takes too much: %r", error)
         else:
-            if kind == MASK:
+            if kind == matching.MASK:
                 return body
             log.warning("a grammar failed: %s", body.decode())
-        self._num_asked = 0
         return None
 
     def _read(self, num_bytes: int) -> bytes:
@@ -189,6 +205,28 @@ class Backend:
 
     def allocate_token_bitmask(self, max_num_seqs: int) -> Tensor:
         return torch.full((max_num_seqs, -(-self.vocab_size // 32)), -1, dtype=torch.int32)
+
+
+def end_with_request(free_request: Callable[..., Any]) -> Callable[..., Any]:
+    """The scheduler's function for a request that has ended, and the end of its grammar's process:
+    vLLM itself only forgets the grammar, at some later time."""
+
+    def free(self: Any, request: Any, *args: Any, **more: Any) -> Any:
+        if (asked := request.structured_output_request) is not None:
+            close(asked._grammar)
+        return free_request(self, request, *args, **more)
+
+    def close(grammar: object) -> None:
+        if isinstance(grammar, Grammar):
+            grammar.close()
+        elif isinstance(grammar, Future) and not grammar.cancel():  # it is being compiled
+            grammar.add_done_callback(compiled)
+
+    def compiled(grammar: Future[object]) -> None:
+        if grammar.exception() is None:
+            close(grammar.result())
+
+    return free
 
 
 @dataclass
@@ -238,6 +276,7 @@ def register() -> None:
     for name in ("__post_init__", "compile_grammar", "allocate_token_bitmask"):
         setattr(backend_guidance.GuidanceBackend, name, getattr(Backend, name))
     backend_guidance.validate_guidance_grammar = lambda *args, **more: None
+    scheduler.Scheduler._free_request = end_with_request(scheduler.Scheduler._free_request)
     own = OwnLogprobs()
     sampler.Sampler.forward = lambda *args, **more: own.forward(*args, **more)
     utils.apply_grammar_bitmask = own.apply_grammar_bitmask
