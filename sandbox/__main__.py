@@ -185,15 +185,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _interrupt(*_: object) -> None:
+_ended_by: list[int] = []
+
+
+def _end(number: int, _: object) -> None:
+    """Of a signal by which nothing of the child's would be removed: as Ctrl-C, also where that is
+    ignored, as behind a shell's `&`."""
+    _ended_by.append(number)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":
     for ends in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(ends) is signal.SIG_DFL:  # else nothing of the child's is removed
-            signal.signal(ends, _interrupt)
+        if signal.getsignal(ends) is signal.SIG_DFL:
+            signal.signal(ends, _end)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + (_ended_by or [signal.SIGINT])[0])
