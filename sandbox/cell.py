@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import math
 import os
 import resource
 import select
@@ -188,15 +187,12 @@ def _until_over(
 ) -> tuple[str, bytes]:
     """ "": the agent's process ended. Else why it has to: `_ORDERED`, or the limit it is over. And
     the order for outputs, which comes before the agent's request; b"" where none came.
-
-    Without `limits` nobody looks.
     """
     order = b""
     watch = reaper.Watch(control.fileno(), exited)
-    look_at = time.monotonic() + polled_limits.INTERVAL_S if limits else math.inf
+    look_at = time.monotonic() + polled_limits.INTERVAL_S
     while True:
-        wait_s = max(0.0, look_at - time.monotonic()) if limits else None
-        ready = watch.wait_any(wait_s)
+        ready = watch.wait_any(max(0.0, look_at - time.monotonic()))
         for _ in reaper.reap():
             pass
         if control.fileno() in ready:

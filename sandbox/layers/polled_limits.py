@@ -37,9 +37,15 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
 def exceeded(limits: Mapping[str, float]) -> str:
     """ "memory", "cpu" or "": which limit the processes of this pid namespace, but for pid 1 and
     with those that it has waited for, are over. `limits`: what `apply` was given."""
-    memory_bytes = _SOCKET_BYTES * _num_tcp_sockets()
-    if limits["sockets_only"]:
-        return "memory" if memory_bytes > limits["memory_bytes"] else ""
+    memory_bytes, cpu_s = (0, 0.0) if limits["sockets_only"] else _used_by_processes()
+    if memory_bytes + _SOCKET_BYTES * _num_tcp_sockets() > limits["memory_bytes"]:
+        return "memory"
+    return "cpu" if cpu_s > limits["cpu_s"] else ""
+
+
+def _used_by_processes() -> tuple[int, float]:
+    """Bytes of memory and seconds of CPU time."""
+    memory_bytes = 0
     waited_for = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = waited_for.ru_utime + waited_for.ru_stime
     for name in os.listdir("/proc"):
@@ -55,9 +61,7 @@ def exceeded(limits: Mapping[str, float]) -> str:
             continue  # it has ended
         cpu_s += sum(map(int, fields[11:15])) / _TICKS_PER_S  # own and waited-for, user and system
         memory_bytes += (resident - shared) * _PAGE_BYTES
-    if memory_bytes > limits["memory_bytes"]:
-        return "memory"
-    return "cpu" if cpu_s > limits["cpu_s"] else ""
+    return memory_bytes, cpu_s
 
 
 def _num_tcp_sockets() -> int:
