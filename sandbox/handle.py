@@ -45,7 +45,7 @@ from .run import (
     Run,
     settle,
 )
-from .spec import SandboxSpec, check_env, is_text
+from .spec import SandboxSpec, check_env, is_text, is_whole
 from .wire import MAX_READY_BYTES, one_line, text
 from .workspace import Templates
 
@@ -84,7 +84,7 @@ class Zygote:
         self._templates = Templates(spec.limits)
         self._sending = asyncio.Lock()
         self._runs: set[Run] = set()
-        self._reserve = Reserve(0, self._new_run, self._release)
+        self._reserve = Reserve(self._new_run, self._release)
         self._num_runs = 0
         self._closed = False
         self._egress: EgressHandle | None = None
@@ -196,8 +196,7 @@ class Zygote:
         except BaseException:
             await zygote.close()
             raise
-        zygote._reserve = Reserve(reserve, zygote._new_run, zygote._release)
-        zygote._reserve.fill()
+        zygote._reserve.begin(reserve)
         return zygote
 
     @property
@@ -266,13 +265,13 @@ class Zygote:
         """
         if not argv or not argv[0] or not all(map(is_text, argv)):
             raise SpecError(f"argv must be a program and its words, without NUL, not {argv!r}")
-        if not is_text(stdin.replace("\0", "")):
+        if not is_whole(stdin):
             raise SpecError("stdin is no text: it has half of a character in it")
         for path, content in (files or {}).items():
             inside = path[2:] if path.startswith("~/") else path
             if not inside or inside.startswith("/") or not is_text(path) or ".." in path.split("/"):
                 raise SpecError(f"files: {path!r} is neither below the working directory nor ~/")
-            if not is_text(content.replace("\0", "")):
+            if not is_whole(content):
                 raise SpecError(f"files: what {path!r} holds has half of a character in it")
         request = {"argv": list(argv), "stdin": stdin, "files": dict(files or {})}
         return await self._run(request, env, wall_s, workspace, outputs, on_listener, on_output)

@@ -20,11 +20,9 @@ REFILL_PAUSE_S = 0.1
 class Reserve:
     """Of one zygote."""
 
-    def __init__(
-        self, num: int, new: Callable[[], Awaitable[Run]], release: Callable[[Run], None]
-    ) -> None:
-        """`new`: orders a child. `release`: takes one that is of no use."""
-        self._num = num
+    def __init__(self, new: Callable[[], Awaitable[Run]], release: Callable[[Run], None]) -> None:
+        """Of none yet. `new`: orders a child. `release`: takes one that is of no use."""
+        self._num = 0
         self._new = new
         self._release = release
         self._standing: collections.deque[Run] = collections.deque()
@@ -43,19 +41,24 @@ class Reserve:
             self._release(run)
         return None
 
+    def begin(self, num: int) -> None:
+        """From now on `num` are to stand ready."""
+        self._num = num
+        self._fill()
+
     def fill_later(self) -> None:
         """A run begins: whoever fills the reserve leaves it to the last one."""
         if self._num:
             if self._fill_at is not None:
                 self._fill_at.cancel()
-            self._fill_at = asyncio.get_running_loop().call_later(REFILL_PAUSE_S, self.fill)
+            self._fill_at = asyncio.get_running_loop().call_later(REFILL_PAUSE_S, self._fill)
 
-    def fill(self) -> None:
+    def _fill(self) -> None:
         self._fill_at = None
         if self._filling is None or self._filling.done():
-            self._filling = asyncio.ensure_future(self._fill())
+            self._filling = asyncio.ensure_future(self._fill_up())
 
-    async def _fill(self) -> None:
+    async def _fill_up(self) -> None:
         while self._fill_at is None and len(self) < self._num:
             try:
                 run = await self._new()

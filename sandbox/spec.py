@@ -144,10 +144,13 @@ class SandboxSpec:
 
 def is_text(value: object) -> bool:
     """A string that a system call takes: without NUL, and not with half of a character."""
-    if not isinstance(value, str) or "\0" in value:
-        return False
+    return isinstance(value, str) and "\0" not in value and is_whole(value)
+
+
+def is_whole(text: str) -> bool:
+    """Whether no half of a character is in it."""
     try:
-        value.encode("utf-8", "surrogateescape")  # as children do, whatever the caller's locale is
+        text.encode("utf-8", "surrogateescape")  # as children do, whatever the caller's locale is
     except UnicodeEncodeError:
         return False
     return True

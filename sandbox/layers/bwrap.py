@@ -61,8 +61,10 @@ def command(bwrap: str, shown: Layout, hidden: Sequence[str], *, as_root: bool) 
     for link, target in shown.links.items():
         words += ["--symlink", target, link]
     for path in hidden:
-        cover = ["--tmpfs", path, "--remount-ro", path]
-        words += ["--ro-bind", os.devnull, path] if os.path.isfile(path) else cover
+        if os.path.isfile(path):
+            words += ["--ro-bind", os.devnull, path]
+        else:
+            words += ["--tmpfs", path, "--remount-ro", path]
     return [*words, "--remount-ro", "/", "--chdir", FOLDER, "--"]
 
 

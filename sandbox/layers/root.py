@@ -179,11 +179,11 @@ def _covered(hidden: Iterable[str], mounts: Mapping[str, str]) -> list[str]:
 
 def hidden_in(shown: Layout, hidden: Iterable[str]) -> list[str]:
     """For tiers that lay out the same paths by other means: which of them have to be covered."""
-    real = [path for path in map(os.path.realpath, hidden) if os.path.exists(path)]
     return [
         path
-        for path in real
-        if any(path == mounted or is_below(path, mounted) for mounted in shown.mounts)
+        for path in map(os.path.realpath, hidden)
+        if os.path.exists(path)
+        and any(path == mounted or is_below(path, mounted) for mounted in shown.mounts)
     ]
 
 

@@ -233,7 +233,7 @@ def test_nothing_is_left_of_runs_that_were_given_up_before_they_were_ordered(
             assert (await zygote.run({"do": "number"})).ending is Ending.RETURNED
             name = "sandbox-zygote" if lab.tier == "process" else "sandbox-keeper"
             (reading,) = below(zygote.guardian_pid, name)
-            before = psutil.Process().num_fds()
+            before = open_descriptors()
             reading.suspend()
             tasks = [asyncio.ensure_future(zygote.run({"do": "number"})) for _ in range(400)]
             await asyncio.to_thread(eventually, zygote._sending.locked, "an order has to wait")
@@ -242,7 +242,7 @@ def test_nothing_is_left_of_runs_that_were_given_up_before_they_were_ordered(
             ended = await asyncio.gather(*tasks, return_exceptions=True)
             reading.resume()
             assert all(isinstance(end, asyncio.CancelledError) for end in ended)
-            assert psutil.Process().num_fds() == before
+            assert open_descriptors() == before
             assert (await zygote.run({"do": "number"})).ending is Ending.RETURNED
         finally:
             await zygote.close()
