@@ -71,14 +71,14 @@ class StopStrings:
         """Must not be called again once `found`."""
         if not self._stops:
             return text
-        num_held = max(begun.feed(text) for begun in self._begun)
+        num_begun = max(begun.feed(text) for begun in self._begun)
         text = self._held + text
         starts = [(start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:
             start, self.found = min(starts)
             self._held = ""
             return text[:start]
-        cut = len(text) - num_held
+        cut = len(text) - num_begun
         self._held = text[cut:]
         return text[:cut]
 

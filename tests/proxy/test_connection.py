@@ -69,9 +69,8 @@ async def without_end(send: Send) -> None:
     await send(HEAD)
     while True:
         await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
-        await asyncio.sleep(
-            0
-        )  # `send` does not wait where the connection broke as it was written to
+        # Where the connection broke as it was written to, `send` does not wait.
+        await asyncio.sleep(0)
 
 
 def test_who_hangs_up_ends_what_he_asked_for() -> None:

@@ -47,6 +47,7 @@ def trajectory(
     reward: float | None = None,
     turn_rewards: dict[str, float] | None = None,
     outcome: Outcome = Outcome.COMPLETED,
+    error: str = "",
 ) -> Trajectory:
     opened = OpenRecord(
         rollout_id="r",
@@ -57,6 +58,11 @@ def trajectory(
         opened_at=0.0,
     )
     end = EndRecord.without_process(
-        "r", outcome, reward=reward, turn_rewards=turn_rewards, num_turns=len(turns)
+        "r",
+        outcome,
+        reward=reward,
+        turn_rewards=turn_rewards,
+        num_turns=len(turns),
+        error=error,
     )
     return Trajectory.build(opened, turns, end)
