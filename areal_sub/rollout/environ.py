@@ -1,4 +1,5 @@
-"""What an agent's process finds in its environment: where its model is, and its key. Pure.
+"""What an agent's process finds in its environment: where its model is, and its key; and what its
+supervisor does. Pure.
 
 The key also stands in the base URL's path: an agent with a hard-coded API key is served too. The
 table in `docs/agents.md` lists what is set; a test compares.
@@ -8,10 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 MODEL = "default"
 """The name of the model that is trained. The proxy takes any other, too."""
+
+_OF_USER = ("PATH", "TZ", "LANG", "LANGUAGE")
+_OF_USER_PREFIX = "LC_"
+_OF_SUPERVISOR = ("TMPDIR", "AREAL_SUB_LOG")
 
 SILENCE: Mapping[str, str] = {
     # What would call home, or would like to.
@@ -153,3 +158,17 @@ def _opencode(base_url: str, key: str) -> str:
         "autoupdate": False,
     }
     return json.dumps(config)
+
+
+def supervisor_environment(
+    environ: Mapping[str, str], passthrough: Iterable[str] = ()
+) -> dict[str, str]:
+    """What the supervisor is started with of `environ`: what its user's programs and language need,
+    what it needs itself, and the names in `passthrough`. No secret may be among it: the sandbox
+    gives children part of it."""
+    names = {*_OF_USER, *_OF_SUPERVISOR, *passthrough}
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in names or name.startswith(_OF_USER_PREFIX)
+    }

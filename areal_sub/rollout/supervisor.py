@@ -93,12 +93,6 @@ OUTCOMES: Mapping[Ending, Outcome] = {
 }
 
 
-def supervisor_env(environ: Mapping[str, str], passthrough: Iterable[str] = ()) -> dict[str, str]:
-    """The environment to start the supervisor with: children may look at their parents' one."""
-    kept = allowed(environ, passthrough)
-    return kept | {name: environ[name] for name in ("AREAL_SUB_LOG",) if name in environ}
-
-
 def make_spec(
     sandbox: Mapping[str, Any], env: Mapping[str, str], hidden: Iterable[str] = ()
 ) -> SandboxSpec:

@@ -5,7 +5,6 @@ All of it is JSON. Called by `wiring`.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ from areal_sub.errors import ConfigError
 from areal_sub.rollout.workspace import fixed_part
 
 _TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
-# The supervisor and its children get no more of our environment than this.
-_SUPERVISOR_ENV = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "AREAL_SUB_LOG")
 
 
 def engine_settings(
@@ -133,9 +130,3 @@ def _around_workspaces(template: str, python_path: list[str]) -> str:
                 "workspaces into a folder of their own"
             )
     return str(folder)
-
-
-def supervisor_env(config: Config) -> dict[str, str]:
-    """Its environment, which children may look at: nothing of ours but what they are to have."""
-    names = (*_SUPERVISOR_ENV, *config.rollout.openai.env_passthrough)
-    return {name: os.environ[name] for name in names if name in os.environ}

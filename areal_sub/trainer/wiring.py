@@ -38,6 +38,7 @@ from areal_sub.errors import DeadlineExceeded, PeerGone
 from areal_sub.learner.weights_file import leave
 from areal_sub.records import EngineInfo
 from areal_sub.rollout.attempt import AgentRunner, RolloutRunner
+from areal_sub.rollout.environ import supervisor_environment
 from areal_sub.rollout.grader import Grader
 from areal_sub.rollout.inline import InlineRunner
 from areal_sub.rollout.mix import Agent
@@ -49,7 +50,6 @@ from areal_sub.trainer.scratch import scratch_folder
 from areal_sub.trainer.settings import (
     engine_settings,
     proxy_settings,
-    supervisor_env,
     supervisor_settings,
 )
 from areal_sub.trainer.status import Status, status_served
@@ -299,9 +299,8 @@ class _Parts:
             settings = supervisor_settings(
                 config, self._own("supervisor", number), self._folder, run_folder
             )
-            return await self._launch(
-                "supervisor", "areal_sub.rollout.supervisor", settings, supervisor_env(config)
-            )
+            env = supervisor_environment(os.environ, config.rollout.openai.env_passthrough)
+            return await self._launch("supervisor", "areal_sub.rollout.supervisor", settings, env)
 
         async def introduce(number: int) -> None:
             own = self._own("supervisor", number)

@@ -13,7 +13,7 @@ import pytest
 
 from areal_sub.config.schema import SandboxConfig
 from areal_sub.records import RunRequest
-from areal_sub.rollout.supervisor import supervisor_env
+from areal_sub.rollout.environ import supervisor_environment
 
 ROOT = Path(__file__).parents[2]
 AGENTS = Path(__file__).parent / "agents"
@@ -47,7 +47,7 @@ class Supervisor:
             [sys.executable, "-m", "areal_sub.rollout.supervisor", folder / "supervisor.json"],
             stdin=subprocess.PIPE,
             cwd=ROOT,
-            env=supervisor_env(environ, settings["env_passthrough"]),
+            env=supervisor_environment(environ, settings["env_passthrough"]),
             start_new_session=True,
         )
 

@@ -14,6 +14,7 @@ from areal_sub.rollout.environ import (
     agent_environment,
     import_environment,
     redirection,
+    supervisor_environment,
 )
 from areal_sub.rollout.mix import Agent, AgentMix
 
@@ -86,3 +87,17 @@ def test_the_page_lists_every_variable() -> None:
         for name in re.findall(r"`([A-Z][A-Z0-9_]+)(?:=[^`]*)?`", line.split("|")[1])
     }
     assert listed == agent_environment(port=5, key="K", extra={}).keys()
+
+
+def test_the_supervisor_starts_with_nothing_but_what_is_known_to_be_no_secret() -> None:
+    ours = {
+        "PATH": "/bin",
+        "LC_CTYPE": "de_DE.UTF-8",
+        "TMPDIR": "/var/tmp",
+        "LET_THROUGH": "yes",
+        "HOME": "/home/user",
+        "HF_TOKEN": "canary",
+        "LD_PRELOAD": "/canary",
+    }
+    kept = {"PATH", "LC_CTYPE", "TMPDIR", "LET_THROUGH"}
+    assert supervisor_environment(ours, ["LET_THROUGH", "ABSENT"]) == {n: ours[n] for n in kept}
