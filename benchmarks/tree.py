@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import psutil
 
 STANDING_TIMEOUT_S = 300.0
+STANDING_CORES = 0.1
+"""What is no more than this stands: each child's init looks at what it uses twice a second."""
 
 
 def tree_cpu_s(root: psutil.Process) -> float:
@@ -35,10 +38,11 @@ def _own_s(process: psutil.Process) -> float:
 
 
 async def until_standing(pid: int, all_there: Callable[[], Awaitable[bool]]) -> None:
-    """Returns when `all_there` and nothing below process `pid` does anything: what stands ready has
-    its pages by then, of which nobody tells."""
-    root, busy_s, before_s = psutil.Process(pid), 0.0, -1.0
+    """Returns when `all_there` and what is below process `pid` uses next to no CPU: what stands
+    ready has its pages by then, of which nobody tells."""
+    root, cores = psutil.Process(pid), 1.0
     async with asyncio.timeout(STANDING_TIMEOUT_S):
-        while busy_s - before_s > 0.01 or not await all_there():
+        while cores > STANDING_CORES or not await all_there():
+            before_s, began_at = tree_cpu_s(root), time.monotonic()
             await asyncio.sleep(0.3)
-            before_s, busy_s = busy_s, tree_cpu_s(root)
+            cores = (tree_cpu_s(root) - before_s) / (time.monotonic() - began_at)

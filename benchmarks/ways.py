@@ -26,10 +26,9 @@ import psutil
 
 from areal_sub.config.schema import SandboxConfig
 from areal_sub.records import Outcome, RunRequest
-from areal_sub.rollout.environ import agent_environment
+from areal_sub.rollout.environ import agent_environment, supervisor_environment
 from areal_sub.rollout.inline import InlineRunner
 from areal_sub.rollout.pool import SubprocPool
-from areal_sub.rollout.supervisor import supervisor_env
 from areal_sub.rpc import Client
 from areal_sub.schedulers.local import Component
 from benchmarks.one_turn import TASK, OneTurn
@@ -119,7 +118,7 @@ async def _pool(
             settings,
             folder=folder,
             log_path=folder / "supervisor.log",
-            env=supervisor_env(os.environ),
+            env=supervisor_environment(os.environ),
         )
         client = await Client.connect(folder / "supervisor.sock", peer="supervisor")
         runner = SubprocPool(client)
