@@ -1,6 +1,6 @@
 """What a model call costs in the proxy: CPU and added latency, beside other proxies.
 
-    python -m benchmarks.proxy [--num 2000] [--litellm PYTHON] [--json FILE]
+    python -m benchmarks.proxy [--num 2000] [--rounds 3] [--litellm PYTHON] [--json FILE]
     python -m benchmarks.proxy --memory 100000      does its memory grow?
     python -m benchmarks.proxy --turns 100          what a turn costs late in a long rollout,
                                                     in each dialect, or --dialect NAME
@@ -8,8 +8,9 @@
 Every proxy answers the same requests, of ~1 KB, with 64 tokens, whole or streamed token by token,
 from a model that answers at once. Ours also renders, tokenises, detokenises and records them. CPU
 is the proxy's own (user and system, of all its processes); latency is the client's, less that of
-asking the model directly. `--litellm`: an interpreter that has `litellm[proxy]`; nginx is taken
-from the search path.
+asking the model directly. Each proxy runs on one core, the model and the load on the others; each
+figure is the median of `--rounds`, in which the proxies take turns. `--litellm`: an interpreter
+that has `litellm[proxy]`; nginx is taken from the search path.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import secrets
 import shutil
 import statistics
@@ -328,27 +330,61 @@ def compare(args: argparse.Namespace) -> list[Cost]:
         for proxy in (model, *proxies):
             measure(proxy, folder, num=50, at_once=8, stream=False)  # warm
             measure(proxy, folder, num=50, at_once=8, stream=True)
+        give_a_core([proxy.process for proxy in proxies])
         for stream in (False, True):
             for at_once in CONCURRENCIES:
-                direct = measure(model, folder, num=args.num, at_once=at_once, stream=stream)
-                for proxy in proxies:
-                    num = args.num if proxy.name != "LiteLLM" else max(300, args.num // 5)
-                    cost = measure(proxy, folder, num=num, at_once=at_once, stream=stream)
-                    costs.append(replace(cost, added_ms=cost.added_ms - direct.added_ms))
-                show(costs[-len(proxies) :])
+                rounds = [
+                    compare_once(model, proxies, folder, args.num, at_once, stream)
+                    for _ in range(args.rounds)
+                ]
+                show(rounds)
+                costs += [cost for each in rounds for cost in each]
     return costs
 
 
-def show(costs: list[Cost]) -> None:
-    first = costs[0]
+def compare_once(
+    model: Proxy, proxies: list[Proxy], folder: Path, num: int, at_once: int, stream: bool
+) -> list[Cost]:
+    direct = measure(model, folder, num=num, at_once=at_once, stream=stream)
+    costs = []
+    for proxy in proxies:
+        num_asked = num if proxy.name != "LiteLLM" else max(300, num // 5)
+        cost = measure(proxy, folder, num=num_asked, at_once=at_once, stream=stream)
+        costs.append(replace(cost, added_ms=cost.added_ms - direct.added_ms))
+    return costs
+
+
+def give_a_core(processes: list[psutil.Process]) -> None:
+    """One core for what is measured, which one proxy at a time uses; the others for all else that
+    this process has started and will start: else who waits for an answer is moved to and fro, and
+    what caches hold with it."""
+    one, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        return
+    measured = {part.pid for each in processes for part in (each, *each.children(recursive=True))}
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, {one} if process.pid in measured else others)
+
+
+def show(rounds: list[list[Cost]]) -> None:
+    """Medians of the rounds, each proxy's CPU as a ratio to ours of the same round."""
+    first = rounds[0][0]
     kind = "streamed" if first.stream else "whole"
     print(f"\n{kind}, {first.at_once} at once")
     print(f"{'':<24}{'CPU s/1000':>12}{'added ms':>12}{'first ms':>12}{'per s':>9}{'CPU x':>9}")
-    for cost in costs:
-        ratio = cost.cpu_s_per_1000 / first.cpu_s_per_1000
+    for costs in zip(*rounds, strict=True):  # of one proxy
+        ratios = [
+            cost.cpu_s_per_1000 / our_cost.cpu_s_per_1000
+            for cost, (our_cost, *_) in zip(costs, rounds, strict=True)
+        ]
         print(
-            f"{cost.proxy:<24}{cost.cpu_s_per_1000:>12.2f}{cost.added_ms:>12.1f}"
-            f"{cost.first_ms:>12.1f}{cost.per_s:>9.0f}{ratio:>9.2f}",
+            f"{costs[0].proxy:<24}"
+            f"{statistics.median(cost.cpu_s_per_1000 for cost in costs):>12.2f}"
+            f"{statistics.median(cost.added_ms for cost in costs):>12.1f}"
+            f"{statistics.median(cost.first_ms for cost in costs):>12.1f}"
+            f"{statistics.median(cost.per_s for cost in costs):>9.0f}"
+            f"{statistics.median(ratios):>9.2f}",
             flush=True,
         )
 
@@ -417,6 +453,7 @@ def turns(num: int, dialects: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--num", type=int, default=2000, help="requests per figure")
+    parser.add_argument("--rounds", type=int, default=3, help="per figure, which is their median")
     parser.add_argument("--litellm", metavar="PYTHON", help="an interpreter with litellm[proxy]")
     parser.add_argument("--memory", type=int, metavar="NUM", help="watch memory over NUM requests")
     parser.add_argument("--turns", type=int, metavar="NUM", help="rollouts of NUM turns")
