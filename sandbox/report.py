@@ -13,6 +13,7 @@ from typing import Any
 
 from .cgroups import Usage
 from .errors import ResultError
+from .layers.polled_limits import MAX_TCP_SOCKETS
 from .spec import Limits
 from .wire import Status, decode_result
 
@@ -97,6 +98,9 @@ def conclude(
         if status.failed_step == "workspace":
             error += _limit_of_files(status.error, limits)
         return Ending.SETUP_FAILED, None, error, ""
+    if status.limit == "sockets":
+        error = f"its processes had more than {MAX_TCP_SOCKETS} TCP sockets together"
+        return Ending.MEMORY_LIMIT, None, error, ""
     over = {"memory": Ending.MEMORY_LIMIT, "cpu": Ending.CPU_LIMIT}.get(status.limit)
     over = over or (exceeded(used, limits) if used is not None else None)
     if over is not None:

@@ -78,7 +78,7 @@ class Status:
     num_killed: int = 0
     written_bytes: int = 0
     limit: str = ""
-    """ "memory" or "cpu": what all its processes together used too much of."""
+    """ "memory", "cpu" or "sockets": what all its processes together used too much of."""
     failed_step: str = ""
     """The step of the plan (or "fork", "folder") that failed, so that nothing was run."""
     error: str = ""

@@ -24,6 +24,9 @@ _PAGE_BYTES = resource.getpagesize()
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _SOCKET_BYTES = 4096
 """What the kernel takes for a TCP socket, near enough."""
+MAX_TCP_SOCKETS = 8192
+"""The machine has only so many whose processes have closed them (net.ipv4.tcp_max_orphans, 131,072
+on 8 GiB); past these, answers are cut off, everybody's."""
 _MAX_COUNTS_BYTES = 4096
 
 
@@ -38,11 +41,14 @@ def apply(args: Mapping[str, Any], context: Context) -> None:
 
 
 def exceeded(limits: Mapping[str, float]) -> str:
-    """ "memory", "cpu" or "": which limit the processes of this pid namespace, but for pid 1 and
-    with those that it has waited for, are over. `limits`: what `apply` was given."""
+    """ "memory", "cpu", "sockets" or "": which limit the processes of this pid namespace, but for
+    pid 1 and with those that it has waited for, are over. `limits`: what `apply` was given."""
     memory_bytes, cpu_s = (0, 0.0) if limits["sockets_only"] else _used_by_processes()
-    if memory_bytes + _SOCKET_BYTES * _num_tcp_sockets() > limits["memory_bytes"]:
+    num_sockets = _num_tcp_sockets()
+    if memory_bytes + _SOCKET_BYTES * num_sockets > limits["memory_bytes"]:
         return "memory"
+    if num_sockets > MAX_TCP_SOCKETS:
+        return "sockets"
     return "cpu" if cpu_s > limits["cpu_s"] else ""
 
 

@@ -113,11 +113,26 @@ _DENIED: Mapping[str, _Numbers] = {
     "set_mempolicy_home_node": (450, 450),
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
-    # Memory that no process's limit counts: System V's, POSIX queues, files without a path.
+    # Memory that no process's limit counts: System V's, POSIX queues, files without a path. And
+    # what others have of the former, which is found by counting: where there is no namespace.
     "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "shmdt": (67, 197),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
     "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
     "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "mq_timedsend": (242, 182),
+    "mq_timedreceive": (243, 183),
+    "mq_notify": (244, 184),
+    "mq_getsetattr": (245, 185),
     "memfd_create": (319, 279),
 }
 # As on a kernel without them, which callers know how to live with.
@@ -182,19 +197,25 @@ _CHMODS: Mapping[str, tuple[_Numbers, int]] = {
     "fchmodat2": ((452, 452), 2),
 }
 
-# Of terminals, descriptors, sockets; and copies that share blocks (FICLONE, FICLONERANGE), flags of
-# files (FS_IOC_GETFLAGS). Others change files that are open for reading only, look into namespaces,
-# have a file system write out all that it holds.
-_IOCTL_TYPES = (0x5400, 0x8900)
+# Of terminals and descriptors; and copies that share blocks (FICLONE, FICLONERANGE), flags of files
+# (FS_IOC_GETFLAGS). Others change files that are open for reading only, look into namespaces, have
+# a file system write out all that it holds.
+_TERMINAL_IOCTLS, _SOCKET_IOCTLS = 0x5400, 0x8900
 _IOCTL_TYPE_MASK = 0xFF00
-_IOCTLS = (0x40049409, 0x4020940D, 0x80086601)
-_DENIED_IOCTLS = (
-    # TIOCSTI, TIOCLINUX: type into the terminal; TIOCSETD: have the kernel load a line discipline.
-    *(0x5412, 0x541C, 0x5423),
-    # SIOCGIFBR, SIOCSIFBR, SIOCBRADDBR, SIOCBRDELBR, SIOCGIFVLAN, SIOCSIFVLAN, SIOCADDDLCI,
-    # SIOCDELDLCI: have the kernel load a module (bridge, 8021q, dlci), for whoever asks.
-    *(0x8940, 0x8941, 0x89A0, 0x89A1, 0x8982, 0x8983, 0x8980, 0x8981),
+_IOCTLS = (
+    *(0x40049409, 0x4020940D, 0x80086601),
+    # Of sockets: who is signaled, where urgent data stand, what was not sent.
+    *(0x8901, 0x8902, 0x8903, 0x8904, 0x8905, 0x894B),
+    # SIOCGIF*: names, addresses, masks, flags, sizes and numbers of devices. Others have the kernel
+    # load modules for whoever asks (bridges, VLANs), rewrite its own code (SIOCGSTAMP), or keep
+    # routes in memory that no group counts, for which a hostile zygote's children have the rights.
+    *(0x8910, 0x8912, 0x8913, 0x8915, 0x8917, 0x8919, 0x891B, 0x891D),
+    *(0x8921, 0x8927, 0x8933, 0x8942, 0x8970),
 )
+# SIOCETHTOOL: as of a device that knows of none.
+_ETHTOOL = 0x8946
+# TIOCSTI, TIOCLINUX: type into the terminal; TIOCSETD: have the kernel load a line discipline.
+_DENIED_IOCTLS = (0x5412, 0x541C, 0x5423)
 # F_SETLEASE: whoever opens the file for writing has to wait; F_NOTIFY: an inotify of old.
 _DENIED_FCNTLS = (1024, 1026)
 _F_SETFL = 4  # with O_DIRECT, each byte that a child writes to its output has to be read by itself
@@ -225,23 +246,31 @@ _MSG_MORE = 0x8000
 # sources (*_MEMBERSHIP, MSFILTER, MCAST_*), headers (IPV6_2292PKTOPTIONS, IPV6_HOPOPTS and its
 # like), labels of flows. There is nobody but itself for a child to talk to with them.
 _SOCKET_KEEPS = (60, 37, 65)
+# SO_TIMESTAMP and SO_TIMESTAMPNS, the old and the new, and UDP_GRO: the first socket that has one,
+# and the last that had it, make the kernel rewrite its own code, for which it stops each processor,
+# in time that is nobody's.
+_SOCKET_SWITCHES = (29, 35, 63, 64)
+_UDP_GRO = 104
 _IP_KEEPS = (11, 35, 39, 41, 42, 46, 48)
 _IPV6_KEEPS = (25, 20, 27, 42, 46, 48, 6, 54, 55, 57, 59, 32)
 _UDP_CORK = 1  # as MSG_MORE
-# Level → options: fast open and other protocols on top of TCP, and signatures of its segments, for
+# Level → options; there are no others: 136, of UDP-Lite, is another name for UDP's own. Those: fast
+# open and other protocols on top of TCP, and signatures of its segments, for
 # which the kernel loads what they name; programs for the kernel's filter machine (BPF); ESP and
 # L2TP in UDP; tables of netfilter's and policies of IPsec, for which a zygote that enters the
 # namespaces of its children has the rights.
 _SOL_IP, _SOL_SOCKET, _SOL_IPV6 = 0, 1, 41
 _DENIED_OPTIONS = {
     _IPPROTO_TCP: (30, 31, 14, 32, 38, 39, 42),
-    _SOL_SOCKET: (26, 50, 51, 52, *_SOCKET_KEEPS),
-    _IPPROTO_UDP: (100, _UDP_CORK),
+    _SOL_SOCKET: (26, 50, 51, 52, *_SOCKET_KEEPS, *_SOCKET_SWITCHES),
+    _IPPROTO_UDP: (100, _UDP_CORK, _UDP_GRO),
     _SOL_IP: (16, 17, 64, 65, 96, 97, 128, 129, *_IP_KEEPS),
     _SOL_IPV6: (34, 35, 64, 65, *_IPV6_KEEPS),
 }
-# The same tables: where they are asked for, the kernel loads them.
+# The same tables: where they are asked for, the kernel loads them; and SO_NETNS_COOKIE, which tells
+# how many networks the machine has made.
 _DENIED_QUESTIONS = {
+    _SOL_SOCKET: (71,),
     _SOL_IP: (64, 65, 66, 67, 96, 97, 98, 99, 128, 129, 130, 131),
     _SOL_IPV6: (64, 65, 68, 69),
 }
@@ -320,8 +349,8 @@ def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes
     code += _on(_number(_SENDTO), [*_refuse_bits(3, flags), _ret(_ALLOW)])
     code += _on(_number(_SENDMMSG), [*_refuse_bits(3, flags), _ret(_ALLOW)])
     code += _on(_number(_SENDMSG), [*_refuse_bits(2, flags), _ret(_ALLOW)])
-    code += _on(_number(_SETSOCKOPT), _option_rule(_DENIED_OPTIONS))
-    code += _on(_number(_GETSOCKOPT), _option_rule(_DENIED_QUESTIONS))
+    code += _on(_number(_SETSOCKOPT), [*_option_rule(_DENIED_OPTIONS), _errno(errno.ENOPROTOOPT)])
+    code += _on(_number(_GETSOCKOPT), [*_option_rule(_DENIED_QUESTIONS), _ret(_ALLOW)])
     code += _on(_number(_IOCTL), _ioctl_rule())
     packets = [_arg(2), (_JSET, 0, 1, os.O_DIRECT), _errno(errno.EINVAL)]
     packets.insert(0, (_JEQ, 0, len(packets), _F_SETFL))
@@ -389,21 +418,26 @@ def _pair_rule(only_tcp: bool) -> list[_Instruction]:
 
 
 def _option_rule(denied: Mapping[int, Iterable[int]]) -> list[_Instruction]:
+    """Of the levels in `denied`; other levels go on behind it."""
     code = []
     for level, options in denied.items():
-        refused = _refuse_values(2, options)
-        code += [_arg(1), (_JEQ, 0, len(refused), level), *refused]
-    return [*code, _ret(_ALLOW)]
+        decided = [*_refuse_values(2, options), _ret(_ALLOW)]
+        code += [_arg(1), (_JEQ, 0, len(decided), level), *decided]
+    return code
 
 
 def _ioctl_rule() -> list[_Instruction]:
     code = _refuse_values(1, _DENIED_IOCTLS)
     for allowed in _IOCTLS:
         code += [(_JEQ, 0, 1, allowed), _ret(_ALLOW)]
-    code.append((_AND, 0, 0, _IOCTL_TYPE_MASK))
-    for kind in _IOCTL_TYPES:
-        code += [(_JEQ, 0, 1, kind), _ret(_ALLOW)]
-    return [*code, _errno(errno.ENOTTY)]
+    return [
+        *code,
+        *((_JEQ, 0, 1, _ETHTOOL), _errno(errno.EOPNOTSUPP)),
+        (_AND, 0, 0, _IOCTL_TYPE_MASK),
+        *((_JEQ, 0, 1, _TERMINAL_IOCTLS), _ret(_ALLOW)),
+        *((_JEQ, 0, 1, _SOCKET_IOCTLS), _errno(errno.EPERM)),
+        _errno(errno.ENOTTY),
+    ]
 
 
 def _prologue() -> list[_Instruction]:

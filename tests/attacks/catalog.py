@@ -284,6 +284,7 @@ KERNEL = (
     row("39b", "have the machine write out what it holds back", _seccomp("EPERM ENOTTY")),
     row("40", "TIOCSTI, TIOCLINUX", _seccomp("EPERM ENOENT EACCES")),
     row("41", "System V and POSIX queues and shared memory", _seccomp("EPERM")),
+    row("41b", "those that others have, by their numbers", _seccomp("EPERM")),
     row("42", "fanotify, inotify flood", _seccomp("EPERM ENOSYS")),
     row("43", "a core dump, by the kernel or by the host's program", stopped("no limit but 1")),
 )
@@ -360,7 +361,12 @@ NETWORK = (
         "a TCP socket turned into SMC, TLS, ESP; one that signs",
         _seccomp("EPERM"),
     ),
-    row("48d", "a UDP socket turned into ESP, L2TP", _seccomp("EPERM")),
+    row("48d", "a UDP socket turned into ESP, L2TP", _seccomp("EPERM ENOPROTOOPT")),
+    row(
+        "48e",
+        "have the kernel rewrite its own code, for which it stops each processor",
+        _seccomp("EPERM ENOPROTOOPT"),
+    ),
     row(
         "48c",
         "listen at a port that nobody picked, for those outside",
@@ -424,7 +430,7 @@ RESOURCES = (
     row(
         "51g",
         "the kernel's memory: datagrams never sent, headers, groups, errors, copies of sockets",
-        _seccomp("EPERM"),
+        _seccomp("EPERM ENOPROTOOPT"),
     ),
     limited(
         row(
@@ -434,6 +440,12 @@ RESOURCES = (
             stopped("refused by Landlock and seccomp", "EACCES EPERM"),
         ),
         total_memory_bytes=128 * MIB,
+    ),
+    row(
+        "51j",
+        "the machine's room for TCP sockets whose processes have closed them",
+        stopped("counted twice a second", "MEMORY_LIMIT"),
+        stopped("refused by Landlock and seccomp", "EACCES EPERM"),
     ),
     row(
         "51i",
@@ -675,6 +687,11 @@ HOUSE = (
         "69e",
         "an import that leaves its children all rights in their namespaces: tables of netfilter's",
         _seccomp("EPERM"),
+    ),
+    row(
+        "69g",
+        "the same import: routes, aliases and settings of network devices",
+        _seccomp("EPERM ENOTSUP"),
     ),
     row(
         "69f",

@@ -425,6 +425,7 @@ async def _taken(stage: Any, _: Any, attack: Attack) -> str:
 
 @observes("69b")
 @observes("69e")
+@observes("69g")
 async def _torn_out(stage: Any, _: Any, attack: Attack) -> str:
     return await _run(stage, await _imported(stage, tear_out=True), attack)
 

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from sandbox import ChildReport, Ending, Limits
+from sandbox.layers.polled_limits import MAX_TCP_SOCKETS
+from sandbox.report import conclude
+from sandbox.wire import Status
 
 
 @pytest.mark.parametrize("value", [0.5, 3, True, None, "a lot", {"turn": 1.0}, [1, [2.5]], {}])
@@ -198,6 +201,15 @@ def test_memory_and_cpu_limits_hold(lab: Any) -> None:
     # it ignores SIGXCPU, so the hard limit's SIGKILL comes a second later
     assert (cpu.ending, cpu.signal) == (Ending.SIGNALED, signal.SIGKILL)
     assert 1 < cpu.cpu_s < 4  # the kernel's clock for the limit ticks more coarsely
+
+
+def test_too_many_connections_are_named() -> None:
+    status = Status(signal=signal.SIGKILL, limit="sockets")
+    ending, _, error, _ = conclude(
+        stopped=None, status=status, result=b"", limits=Limits(), wall_s=1.0
+    )
+    assert ending is Ending.MEMORY_LIMIT
+    assert error == f"its processes had more than {MAX_TCP_SOCKETS} TCP sockets together"
 
 
 def test_usage_is_accounted(lab: Any) -> None:

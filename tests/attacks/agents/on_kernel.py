@@ -14,7 +14,7 @@ import struct
 from functools import partial
 from typing import Any
 
-from calls import Attempt, Refused, attempt, call, calls, forked, raw_call
+from calls import UDP_LITE, Attempt, Refused, attempt, call, calls, forked, raw_call
 
 MAX_INOTIFY = 300
 TIMEOUT_S = 2.0
@@ -181,6 +181,24 @@ def a41(data: dict[str, Any]) -> str:
         ("semget", private, 1, create),
         ("msgget", private, create),
         ("mq_open", b"attack", os.O_RDWR | os.O_CREAT, 0o600, None),
+    )
+
+
+def a41b(data: dict[str, Any]) -> str:
+    """Those of others, whose numbers are small: ask about them, read, write, take, destroy."""
+    shm_stat, msg_stat, sem_stat, room = 13, 11, 18, ctypes.create_string_buffer(4096)
+    return calls(
+        ("shmctl", 0, shm_stat, room),
+        ("shmat", 0, None, 0),
+        ("msgctl", 0, msg_stat, room),
+        ("msgrcv", 0, room, 1024, 0, 0o4000),
+        ("msgsnd", 0, room, 8, 0o4000),
+        ("semctl", 0, 0, sem_stat, room),
+        ("semop", 0, room, 1),
+        ("semtimedop", 0, room, 1, None),
+        ("mq_unlink", b"attack"),
+        ("mq_timedreceive", 0, room, 1024, None, None),
+        ("mq_timedsend", 0, room, 8, 0, None),
     )
 
 
@@ -449,6 +467,26 @@ def a69e(data: dict[str, Any]) -> str:
     )
 
 
+def a69g(data: dict[str, Any]) -> str:
+    """Routes, aliases and settings of devices, with the same rights."""
+    codes = {
+        "SIOCADDRT": 0x890B,
+        "SIOCDELRT": 0x890C,
+        "SIOCSIFFLAGS": 0x8914,
+        "SIOCSIFADDR": 0x8916,
+        "SIOCSIFMTU": 0x8922,
+        "SIOCSARP": 0x8955,
+        "SIOCGSKNS": 0x894C,
+        "SIOCETHTOOL": 0x8946,
+    }
+
+    def order(code: int) -> None:
+        with socket.socket() as client:
+            fcntl.ioctl(client, code, bytearray(b"lo".ljust(128, b"\0")))
+
+    return attempt(*((name, partial(order, code)) for name, code in codes.items()))
+
+
 def a31b(data: dict[str, Any]) -> str:
     """Pages that the kernel makes one with others' of the same content: writing to one tells."""
     mapped = mmap.mmap(-1, 4096)
@@ -482,12 +520,45 @@ def a48b(data: dict[str, Any]) -> str:
 def a48d(data: dict[str, Any]) -> str:
     """A UDP socket turned into ESP, into L2TP."""
 
-    def turn(kind: int) -> str:
+    def turn(level: int, kind: int) -> str:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.setsockopt(socket.IPPROTO_UDP, 100, kind)  # UDP_ENCAP
+            client.setsockopt(level, 100, kind)  # UDP_ENCAP
         return f"kind {kind}"
 
-    return attempt(*((f"kind {kind}", lambda kind=kind: turn(kind)) for kind in (1, 2, 3)))
+    return attempt(
+        *(
+            (f"level {level}, kind {kind}", partial(turn, level, kind))
+            for level in (socket.IPPROTO_UDP, UDP_LITE)
+            for kind in (1, 2, 3)
+        )
+    )
+
+
+def a48e(data: dict[str, Any]) -> str:
+    """What has the kernel rewrite its own code, and stop each processor for it."""
+
+    def switch(level: int, option: int) -> None:
+        with _datagram_or_stream() as client:
+            client.setsockopt(level, option, 1)
+
+    def ask(code: int) -> None:
+        with _datagram_or_stream() as client:
+            fcntl.ioctl(client, code, bytearray(64))
+
+    options = {(socket.SOL_SOCKET, option) for option in (29, 35, 63, 64)}  # SO_TIMESTAMP*
+    options |= {(level, 104) for level in (socket.IPPROTO_UDP, UDP_LITE)}  # UDP_GRO
+    return attempt(
+        *((f"option {level} {o}", partial(switch, level, o)) for level, o in sorted(options)),
+        # SIOCGSTAMP, SIOCGSTAMPNS, the old and the new
+        *((hex(code), partial(ask, code)) for code in (0x8906, 0x8907, 0x80108906, 0x80108907)),
+    )
+
+
+def _datagram_or_stream() -> socket.socket:
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    except PermissionError:
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
 
 def a48c(data: dict[str, Any]) -> str:

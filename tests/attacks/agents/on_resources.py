@@ -20,7 +20,7 @@ import time
 from functools import partial
 from typing import Any
 
-from calls import Attempt, Refused, attempt, call, forked, raw_call
+from calls import UDP_LITE, Attempt, Refused, attempt, call, forked, raw_call
 from on_processes import siblings_folders
 
 RESULT_FD = 3
@@ -167,6 +167,7 @@ def a51g(data: dict[str, Any]) -> str:
     return attempt(
         ("MSG_MORE", lambda: client.sendto(b"x", more, address)),
         ("UDP_CORK", lambda: client.setsockopt(udp, udp_cork, 1)),
+        ("UDP_CORK of UDP-Lite", lambda: client.setsockopt(UDP_LITE, udp_cork, 1)),
         ("IPV6_2292PKTOPTIONS", lambda: client.setsockopt(ipv6, 6, header * 1000)),
         ("IPV6_ADD_MEMBERSHIP", lambda: client.setsockopt(ipv6, 20, group)),
         ("IP_ADD_MEMBERSHIP", lambda: client.setsockopt(ip, 35, b"\xe0\0\1\1" + b"\x7f\0\0\1")),
@@ -195,6 +196,26 @@ def a51h(data: dict[str, Any]) -> str:
             num += 1
     time.sleep(HOLD_S)
     return f"SUCCEEDED: {num} connections, of 4 KB each"
+
+
+def a51j(data: dict[str, Any]) -> str:
+    """Connections that both ends have closed, and one had not read: the kernel ends them, and has
+    room for so many of all the machine's."""
+    for port in range(3):
+        listener = socket.socket()
+        try:
+            listener.bind((f"127.0.2.{port + 1}", 0))
+            listener.listen(4096)
+        except OSError as error:
+            return f"stopped: {errno.errorcode[error.errno or 0]}"
+        LEFT.append(listener)
+        for _ in range(4000):
+            with socket.socket() as client:
+                client.connect(listener.getsockname())
+                client.setblocking(False)
+                client.send(bytes(6000))
+    time.sleep(HOLD_S)
+    return "SUCCEEDED: 12000 of them"
 
 
 def a51i(data: dict[str, Any]) -> str:
