@@ -10,11 +10,12 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import plan as plans
 from .box import BlockingSandbox
 from .doctor import describe
-from .errors import SandboxError
+from .errors import SandboxError, SpecError
 from .layers import OUTER, PROBE, checks
 from .layers.environ import allowed
 from .probe import probe
@@ -23,35 +24,26 @@ from .spec import CGROUPS, TIERS, Limits, SandboxSpec
 from .wire import clean, write_all
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-TIMED_OUT_CODE, NOT_RUN_CODE = 124, 125
+TIMED_OUT_CODE, NOT_RUN_CODE, NOT_READ_CODE = 124, 125, 128 + signal.SIGPIPE
+_MIN_MEMORY_BYTES = 32 * 2**20
+"""What starts the command is a Python of its own."""
+_OPTIONS = {
+    "limits.wall_s": "--time",
+    "limits.processes": "--procs",
+    "limits.terminals": "--terminals",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: the command's own, 128 + a signal's number, 124 where its time was up,
-    125 where it was not run or a limit ended it."""
+    125 where it was not run or a limit ended it, 141 where nobody read its output any more."""
     args = _parser().parse_args(arguments)
     if args.action == "doctor":
         print(describe(probe({**PROBE, **OUTER}), shutil.get_terminal_size((100, 24)).columns))
         return 0
-    limits = Limits(
-        wall_s=args.time,
-        memory_bytes=args.mem,
-        total_memory_bytes=args.mem,
-        scratch_bytes=args.disk,
-        processes=args.procs,
-        terminals=args.terminals,
-        output_bytes=2**40,  # it goes straight through
-    )
+    shown = _Shown()
     try:
-        spec = SandboxSpec(
-            tier=args.tier,
-            cgroups=args.cgroups,
-            env=allowed(os.environ),
-            limits=limits,
-            readable=tuple(os.path.abspath(path) for path in args.ro),
-            allow=args.net,
-            mounts=_mounts(args.mount),
-        )
+        spec = _spec(args)
         if args.plan:
             print(plans.plan(spec, probe(checks(spec.tier))))
             return 0
@@ -67,16 +59,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 env=_variables(args.env),
                 workspace=args.workspace,
                 outputs=args.output,
-                on_output=_Shown().write,
+                on_output=shown.write,
             )
         if args.output:
             _leave(report, args.collect_to)
     except SandboxError as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return NOT_RUN_CODE
+    except _NotShown as failure:
+        if isinstance(failure.error, BrokenPipeError):
+            return NOT_READ_CODE
+        print(f"sandbox: what the command says cannot be written: {failure}", file=sys.stderr)
+        return NOT_RUN_CODE
     for refused, count in report.egress_refused.items():
         print(f"sandbox: refused {refused} ({count}x): see --net", file=sys.stderr)
     return _exit_code(report)
+
+
+def _spec(args: argparse.Namespace) -> SandboxSpec:
+    """Raises `SpecError` that names the option."""
+    try:
+        limits = Limits(
+            wall_s=args.time,
+            memory_bytes=args.mem,
+            total_memory_bytes=args.mem,
+            scratch_bytes=args.disk,
+            processes=args.procs,
+            terminals=args.terminals,
+            output_bytes=2**40,  # it goes straight through
+        )
+    except SpecError as error:
+        name, _, why = str(error).partition(" ")
+        raise SpecError(f"{_OPTIONS.get(name, name)} {why}") from None
+    if args.mem < _MIN_MEMORY_BYTES:
+        raise SpecError(f"--mem must be at least {_MIN_MEMORY_BYTES // 2**20}M: no less starts it")
+    for path in args.ro:
+        if not os.path.lexists(path):
+            raise SpecError(f"--ro {path!r}: there is no such file or folder")
+    return SandboxSpec(
+        tier=args.tier,
+        cgroups=args.cgroups,
+        env=allowed(os.environ),
+        limits=limits,
+        readable=tuple(os.path.abspath(path) for path in args.ro),
+        allow=args.net,
+        mounts=_mounts(args.mount),
+    )
+
+
+class _NotShown(Exception):
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _Shown:
@@ -89,7 +123,10 @@ class _Shown:
     def write(self, fd: int, content: bytes) -> None:
         if fd in self._decoders:
             content = clean(self._decoders[fd].decode(content)).encode()
-        write_all(fd, content)
+        try:
+            write_all(fd, content)
+        except OSError as error:
+            raise _NotShown(error) from None
 
 
 def _exit_code(report: ChildReport) -> int:
@@ -120,9 +157,13 @@ def _leave(report: ChildReport, folder: Path) -> None:
 def _mounts(words: Sequence[str]) -> Mapping[str, str]:
     mounts = {}
     for word in words:
-        inside, equals, outside = word.partition("=")
-        if not equals:
+        inside, _, outside = word.partition("=")
+        if not outside:
             raise SandboxError(f"--mount {word}: write INSIDE=OUTSIDE")
+        if inside in mounts:
+            raise SandboxError(f"--mount {word}: {inside} is given twice")
+        if not os.path.exists(outside):
+            raise SandboxError(f"--mount {word}: there is no {outside}")
         mounts[inside] = os.path.abspath(outside)
     return mounts
 
@@ -149,12 +190,18 @@ def _network(text: str) -> tuple[str, ...]:
 def _size(text: str) -> int:
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     if unit not in _UNITS or not number.isdecimal() or int(number) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 512M or 2G")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write whole ones, 512M or 2G")
     return int(number) * _UNITS[unit]
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(NOT_RUN_CODE, f"{self.prog}: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sandbox", description=__doc__)
+    parser = _Parser(prog="python -m sandbox", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("doctor", help="show which layers this machine gives, and what to do")
     run = actions.add_parser("run", help="run a command in a fresh child")

@@ -55,6 +55,7 @@ RETIRE_INTERVAL_S = 0.05
 """Between two attempts to remove a child's group that the last process has not quite left."""
 
 STARTS = ("fork", "exec")
+_PROGRAMS = "programs"
 _NO_AGENT = {"target": "", "pickled": "", "python_path": []}
 ListenerTaker = Callable[[int], Awaitable[None]]
 
@@ -144,7 +145,7 @@ class Zygote:
         }
         home = folder / "zygote"
         _make_folders(folder, home)
-        label = target or "pickled"
+        label = target or ("pickled" if pickled else _PROGRAMS)
         try:
             groups = _make_groups(made)
         except PlanError:
@@ -260,8 +261,8 @@ class Zygote:
 
         `files` are written before: path in the working directory, or `~/...` in HOME, to content.
         Its end is EXITED, with its code. `on_output` gets what it writes as it comes: 1 or 2, and
-        the bytes. Raises `SpecError` for an invalid `argv`, `files`, `env`, `workspace` or
-        `outputs`.
+        the bytes; what it raises ends the child, and is raised here. Raises `SpecError` for an
+        invalid `argv`, `files`, `env`, `workspace` or `outputs`.
         """
         if not argv or not argv[0] or not all(map(is_text, argv)):
             raise SpecError(f"argv must be a program and its words, without NUL, not {argv!r}")
@@ -430,8 +431,11 @@ class Zygote:
         await self.close()
         tail = self._output.tail()
         last = tail.strip().rpartition("\n")[2][:300]
+        process = (
+            f"the process that {f'imported {label!r}' if label != _PROGRAMS else 'starts programs'}"
+        )
         raise ZygoteFailed(
-            f"the process that imported {label!r} ended with code {self._guardian.returncode}"
+            f"{process} ended with code {self._guardian.returncode}"
             + (f"; its last words: {last}" if last else ""),
             tail,
         )

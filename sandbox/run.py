@@ -60,6 +60,8 @@ class Run:
         self._limit_s = limits.wall_s
         self._on_disobeyed = on_disobeyed
         self._stopped: Ending | None = None
+        self._not_shown: Exception | None = None
+        """What the taker of its output raised."""
         self._status: Status | None = None
         self.is_over = False
         """The control connection has ended: so has the init."""
@@ -124,8 +126,8 @@ class Run:
         self._order = order
         self._collect_here = collect_here
         if on_output is not None:
-            self._stdout.sink = functools.partial(on_output, 1)
-            self._stderr.sink = functools.partial(on_output, 2)
+            self._stdout.sink = functools.partial(self._show, on_output, 1)
+            self._stderr.sink = functools.partial(self._show, on_output, 2)
         self._timer.cancel()
         self._limit_s = limit_s
         self._started_at = self._loop.time()
@@ -146,6 +148,7 @@ class Run:
         self.far_fds = []
 
     async def ended(self) -> ChildReport:
+        """Raises what `on_output` raised, which ends the child."""
         try:
             await asyncio.shield(self._ended)
         except asyncio.CancelledError:
@@ -154,6 +157,8 @@ class Run:
             raise
         for pipe in (self._stdout, self._stderr, self._result):
             pipe.drain()
+        if self._not_shown is not None:
+            raise self._not_shown
         stopped = self._stopped
         if stopped is None:  # what came out last counts, too
             if self._output_bytes > self._limits.output_bytes:
@@ -259,6 +264,14 @@ class Run:
     @property
     def _output_bytes(self) -> int:
         return self._stdout.num_bytes + self._stderr.num_bytes
+
+    def _show(self, on_output: OutputSink, fd: int, chunk: bytes) -> None:
+        if self._not_shown is None:
+            try:
+                on_output(fd, chunk)
+            except Exception as error:
+                self._not_shown = error
+                self.stop(Ending.STOPPED)
 
     def _on_output(self) -> None:
         if self._output_bytes > self._limits.output_bytes:

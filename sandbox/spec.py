@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,10 @@ LOADER_PREFIXES = ("LD_", "PYTHON", "DYLD_", "GCONV_")
 
 RESERVED_FOLDERS = frozenset({"box", "dev", "etc", "proc", "run", "sys", "tmp"})
 """Top folders of a child's root that nothing can be mounted in."""
+
+
+_SMALLEST: Mapping[str, float] = {"wall_s": 1e-3, "core_bytes": 0, "terminals": 0}
+"""Of limits; 1 of the others."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,13 @@ class Limits:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             number = (int, float) if f.name == "wall_s" else int
-            smallest = 0 if f.name in ("core_bytes", "terminals") else 1e-3
+            smallest = _SMALLEST.get(f.name, 1)
             if isinstance(value, bool) or not isinstance(value, number):
                 raise SpecError(f"limits.{f.name} must be a number, not {value!r}")
-            if not math.isfinite(value) or not smallest <= value < 2**63:
-                raise SpecError(f"limits.{f.name} must be positive and finite, not {value!r}")
+            if not smallest <= value < 2**63:
+                raise SpecError(
+                    f"limits.{f.name} must be at least {smallest} and below 2**63, not {value!r}"
+                )
 
 
 @dataclass(frozen=True)

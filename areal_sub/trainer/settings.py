@@ -6,7 +6,7 @@ All of it is JSON. Called by `wiring`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,11 @@ def proxy_settings(
 def supervisor_settings(
     config: Config, socket: Path, folder: Path, run_folder: Path
 ) -> dict[str, Any]:
-    """Raises `ConfigError` where agents would see the whole home folder."""
+    """Raises `ConfigError` where agents would see the whole home folder, or what is not there."""
     openai = config.rollout.openai
+    _check_there("rollout.openai.python_path", openai.python_path)
+    _check_there("rollout.openai.sandbox.readable", openai.sandbox.readable)
+    _check_there("rollout.openai.sandbox.mounts", openai.sandbox.mounts.values())
     python_path = _python_path(openai.python_path)
     hidden = [_hidden(Path(config.cluster.fileroot).resolve(), run_folder, python_path)]
     grader_hidden = [*hidden]  # what is around workspaces may be what rollouts are graded by
@@ -90,6 +93,12 @@ def supervisor_settings(
         "grader_hidden": grader_hidden,
         "grader_memory_bytes": openai.reward_max_memory_bytes,
     }
+
+
+def _check_there(key: str, paths: Iterable[str]) -> None:
+    for path in paths:
+        if not path or not Path(path).exists():
+            raise ConfigError(f"{key}: there is no {path!r} (relative paths begin at {Path.cwd()})")
 
 
 def _python_path(extra: list[str]) -> list[str]:

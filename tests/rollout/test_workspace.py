@@ -17,7 +17,7 @@ from areal_sub.rollout.attempt import Agent, Assignment, RolloutRunner
 from areal_sub.rollout.pool import SubprocPool
 from areal_sub.rollout.workspace import fixed_part, workspace_of
 from areal_sub.rpc import Client
-from areal_sub.trainer.settings import _around_workspaces
+from areal_sub.trainer.settings import _around_workspaces, _check_there
 from sandbox.probe import probe
 
 BASE = Path("/project")
@@ -87,6 +87,17 @@ def test_workspaces_are_hidden_and_agents_are_not(
     assert _around_workspaces("tasks/{id}", [here]) == f"{here}/tasks"
     with pytest.raises(ConfigError, match="put workspaces into a folder of their own"):
         _around_workspaces("{id}", [here])
+
+
+def test_folders_that_agents_are_to_read_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    _check_there("readable", ["data", str(tmp_path)])
+    for absent in ("date", ""):
+        with pytest.raises(ConfigError, match=f"readable: there is no '{absent}'"):
+            _check_there("readable", ["data", absent])
 
 
 @pytest.mark.parametrize(
