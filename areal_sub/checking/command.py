@@ -166,7 +166,7 @@ def _script(given: str | None) -> list[str]:
     if given is None:
         return []
     lines = _json(given, "--script")
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+    if not (isinstance(lines, list) and lines and all(isinstance(line, str) for line in lines)):
         raise TaskError("--script: a JSON array of texts, each an answer of the model's")
     return lines
 
@@ -208,7 +208,8 @@ def _say(console: Console, agent: str, sandbox: str, found: Findings) -> None:
     row("cut off", f"{found.num_cut} answers" if found.num_cut else "")
     row("forks", _counted(found.forks) or "none")
     row("wanted", _counted(found.egress_refused))
-    row("exact", f"{100 * found.share_verbatim:.2f} % of what would be trained is as sampled")
+    share = f"{100 * found.share_verbatim:.2f} % of what would be trained is as sampled"
+    row("exact", share if num_calls else "nothing was sampled")
     console.print(table)
     for attempt in found.attempts:
         for text in (attempt.traceback, attempt.stderr_tail):

@@ -6,6 +6,7 @@ Called by `command.py`. A finding has a sentence that says what to do where some
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ MODEL_HOSTS = frozenset(
 )
 """Where agents ask that have not seen the policy's address."""
 
+_CALLED_WRONG = re.compile(r"TypeError: (?:\S+\.)?(\w+)\(\) (?:takes|missing|got an unexpected)")
+
 NEUTRAL = (Fork.NONE, Fork.ROOT)
 
 
@@ -67,6 +70,19 @@ class Attempt:
             num_calls=end.num_turns,
             num_refused=end.num_rejected_calls,
             wall_s=end.wall_s,
+        )
+
+    @property
+    def not_begun(self) -> str:
+        """What to do where it ended because it cannot be called as agents are; else ""."""
+        called = _CALLED_WRONG.match(self.error)
+        if called is None or self.num_calls or self.num_refused:
+            return ""
+        if called[1] == "__init__":
+            return "its constructor wants what it was not given: workflow_kwargs.NAME=VALUE"
+        return (
+            "an agent is called with the task: async def agent(data), or in a class "
+            "async def run(self, data, **extra_kwargs)"
         )
 
     @property
@@ -166,6 +182,8 @@ def _notes(
     for attempt in found.attempts:
         if attempt.outcome is not Outcome.COMPLETED:
             notes.append(f"a run ended as {attempt.outcome}: {attempt.error or 'see its output'}")
+            if attempt.not_begun:
+                notes.append(attempt.not_begun)
             if attempt.num_calls:
                 notes.append(
                     "if that is of what the scripted model said (it knows no format that a prompt "
@@ -181,7 +199,8 @@ def _notes(
                 f"a run made all of its {max_turns} calls: it may not stop by itself, or the "
                 "scripted answers never satisfy it (--script FILE gives it others)"
             )
-    if not turns and not num_refused and Sign.UNKNOWN_ROUTE not in found.tampering:
+    has_begun = not all(attempt.not_begun for attempt in found.attempts)
+    if has_begun and not (turns or num_refused or Sign.UNKNOWN_ROUTE in found.tampering):
         notes.append(
             "it made no model call: it must read OPENAI_BASE_URL, ANTHROPIC_BASE_URL or the like "
             "(docs/agents.md lists them) and have no fixed address"

@@ -78,6 +78,7 @@ def test_an_agent_that_calls_no_model_and_gives_no_reward() -> None:
     done = check("checked_agents.never_calls", "--num", "1")
     assert done.returncode == 1
     assert "none: no model call was seen" in done.stdout
+    assert "nothing was sampled" in done.stdout
     assert "OPENAI_BASE_URL" in done.stdout
     assert "It cannot be trained as it is." in done.stdout
     assert "\x1b" not in done.stdout, "what an agent prints does not reach the terminal"
@@ -107,7 +108,10 @@ def test_an_agent_with_a_wrong_base_is_told_so() -> None:
 def test_an_agent_that_fails_first_is_told_of_that_first() -> None:
     shown = found("checked_agents.takes_nothing", "--num", "1")
     assert shown["notes"][0].startswith("a run ended as exception: TypeError: takes_nothing()")
-    assert "OPENAI_BASE_URL" in shown["notes"][1]
+    assert shown["notes"][1:] == [
+        "an agent is called with the task: async def agent(data), or in a class "
+        "async def run(self, data, **extra_kwargs)"
+    ]
 
 
 def test_calls_that_were_refused_are_told() -> None:
@@ -134,6 +138,7 @@ def test_a_program_with_a_script_and_a_task(tmp_path: Path) -> None:
         (["no_such_module.agent"], "no_such_module"),
         (["a.b", "--task", "[1]"], "a JSON object"),
         (["a.b", "--script", "nowhere.json"], "--script: neither JSON nor a file"),
+        (["a.b", "--script", "[]"], "--script: a JSON array of texts"),
         (["a.b", "--nonsense"], "--nonsense"),
         (["a.b", "rollout.openai.mod=inline"], "did you mean mode"),
     ],
