@@ -636,7 +636,8 @@ class JournalConfig(Section):
 
 class RecoverConfig(FrequencyConfig):
     mode: Literal["disabled", "auto"] = "disabled"
-    """`auto`: go on from the last recovery point of this experiment and trial, if there is one."""
+    """`auto`: go on from the last recovery point of this experiment and trial, if there is one.
+    Model and training tasks have to be those that it was begun with; other keys may change."""
 
 
 class EvaluatorConfig(FrequencyConfig):

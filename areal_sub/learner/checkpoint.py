@@ -98,34 +98,48 @@ def load_recovery(folder: Path) -> Recovery | None:
     if not points:
         return None
     point = points[-1]
-    state_path = point / "state.json"
-    try:
-        state = json.loads(state_path.read_text())
-        if state["format"] != FORMAT:
-            raise CheckpointError(
-                f"{state_path} has format {state['format']!r}; this release reads {FORMAT}"
-            )
-        extra, rng, files = state["extra"], state["rng"], state["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(state_path, f"{type(error).__name__}: {error}") from error
+    extra, rng, files = _read_state(point)
     for name, fingerprint in files.items():
         path = point / name
         try:
             found = _fingerprint(path)
         except OSError as error:
-            raise _damaged(path, str(error)) from error
+            raise _damaged(point, path, str(error)) from error
         if found != fingerprint:
-            raise _damaged(path, f"it is {found}, saved was {fingerprint}")
+            raise _damaged(point, path, f"it is {found}, saved was {fingerprint}")
     learner_path = point / _LEARNER
     try:
         learner_state = torch.load(learner_path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise _damaged(learner_path, str(error)) from error
+        raise _damaged(point, learner_path, str(error)) from error
     model_path = None if learner_state.get("adapter") else point / "model"
     return Recovery(point, model_path, learner_state, extra, rng)
 
 
+def newest_extra(folder: Path) -> dict[str, Any] | None:
+    """The `extra` of the point that `load_recovery` would load, without its large files.
+
+    Raises `CheckpointError`.
+    """
+    points = _points(folder)
+    return _read_state(points[-1])[0] if points else None
+
+
 _PREFIX = "recovery-"
+
+
+def _read_state(point: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """(extra, rng, files) of its `state.json`."""
+    path = point / "state.json"
+    try:
+        state = json.loads(path.read_text())
+        if state["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path} has format {state['format']!r}; this release reads {FORMAT}"
+            )
+        return state["extra"], state["rng"], state["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(point, path, f"{type(error).__name__}: {error}") from error
 
 
 def _points(folder: Path) -> list[Path]:
@@ -144,8 +158,13 @@ def _numpy_rng() -> list[Any]:
     return [name, np.asarray(keys).tolist(), position, has_gauss, cached]
 
 
-def _damaged(path: Path, reason: str) -> CheckpointError:
+def _damaged(point: Path, path: Path, reason: str) -> CheckpointError:
+    """`path`: the file of `point` that is damaged."""
+    earlier = [other.name for other in _points(point.parent) if other.name < point.name]
+    if earlier:
+        advice = f"Remove the folder {point} to go on from the earlier {earlier[-1]}, or set"
+    else:
+        advice = "There is no earlier one: choose another trial_name, or set"
     return CheckpointError(
-        f"recovery point damaged: {path}: {reason}. Remove the folder {path.parent.name!r} "
-        "to go on from an earlier point, or set recover.mode=disabled to start anew"
+        f"recovery point damaged: {path}: {reason}. {advice} recover.mode=disabled to start anew"
     )

@@ -2,8 +2,9 @@
 
 Owns the forms of `train_dataset.path` and the one check that every task passes, whatever it came
 from: a task is what an agent in another process gets as `data`, so it is JSON, and bounded. Called
-by `trainer.py` (`load_tasks`, `tasks_from_rows`) and `loop.py` (`TaskOrder`). A dataset that cannot
-be used is a `TaskError` before any process is started; libraries are imported where they are used.
+by `trainer.py` (`load_tasks`, `tasks_from_rows`, `digest_of`) and `loop.py` (`TaskOrder`). A
+dataset that cannot be used is a `TaskError` before any process is started; libraries are imported
+where they are used.
 """
 
 from __future__ import annotations
@@ -79,6 +80,14 @@ def _tasks(rows: Iterable[tuple[str, Any]], *, name: str) -> list[Task]:
     if not tasks:
         raise TaskError(f"{name}: the dataset is empty")
     return tasks
+
+
+def digest_of(tasks: Iterable[Task]) -> str:
+    """The same for the same tasks in the same order, wherever they come from."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(json.dumps(task.data, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 class TaskOrder:

@@ -39,6 +39,7 @@ from areal_sub.rollout.failures import FailurePolicy
 from areal_sub.rollout.groups import Batch, GroupSource
 from areal_sub.rollout.mix import AgentMix
 from areal_sub.rollout.staleness import Admission
+from areal_sub.trainer.begun import TASKS_DIGEST
 from areal_sub.trainer.checkpoints import FINAL, save_checkpoint, step_name
 from areal_sub.trainer.datasets import Task, TaskOrder
 from areal_sub.trainer.evaluate import Evaluation, evaluate
@@ -70,6 +71,7 @@ class Workload:
     valid_tasks: Sequence[Task]
     tokenizer_path: str
     num_steps: int
+    tasks_digest: str
 
 
 class TrainLoop:
@@ -339,7 +341,7 @@ class TrainLoop:
             save_recovery,
             self._run.recover,
             self._learner,
-            position.to_map(),
+            {**position.to_map(), TASKS_DIGEST: self._workload.tasks_digest},
         )
 
     async def _in_thread(

@@ -40,8 +40,11 @@ class RunDir:
 
     @classmethod
     def open(cls, config: Config) -> RunDir:
-        """Raises `ConfigError` where another trainer is using this run's folder, or where it
-        cannot be written."""
+        """What earlier attempts left in it is as it was, their `config.yaml` too.
+
+        Raises `ConfigError` where another trainer is using this run's folder, or where it cannot be
+        written.
+        """
         root = Path(config.cluster.fileroot).resolve() / config.experiment_name / config.trial_name
         try:
             return cls._open(root, config)
@@ -62,12 +65,17 @@ class RunDir:
             root.mkdir()
             lock = _lock(root)
         try:
-            run = cls(root, lock, moved_to)
-            run.config.write_text(dump_config(config))
+            return cls(root, lock, moved_to)
         except OSError:
             lock.close()
             raise
-        return run
+
+    def write_config(self, config: Config) -> None:
+        """In place of the earlier attempt's. Raises `ConfigError`."""
+        try:
+            self.config.write_text(dump_config(config))
+        except OSError as error:
+            raise ConfigError(f"the run's folder: cannot write {self.config}: {error}") from None
 
     def close(self) -> None:
         self._lock.close()

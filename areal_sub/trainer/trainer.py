@@ -30,8 +30,9 @@ from areal_sub.learner.learner import Learner
 from areal_sub.learner.ranks import RankPlace
 from areal_sub.schedulers.service import Incident
 from areal_sub.trainer.agents import agents_of, check_tasks
+from areal_sub.trainer.begun import check_goes_on
 from areal_sub.trainer.checkpoints import FINAL
-from areal_sub.trainer.datasets import Task, load_tasks, tasks_from_rows
+from areal_sub.trainer.datasets import Task, digest_of, load_tasks, tasks_from_rows
 from areal_sub.trainer.ledger import Ledger
 from areal_sub.trainer.loop import TrainLoop, Workload
 from areal_sub.trainer.metrics import MetricsLog
@@ -117,9 +118,18 @@ class Trainer:
         check_tasks(agents, tasks, Path.cwd())
         check_tasks(eval_agents, valid_tasks, Path.cwd())
         run = RunDir.open(config)
+        tasks_digest = digest_of(tasks)
+        try:
+            notes = check_goes_on(config, run, tasks_digest, from_file=self._trains_on_a_file())
+            run.write_config(config)
+        except BaseException:
+            run.close()
+            raise
         progress = Progress(num_steps=num_steps)
         try:
             terminal.header(config, run, num_tasks=len(tasks), num_valid=len(valid_tasks))
+            for note in notes:
+                terminal.say(note)
             base = model_folder(config.actor, seed=config.seed, say=terminal.say)
             recovery = load_recovery(run.recover) if config.recover.mode == "auto" else None
             workload = Workload(
@@ -129,6 +139,7 @@ class Trainer:
                 valid_tasks=valid_tasks,
                 tokenizer_path=config.tokenizer_path or str(base),
                 num_steps=num_steps,
+                tasks_digest=tasks_digest,
             )
             with terminal.live(progress):
                 _run_interruptible(_run(config, workload, run, base, recovery, progress, terminal))
@@ -140,6 +151,10 @@ class Trainer:
         return TrainResult(
             run_folder=run.root, checkpoint=final if final.exists() else None, progress=progress
         )
+
+    def _trains_on_a_file(self) -> bool:
+        dataset = self._config.train_dataset
+        return self._train_rows is None and dataset is not None and Path(dataset.path).is_file()
 
     def _tasks(self) -> tuple[list[Task], list[Task]]:
         config = self._config

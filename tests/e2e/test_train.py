@@ -127,7 +127,9 @@ def test_no_process_outlives_the_trainer_and_a_killed_run_goes_on(
     output = resumed.finish()
     assert "  accounted for" in output
     assert resumed.process.returncode == 0, output
-    assert "going on from step" in output
+    assert "going on from step" in output and "changed since" not in output
+    state = json.loads(next(recover.glob("recovery-*/state.json")).read_text())
+    assert len(state["extra"]["tasks_digest"]) == 64
     assert "step    1/4" not in output, "that was told before"
     assert [row["step"] for row in metrics(resumed)] == [1, 2, 3, 4]
     assert len(list((resumed.root / "journal").glob("*.journal"))) == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from areal_sub.errors import CheckpointError
-from areal_sub.learner.checkpoint import load_recovery, save_recovery
+from areal_sub.learner.checkpoint import load_recovery, newest_extra, save_recovery
 
 
 def weights(learner: Any) -> dict[str, torch.Tensor]:
@@ -102,6 +104,26 @@ def test_damage_is_an_error_that_names_the_file(
     with pytest.raises(CheckpointError, match="recovery point damaged") as caught:
         load_recovery(tmp_path)
     assert str(path) in str(caught.value)
+    assert str(caught.value).endswith(
+        ". There is no earlier one: choose another trial_name, or set recover.mode=disabled to "
+        "start anew"
+    )
+
+
+def test_damage_says_what_to_remove_where_an_earlier_point_is_left(
+    load_learner: Any, tmp_path: Path
+) -> None:
+    learner = load_learner()
+    save_recovery(tmp_path, learner, {"position": 0}, keep=2)
+    point = save_recovery(tmp_path, learner, {"position": 1}, keep=2)
+    os.truncate(point / "model" / "model.safetensors", 100)
+    with pytest.raises(CheckpointError) as caught:
+        load_recovery(tmp_path)
+    advice = f"Remove the folder {point} to go on from the earlier recovery-000000, or set "
+    assert advice in str(caught.value)
+    shutil.rmtree(point)
+    recovery = load_recovery(tmp_path)
+    assert recovery is not None and recovery.extra == newest_extra(tmp_path) == {"position": 0}
 
 
 def test_another_releases_format_is_refused(load_learner: Any, tmp_path: Path) -> None:

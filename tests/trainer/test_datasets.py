@@ -13,7 +13,7 @@ import pytest
 from areal_sub.config.schema import DatasetConfig
 from areal_sub.errors import TaskError
 from areal_sub.trainer import datasets as module
-from areal_sub.trainer.datasets import Task, TaskOrder, load_tasks, tasks_from_rows
+from areal_sub.trainer.datasets import Task, TaskOrder, digest_of, load_tasks, tasks_from_rows
 
 
 def written(folder: Path, content: str | bytes) -> str:
@@ -303,6 +303,14 @@ def test_a_missing_file_is_not_asked_of_the_hub() -> None:
 
 def numbers(order: TaskOrder, begin: int, end: int) -> list[int]:
     return [order[number] for number in range(begin, end)]
+
+
+def test_the_digest_is_of_what_agents_get_in_its_order(tmp_path: Path) -> None:
+    tasks = load(written(tmp_path, '{"a": 1, "b": "é"}\n{"a": 2}\n'))
+    same = tasks_from_rows([{"b": "é", "a": 1}, {"a": 2}], name="elsewhere")
+    assert digest_of(tasks) == digest_of(same)
+    others = [tasks[::-1], tasks[:1], tasks_from_rows([{"a": 1, "b": "e"}, {"a": 2}], name="n")]
+    assert digest_of(tasks) not in map(digest_of, others)
 
 
 def test_an_epoch_has_each_task_once_and_an_order_of_its_own() -> None:
