@@ -16,17 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from areal_sub import __version__
-from areal_sub.errors import (
-    ArealSubError,
-    CheckpointError,
-    ConfigError,
-    ModelError,
-    RunNotFound,
-    TaskError,
-    WorkflowError,
-)
-
-_INPUT_ERRORS = (CheckpointError, ConfigError, ModelError, RunNotFound, TaskError, WorkflowError)
+from areal_sub.errors import INPUT_ERRORS, ArealSubError
 
 _TRAIN_HELP = """\
 Trains the model behind an agent.
@@ -112,7 +102,7 @@ def run(argv: Sequence[str]) -> int:
         return 128 + signal.SIGINT
     except ArealSubError as error:
         print(f"areal-sub: {error}", file=sys.stderr)  # noqa: T201
-        return 2 if isinstance(error, _INPUT_ERRORS) else 1
+        return 2 if isinstance(error, INPUT_ERRORS) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
