@@ -17,6 +17,8 @@ NotNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""What every generator takes, numpy's 32 bits among them, also when restarts have counted it up."""
 
 
 class Section(BaseModel):
@@ -652,7 +654,7 @@ class StatsLoggerConfig(Section):
 class Config(Section):
     experiment_name: str
     trial_name: str
-    seed: int = 1
+    seed: Seed = 1
     total_train_epochs: Positive = 1
     total_train_steps: Positive | None = None
     """Stop after this many steps, whatever `total_train_epochs` says."""
