@@ -54,6 +54,8 @@ would be trained token for token, what it wants to reach besides the model, and 
   areal-sub check-agent 'cmd:node agent.js {question}' rollout.openai.agent_env=agents/coder
   areal-sub check-agent --config config.yaml --json"""
 
+_LIMIT_ERROR = "--limit: a number of rollouts, or 0 for all"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The `areal-sub` command."""
@@ -187,6 +189,8 @@ def _replay(arguments: argparse.Namespace, rest: list[str], parser: argparse.Arg
         rest, rollout = [rollout, *rest], None
     if unknown := [word for word in rest if "=" not in word or word.startswith("-")]:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
+    if arguments.limit < 0:
+        parser.error(_LIMIT_ERROR)
     return replay_run(arguments.run, rollout, rest, inline=arguments.inline, limit=arguments.limit)
 
 
@@ -245,7 +249,7 @@ def _inspect(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         if arguments.tokens:
             parser.error("--tokens needs a ROLLOUT")
         if arguments.limit is not None and arguments.limit < 0:
-            parser.error("--limit: a number of rollouts, or 0 for all")
+            parser.error(_LIMIT_ERROR)
         code = inspect_run(arguments.run, which, limit=arguments.limit, as_lines=arguments.json)
     else:
         if which != Filter() or arguments.limit is not None:
