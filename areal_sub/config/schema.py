@@ -597,8 +597,9 @@ class EngineConfig(Section):
 
 class DatasetConfig(Section):
     path: str
-    """A JSONL file, `reasoning-gym:TASK`, a `module:function` that yields tasks, or a dataset
-    name on the Hugging Face hub."""
+    """A JSONL file, `reasoning-gym:TASK`, a `module:function` that yields tasks (it is called with
+    `split=`, `seed=`, `size=` and what is in `dataset_kwargs`), or a dataset name on the Hugging
+    Face hub."""
     split: str = "train"
     batch_size: Positive = 8
     """Tasks per training step (each gets `gconfig.n_samples` rollouts)."""

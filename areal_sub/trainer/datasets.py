@@ -203,10 +203,10 @@ def _check_signature(function: Callable[..., Any], path: str, words: dict[str, A
     try:
         signature.bind(**words)
     except TypeError as error:
+        called = ", ".join(f"{name}=" for name in words)
         raise TaskError(
-            f"the dataset function {path!r}{signature} cannot be called: {error}; it is called "
-            f"with {', '.join(f'{name}=' for name in words)} (split, seed, size, and what is in "
-            "dataset_kwargs); **kwargs takes those that it has no use for"
+            f"the dataset function {path!r} takes {signature}, but is called with {called} "
+            f"(split, seed, size, and what is in dataset_kwargs): {error}"
         ) from None
 
 

@@ -183,8 +183,8 @@ def test_a_function_gets_split_seed_size_and_its_arguments(generators: str) -> N
     [
         ("breaks", {}, "breaks' raised KeyError at row 1: 'gone'"),
         ("bad", {}, "bad, row 1, field a: a set"),
-        ("rows", {"nope": 1}, r"cannot be called: .*'nope'; .* split=, seed=, size=, nope= \("),
-        ("bare", {}, r"bare'\(seed, size\) cannot be called: .*'split'; it is called with split="),
+        ("rows", {"nope": 1}, r"called with split=, seed=, size=, nope= \(.*\): .*'nope'"),
+        ("bare", {}, r"bare' takes \(seed, size\), but is called with split=.*: .*'split'"),
         ("rows", {"seed": 1}, "dataset_kwargs.seed is given by the trainer"),
         ("row", {}, "did you mean 'rows'"),
         ("__name__", {}, "is a str, not a function"),
