@@ -16,17 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from areal_sub import __version__
-from areal_sub.errors import (
-    ArealSubError,
-    CheckpointError,
-    ConfigError,
-    ModelError,
-    RunNotFound,
-    TaskError,
-    WorkflowError,
-)
-
-_INPUT_ERRORS = (CheckpointError, ConfigError, ModelError, RunNotFound, TaskError, WorkflowError)
+from areal_sub.errors import INPUT_ERRORS, ArealSubError
 
 _TRAIN_HELP = """\
 Trains the model behind an agent.
@@ -63,6 +53,8 @@ would be trained token for token, what it wants to reach besides the model, and 
   areal-sub check-agent my_agent.agent
   areal-sub check-agent 'cmd:node agent.js {question}' rollout.openai.agent_env=agents/coder
   areal-sub check-agent --config config.yaml --json"""
+
+_LIMIT_ERROR = "--limit: a number of rollouts, or 0 for all"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
         return 128 + signal.SIGINT
     except ArealSubError as error:
         print(f"areal-sub: {error}", file=sys.stderr)  # noqa: T201
-        return 2 if isinstance(error, _INPUT_ERRORS) else 1
+        return 2 if isinstance(error, INPUT_ERRORS) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,6 +189,8 @@ def _replay(arguments: argparse.Namespace, rest: list[str], parser: argparse.Arg
         rest, rollout = [rollout, *rest], None
     if unknown := [word for word in rest if "=" not in word or word.startswith("-")]:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
+    if arguments.limit < 0:
+        parser.error(_LIMIT_ERROR)
     return replay_run(arguments.run, rollout, rest, inline=arguments.inline, limit=arguments.limit)
 
 
@@ -255,7 +249,7 @@ def _inspect(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         if arguments.tokens:
             parser.error("--tokens needs a ROLLOUT")
         if arguments.limit is not None and arguments.limit < 0:
-            parser.error("--limit: a number of rollouts, or 0 for all")
+            parser.error(_LIMIT_ERROR)
         code = inspect_run(arguments.run, which, limit=arguments.limit, as_lines=arguments.json)
     else:
         if which != Filter() or arguments.limit is not None:

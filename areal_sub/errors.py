@@ -51,6 +51,10 @@ class OutOfMemory(ArealSubError):
     """The engine needs more memory than there is; the message names the keys to lower."""
 
 
+INPUT_ERRORS = (CheckpointError, ConfigError, ModelError, RunNotFound, TaskError, WorkflowError)
+"""What was given is wrong, and the message says how: nothing else of a failure is worth showing."""
+
+
 class RpcError(ArealSubError):
     """A call to another process of ours failed there; the message is the far side's.
 

@@ -127,6 +127,7 @@ async def _run(
         policy_version=0,
         journal=folder / "journal" / "check",
         logs=folder,
+        logs_stay=False,
         engine=engine,
     ) as stack:
         for note in await stack.guard(stack.warm(agents.agents)):

@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails
 from areal_sub.config import interpolate, keys, source
 from areal_sub.config.keys import key_at
 from areal_sub.config.schema import Config
-from areal_sub.config.source import Problem, Setting, shown
+from areal_sub.config.source import FileProblem, Problem, Setting, shown
 from areal_sub.errors import ConfigError
 
 USAGE = "usage: --config FILE [key=value ...]   (keys are dotted: rollout.openai.mode=subproc)"
@@ -40,11 +40,11 @@ def load_config(argv: Sequence[str]) -> Config:
     for word in words:
         option, equals, value = word.partition("=")
         if option == "--config":
-            if file is not None:
-                raise ConfigError(f"--config is given twice: {file} and {word}\n{USAGE}")
-            file = value if equals else next(words, None)
+            earlier, file = file, value if equals else next(words, None)
             if not file:
                 raise ConfigError(f"--config lacks its file\n{USAGE}")
+            if earlier is not None:
+                raise ConfigError(f"--config is given twice: {earlier} and {file}\n{USAGE}")
         elif option in ("-h", "--help") or (option.startswith("-") and not equals):
             unknown = "" if option in ("-h", "--help") else f"unknown option {option}\n"
             raise ConfigError(f"{unknown}{USAGE}")
@@ -145,9 +145,10 @@ class _Merged:
             config = Config.model_validate(self._tree)
         except ValidationError as invalid:
             reported = {problem.path for problem in self.problems}
+            is_unread = any(isinstance(problem, FileProblem) for problem in self.problems)
             for error in invalid.errors(include_url=False):
                 dotted = ".".join(map(str, error["loc"]))
-                if dotted not in reported:
+                if dotted not in reported and not (is_unread and error["type"] == "missing"):
                     self._report(error["loc"], _explained(error))  # type: ignore[arg-type]
         else:
             if not self.problems:

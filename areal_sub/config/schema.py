@@ -17,6 +17,8 @@ NotNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""What every generator takes, numpy's 32 bits among them, also when restarts have counted it up."""
 
 
 class Section(BaseModel):
@@ -595,8 +597,9 @@ class EngineConfig(Section):
 
 class DatasetConfig(Section):
     path: str
-    """A JSONL file, `reasoning-gym:TASK`, a `module:function` that yields tasks, or a dataset
-    name on the Hugging Face hub."""
+    """A JSONL file, `reasoning-gym:TASK`, a `module:function` that yields tasks (it is called with
+    `split=`, `seed=`, `size=` and what is in `dataset_kwargs`), or a dataset name on the Hugging
+    Face hub."""
     split: str = "train"
     batch_size: Positive = 8
     """Tasks per training step (each gets `gconfig.n_samples` rollouts)."""
@@ -653,7 +656,7 @@ class StatsLoggerConfig(Section):
 class Config(Section):
     experiment_name: str
     trial_name: str
-    seed: int = 1
+    seed: Seed = 1
     total_train_epochs: Positive = 1
     total_train_steps: Positive | None = None
     """Stop after this many steps, whatever `total_train_epochs` says."""

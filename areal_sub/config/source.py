@@ -83,6 +83,13 @@ class Problem:
 Found = Setting | Problem
 
 
+class FileProblem(Problem):
+    """None of the file's settings could be read: what it would have set is not known to be missing.
+
+    `path` is "".
+    """
+
+
 class _Unreadable(Exception):
     """A value that is YAML, but none that a configuration can hold."""
 
@@ -92,21 +99,24 @@ def read_yaml(text: str, name: str) -> Iterator[Found]:
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        yield Problem("", f"{name}:{_line(error)}", f"this is not YAML: {_reason(error)}")
+        yield FileProblem("", f"{name}:{_line(error)}", f"this is not YAML: {_reason(error)}")
         return
     except yaml.YAMLError as error:
-        yield Problem("", name, f"this is not YAML: {error}")
+        yield FileProblem("", name, f"this is not YAML: {error}")
         return
     if node is None or _is(node, "null"):
-        yield Problem("", name, "is empty; it needs at least experiment_name, trial_name, actor")
+        yield FileProblem(
+            "", name, "is empty; it needs at least experiment_name, trial_name, actor"
+        )
     elif not isinstance(node, MappingNode):
         got = "a list" if isinstance(node, SequenceNode) else "a single value"
-        yield Problem("", name, f"must be a map of keys to values at the top level; this is {got}")
+        text = f"must be a map of keys to values at the top level; this is {got}"
+        yield FileProblem("", name, text)
     else:
         try:
             yield from _walk(node, ROOT, (), name, lambda at: f"{name}:{at.start_mark.line + 1}")
         except RecursionError:
-            yield Problem("", name, "an anchor (&) holds an alias (*) to itself")
+            yield FileProblem("", name, "an anchor (&) holds an alias (*) to itself")
 
 
 def read_override(text: str) -> Iterator[Found]:
@@ -144,7 +154,9 @@ def read_override(text: str) -> Iterator[Found]:
         # where text is wanted it is taken as typed: "#", ":" and "[" have no meaning there
         yield Setting(path, raw or None, origin)
     elif key.children is not None:
-        if node is None:
+        if node is None and key.nullable:
+            yield Setting(path, None, origin)
+        elif node is None:
             yield _no_section(key, path, None, origin)
         else:
             yield from _walk(node, key, path, origin, lambda _: origin)

@@ -88,13 +88,20 @@ def _compiled(env: jinja2.Environment, source: str) -> jinja2.Template:
 class ChatTemplate:
     """Compiled templates of one model, by name ("default", sometimes "tool_use")."""
 
-    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
-        """`special_tokens`: what templates see as `bos_token` and the like. Raises `ModelError`."""
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        special_tokens: Mapping[str, str],
+        *,
+        where: str = "the chat template",
+    ) -> None:
+        """`special_tokens`: what templates see as `bos_token` and the like. `where` they are
+        from, for errors. Raises `ModelError`."""
         env = _environment()
         try:
             self._templates = {name: _compiled(env, text) for name, text in sources.items()}
         except jinja2.TemplateSyntaxError as error:
-            raise ModelError(f"chat template, line {error.lineno}: {error.message}") from None
+            raise ModelError(f"{where}, line {error.lineno}: {error.message}") from None
         self._special_tokens = dict(special_tokens)
         self.source = "\n".join(sources.values())
         texts = {
@@ -147,26 +154,38 @@ def load_chat_template(folder: Path, override: Path | None = None) -> ChatTempla
     special_tokens = {
         key: text for key in config if key.endswith("_token") and (text := token_text(config[key]))
     }
-    return ChatTemplate(_sources(folder, override, config), special_tokens)
+    sources, where = _sources(folder, override, config)
+    return ChatTemplate(sources, special_tokens, where=where)
 
 
-def _sources(folder: Path, override: Path | None, config: Mapping[str, Any]) -> dict[str, str]:
+def _sources(
+    folder: Path, override: Path | None, config: Mapping[str, Any]
+) -> tuple[dict[str, str], str]:
+    """The templates by name, and where they are from, in words."""
     path = override or folder / "chat_template.jinja"
     if path.exists():
-        return {"default": path.read_text("utf-8")}
+        return {"default": _text(path)}, f"the chat template {path}"
     if override is not None:
         raise ModelError(f"rollout.openai.chat_template: there is no file {override}")
+    where = f"chat_template in {folder / 'tokenizer_config.json'}"
     source = config.get("chat_template")
     if isinstance(source, str):
-        return {"default": source}
+        return {"default": source}, where
     if isinstance(source, list):  # several, by name
         sources = {entry["name"]: entry["template"] for entry in source}
         if "default" in sources:
-            return sources
+            return sources, where
     raise ModelError(
         f"{folder} has no chat template (chat_template.jinja, or chat_template in "
         "tokenizer_config.json); name a Jinja file in rollout.openai.chat_template"
     )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"the chat template {path} cannot be read: {error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -93,6 +93,7 @@ async def _replay(
             policy_version=0,
             journal=scratch / "journal" / "replay",
             logs=scratch,
+            logs_stay=False,
             engine=("areal_sub.replay.engine", settings),
         ) as stack:
             rollouts = stack.rollouts

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from areal_sub.component import refusal, refusal_path
 from areal_sub.errors import ComponentDied
 
 STOP_TIMEOUT_S = 3.0
@@ -27,9 +28,19 @@ _LOG_TAIL_BYTES = 16 * 1024
 class Component:
     """One running process of ours. Start it with `Component.start`."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log_path: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        *,
+        settings_path: Path,
+        log_path: Path,
+        log_stays: bool,
+    ) -> None:
         self.name = name
-        self.log_path = log_path
+        self._settings_path = settings_path
+        self._log_path = log_path
+        self._log_stays = log_stays
         self._process = process
         self._stopping = False
         self.died: asyncio.Task[None] = asyncio.ensure_future(self._watch())
@@ -43,11 +54,16 @@ class Component:
         *,
         folder: Path,
         log_path: Path,
+        log_stays: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> Component:
-        """Run `python -m module SETTINGS.json`; `env` replaces the inherited environment."""
+        """Run `python -m module SETTINGS.json`; `env` replaces the inherited environment.
+
+        `log_stays`: whether a user who is told of `log_path` can still look there.
+        """
         settings_path = folder / f"{name}.json"
         settings_path.write_text(json.dumps(settings))
+        refusal_path(settings_path).unlink(missing_ok=True)  # an earlier process's
         with log_path.open("ab") as log_file:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -60,7 +76,13 @@ class Component:
                 env=None if env is None else dict(env),
                 start_new_session=True,
             )
-        return cls(name, process, log_path)
+        return cls(
+            name,
+            process,
+            settings_path=settings_path,
+            log_path=log_path,
+            log_stays=log_stays,
+        )
 
     @property
     def pid(self) -> int:
@@ -75,16 +97,21 @@ class Component:
         return f"ended with {how}"
 
     async def _watch(self) -> None:
+        """Raises one of `INPUT_ERRORS` where it ended by that, else `ComponentDied`."""
         await self._process.wait()
         if not self._stopping:
-            raise ComponentDied(
-                f"the {self.name} process {self.how_ended} while it was needed; "
-                f"the end of its log ({self.log_path}):\n{self.log_tail()}"
+            raise refusal(self._settings_path) or ComponentDied(
+                f"the {self.name} process {self.how_ended} while it was needed; {self.log_end()}"
             )
+
+    def log_end(self) -> str:
+        """The last lines of its log, with where it is, for the end of an error's message."""
+        where = f" ({self._log_path})" if self._log_stays else ""
+        return f"the end of its log{where}:\n{self.log_tail()}"
 
     def log_tail(self) -> str:
         """The last lines of its log, as a quotation."""
-        with self.log_path.open("rb") as log_file:
+        with self._log_path.open("rb") as log_file:
             log_file.seek(max(0, log_file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
             lines = log_file.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         return "\n".join(f"  | {line}" for line in lines) or "  | (empty)"

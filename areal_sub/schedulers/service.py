@@ -8,7 +8,8 @@ callers know (`rpc`: who redials finds it there). What the callers lost is their
 
 Bounded: more than `max_restarts` within `window_s` end the run with a `ComponentDied` that names
 the component, how it ended, and the end of its log. A process that dies in its first start ends it
-at once: what is wrong then will not mend itself. Called by `trainer/wiring`.
+at once: what is wrong then will not mend itself; where it says what (`component.refusal`), that is
+the error. Called by `trainer/wiring`.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ class Service:
         self._component = await self._steps.launch(0)
 
     async def introduced(self) -> None:
-        """The first process can be called. Raises `ComponentDied`, `DeadlineExceeded`."""
+        """The first process can be called. Raises `ComponentDied`, `DeadlineExceeded`, and the
+        one of `INPUT_ERRORS` that it refused its settings by."""
         await self._introduce()
 
     async def live(self) -> NoReturn:
@@ -144,7 +146,7 @@ class Service:
             await self._component.stop(self._limits.shutdown_s)
 
     async def _introduce(self) -> None:
-        """Raises `ComponentDied` as soon as it ends under it."""
+        """Raises what `Component.died` does as soon as it ends under it."""
         assert self._component is not None
         coming_up = asyncio.ensure_future(self._steps.introduce(self._number))
         died = self._component.died
@@ -154,7 +156,7 @@ class Service:
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the {self.name} did not come up within {self._limits.start_s:g} s; "
-                f"its log: {self._component.log_path}"
+                f"{self._component.log_end()}"
             ) from None
         finally:
             came_up = coming_up.done()
@@ -225,7 +227,6 @@ class Service:
             allowed = f"{self._limits.max_restarts} restarts in {self._limits.window_s:g} s"
             raise ComponentDied(
                 f"the {self.name} process {what} while it was needed, and {allowed} are allowed "
-                f"(scheduler.max_restarts); the end of its log ({component.log_path}):\n"
-                f"{incident.log_tail}"
+                f"(scheduler.max_restarts); {component.log_end()}"
             )
         self._recent.append(now)

@@ -71,6 +71,7 @@ async def _chat(config: Config, folder: Path, *, plain: bool) -> None:
             policy_version=0,
             journal=scratch / "chat.journal",
             logs=scratch,
+            logs_stay=False,
         ) as stack:
             how = "the bare model" if plain else agent_text(config)
             console.print(f"{folder} through {how}; end with Ctrl-D", markup=False)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -131,6 +132,8 @@ def _jsonl_rows(config: DatasetConfig) -> Iterator[tuple[str, Any]]:
                 line = b"" if num_rows == config.size else file.readline(MAX_TASK_BYTES + 1)
                 if not line:
                     return
+                if number == 1 and line.startswith(_GZIP):
+                    raise TaskError(f"{name} is compressed: gunzip it first")
                 row = _parsed(line, f"{name}:{number}")
                 if row is not _BLANK:
                     yield f"{name}:{number}", row
@@ -140,6 +143,7 @@ def _jsonl_rows(config: DatasetConfig) -> Iterator[tuple[str, Any]]:
 
 
 _BLANK = object()
+_GZIP = b"\x1f\x8b"  # what every such file begins with
 
 
 def _parsed(line: bytes, where: str) -> Any:
@@ -152,14 +156,17 @@ def _parsed(line: bytes, where: str) -> Any:
         text = line.decode("utf-8-sig")
         if not text.strip():
             return _BLANK
-        return json.loads(text, object_pairs_hook=_without_duplicates)
+        return json.loads(text.rstrip(), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
         raise TaskError(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from None
     except RecursionError:
         raise TaskError(f"{where}: nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError):  # which would count lines, too, from this one
+            reason = f"{error.msg} at column {error.colno}"
         raise TaskError(
-            f"{where}: not JSON: {error}; write one JSON object per line (JSONL)"
+            f"{where}: not JSON: {reason}; write one JSON object per line (JSONL)"
         ) from None
 
 
@@ -183,6 +190,7 @@ def _function_rows(config: DatasetConfig, *, seed: int) -> Iterator[Any]:
         raise TaskError(f"the dataset {path!r}: {error}") from error
     if not callable(function):
         raise TaskError(f"the dataset {path!r} is a {type(function).__name__}, not a function")
+    _check_signature(function, path, {**given, **config.dataset_kwargs})
     num_rows = 0
     try:
         for row in islice(function(**given, **config.dataset_kwargs), config.size):
@@ -193,6 +201,22 @@ def _function_rows(config: DatasetConfig, *, seed: int) -> Iterator[Any]:
             f"the dataset function {path!r} raised {type(error).__name__} at row {num_rows}: "
             f"{error}"
         ) from error
+
+
+def _check_signature(function: Callable[..., Any], path: str, words: dict[str, Any]) -> None:
+    """Raises `TaskError` where `function` does not take `words`."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some that are written in C have none
+        return
+    try:
+        signature.bind(**words)
+    except TypeError as error:
+        called = ", ".join(f"{name}=" for name in words)
+        raise TaskError(
+            f"the dataset function {path!r} takes {signature}, but is called with {called} "
+            f"(split, seed, size, and what is in dataset_kwargs): {error}"
+        ) from None
 
 
 def _reasoning_gym_rows(config: DatasetConfig, *, seed: int) -> Iterator[dict[str, Any]]:

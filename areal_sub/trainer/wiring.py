@@ -134,14 +134,17 @@ class Stack:
         policy_version: int,
         journal: Path,
         logs: Path,
+        logs_stay: bool = True,
         engine: tuple[str, Mapping[str, Any]] | None = None,
         followers: Sequence[Mapping[str, Any]] = (),
         lasting_model_path: str | None = None,
         on_incident: Callable[[Incident], None] = lambda _: None,
         status: Status | None = None,
     ) -> AsyncIterator[Stack]:
-        """Raises `ComponentDied`, `DeadlineExceeded` where a process does not come up.
+        """Raises `ComponentDied`, `DeadlineExceeded` where a process does not come up, or its own
+        `ModelError`, `ConfigError` and the like where it says why.
 
+        `logs_stay`: whether the folder `logs` outlives this, so that errors can name its files.
         `lasting_model_path`: the same model, of whatever weights, at a place where it stays;
         default: `model_path`, which may be a recovery point's, and gone once there is a later one.
         `engine`: another engine than the configured one, as its module and what is added to its
@@ -156,7 +159,7 @@ class Stack:
                 cleanup.enter_context(status_served(folder, status.describe))
                 status.noted.write_text(str(folder))
                 cleanup.callback(status.noted.unlink, missing_ok=True)
-            parts = _Parts(config, folder, logs, cleanup, on_incident)
+            parts = _Parts(config, folder, logs, logs_stay, cleanup, on_incident)
             weights = WeightsInForce(
                 version=policy_version, model_path=lasting_model_path or model_path
             )
@@ -221,6 +224,7 @@ class _Parts:
         config: Config,
         folder: Path,
         logs: Path,
+        logs_stay: bool,
         cleanup: AsyncExitStack,
         on_incident: Callable[[Incident], None],
     ) -> None:
@@ -228,6 +232,7 @@ class _Parts:
         self._config = config
         self._folder = folder
         self._logs = logs
+        self._logs_stay = logs_stay
         self._cleanup = cleanup
         self._on_incident = on_incident
 
@@ -348,6 +353,7 @@ class _Parts:
             settings,
             folder=self._folder,
             log_path=self._logs / f"{name}.log",
+            log_stays=self._logs_stay,
             env=env,
         )
 

@@ -73,6 +73,8 @@ def test_base_is_not_written_into() -> None:
          [1, 0.5, "yes", "012", "12:30"]),
         ("eval_gconfig={}", "eval_gconfig.n_samples", 8),
         ("train_dataset=null", "train_dataset", None),
+        ("train_dataset=", "train_dataset", None),
+        ("eval_gconfig=", "eval_gconfig", None),
     ],
 )  # fmt: skip
 def test_overrides_are_typed_by_yaml_and_the_schema(override: str, path: str, value: Any) -> None:

@@ -55,8 +55,10 @@ def complaint(file: Path | None, overrides: Sequence[str] = ()) -> str:
         ("actor.gradient_checkpointing=yes", "expected true or false; got 'yes'"),
         ("actor.behave_imp_weight_cap=5", "write actor.rejection_sampling.upper"),
         ("engine.vllm.urls=[host:8000]", "'host:8000' is not http://host:port"),
-        ("seed=", "expected a whole number; got nothing (null)"),
-        ("seed=true", "expected a whole number; got true"),
+        ("seed=", "expected a whole number >= 0 and <= 2147483647; got nothing (null)"),
+        ("seed=true", "expected a whole number >= 0 and <= 2147483647; got true"),
+        ("seed=-1", "expected a whole number >= 0 and <= 2147483647; got -1"),
+        ("seed=2147483648", "expected a whole number >= 0 and <= 2147483647; got 2147483648"),
         ("actor.path=null", "expected text; got nothing (null)"),
         ("rollout.openai.python_path=x", "expected a list (text each); got 'x'"),
         ("rollout.openai.sandbox.network.allow=[a.example]",
@@ -97,7 +99,7 @@ def test_override(write: Write, override: str, text: str) -> None:
         ("seed: 1\nseed: 2\n", 6, "seed: set twice; the first time at config.yaml:5"),
         ("actor: {path: x}\n", 5, "actor: set twice; the first time at config.yaml:3"),
         ("workflow_kwargs: {a: 1,\n  a: 2}\n", 5, "workflow_kwargs: line 5: the key 'a' is set"),
-        ("seed: two\n", 5, "seed: expected a whole number; got 'two'"),
+        ("seed: two\n", 5, "seed: expected a whole number >= 0 and <= 2147483647; got 'two'"),
         ("saver: null\n", 5, "saver: expected a section with the keys"),
         ("rollout: [1]\n", 5, "rollout: expected a section"),
         ("rollout: {openai: {env: {A: {}}}}\n", 5, "rollout.openai.env.A: expected text; got an"),
@@ -141,10 +143,22 @@ def test_a_part_of_an_interpolated_section_cannot_be_set(write: Write) -> None:
         ("# nothing\n", "config.yaml: is empty"),
         ("- a\n", "at the top level; this is a list"),
         ("a\n", "at the top level; this is a single value"),
+        ("seed: [1\n", "config.yaml:2: this is not YAML"),
     ],
 )
-def test_not_a_map(write: Write, text: str, said: str) -> None:
-    assert said in complaint(write(text=text))
+def test_a_file_that_is_not_a_map_is_the_one_problem(write: Write, text: str, said: str) -> None:
+    """Nobody knows what it would have set, so nothing is missing."""
+    complaints = complaint(write(text=text), ["seed=two"]).splitlines()
+    assert complaints[0] == "2 problems in the configuration:"
+    assert said in complaints[1]
+    assert "override 'seed=two'" in complaints[2]
+    assert len(complaints) == 3
+
+
+def test_two_files() -> None:
+    for words in (["--config", "a", "--config", "b"], ["--config=a", "--config=b"]):
+        with pytest.raises(ConfigError, match="--config is given twice: a and b\n"):
+            load_config(words)
 
 
 def test_required_keys(write: Write) -> None:
@@ -197,7 +211,7 @@ def test_problems_of_a_base_map() -> None:
     said = str(caught.value)
     assert "the given values: actor.path: expected text; got 1" in said
     assert "the given values: actor.pth: there is no key 'pth' in actor; did you mean path?" in said
-    assert "the given values: seed: expected a whole number; got 'x'" in said
+    assert "the given values: seed: expected a whole number >= 0 and <= 2147483647; got 'x'" in said
 
 
 def test_every_key_with_a_letter_missing_finds_itself() -> None:

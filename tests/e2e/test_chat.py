@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,3 +50,13 @@ def test_with_what_is_no_model(short_tmp: Path) -> None:
     done = chat("", str(short_tmp), folder=short_tmp)
     assert done.returncode == 2
     assert f"{short_tmp} holds no model" in done.stderr
+
+
+def test_with_a_model_that_a_process_refuses(policy: Path, short_tmp: Path) -> None:
+    model = short_tmp / "model"
+    shutil.copytree(policy, model)
+    (model / "chat_template.jinja").write_text("{% for m in messages }}")
+    done = chat("", str(model), folder=short_tmp)
+    assert done.returncode == 2
+    where = f"the chat template {model}/chat_template.jinja, line 1"
+    assert done.stderr == f"areal-sub: {where}: unexpected '}}'\n", "nothing but the sentence"

@@ -207,6 +207,17 @@ def test_folders_that_cannot_be_used(model_folder: Path, tmp_path: Path) -> None
         Renderer.load(tmp_path)
     with pytest.raises(ModelError, match="no file"):
         Renderer.load(tmp_path, tmp_path / "mine.jinja")
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("\n{% for m in messages }}")
+    with pytest.raises(ModelError, match=f"the chat template {template}, line 2: unexpected"):
+        Renderer.load(tmp_path)
+    template.write_bytes(b"\xff")
+    with pytest.raises(ModelError, match=f"the chat template {template} cannot be read: .*utf-8"):
+        Renderer.load(tmp_path)
+    template.unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{% if %}"}')
+    with pytest.raises(ModelError, match=r"chat_template in .*/tokenizer_config\.json, line 1: "):
+        Renderer.load(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ModelError, match="end-of-sequence"):
         Renderer.load(tmp_path)

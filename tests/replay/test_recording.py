@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from areal_sub.cli import run
 from areal_sub.records import Fork, GenerateRequest, TurnRecord, extend_digest, float32, int32
 from areal_sub.replay.engine import chunk_of
 from areal_sub.replay.recording import Divergence, Recording
@@ -81,3 +82,9 @@ def test_an_answer_is_certified_as_it_was() -> None:
     chunk = chunk_of(turn("one", "<hello<", "yes"), asked)
     assert chunk.finish_reason == "stop" and chunk.token_ids.tolist() == ids("yes")
     assert chunk.digests[-1] == extend_digest(0, int32(ids("<hello<yes")))
+
+
+def test_a_limit_below_zero_is_no_number_of_rollouts(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused before the run is looked for; it would count from the end."""
+    assert run(["replay", "any", "--limit", "-1"]) == 2
+    assert "--limit: a number of rollouts, or 0 for all" in capsys.readouterr().err

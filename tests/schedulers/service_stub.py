@@ -1,4 +1,4 @@
-"""A component that serves nothing but what every `rpc.Server` does."""
+"""A component that serves nothing but what every `rpc.Server` does, or refuses to."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from areal_sub.component import run_component
+from areal_sub.errors import ModelError
 from areal_sub.rpc import Server
 
 
 async def main(settings: dict[str, Any]) -> None:
+    if "refuses" in settings:
+        raise ModelError(settings["refuses"])
     server = Server(Path(settings["socket_path"]), {})
     await server.start()
     try:

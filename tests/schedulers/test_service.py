@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from areal_sub.errors import ComponentDied, DeadlineExceeded
+from areal_sub.errors import ArealSubError, ComponentDied, DeadlineExceeded, ModelError
 from areal_sub.rpc import Client
 from areal_sub.schedulers.local import Component
 from areal_sub.schedulers.service import Incident, Limits, Service, Steps
@@ -133,3 +133,38 @@ def test_one_that_never_comes_up_has_a_name(tmp_path: Path) -> None:
             await client.close()
 
     asyncio.run(main())
+
+
+def end_of_stub(folder: Path, settings: dict[str, str], *, log_stays: bool = True) -> ArealSubError:
+    """The error by which a stub's process with `settings` is known to have ended."""
+
+    async def main() -> None:
+        stub = await Component.start(
+            "stub", MODULE, settings,
+            folder=folder, log_path=folder / "stub.log", log_stays=log_stays,
+        )  # fmt: skip
+        async with asyncio.timeout(TIMEOUT_S):
+            await stub.died
+
+    with pytest.raises(ArealSubError) as caught:
+        asyncio.run(main())
+    return caught.value
+
+
+def test_one_that_refuses_its_settings_says_so_itself(tmp_path: Path) -> None:
+    refused = end_of_stub(tmp_path, {"refuses": "folder \u00fc has no chat template:\nmake one"})
+    assert type(refused) is ModelError
+    assert str(refused) == "folder \u00fc has no chat template:\nmake one"
+    assert "Traceback" in (tmp_path / "stub.log").read_text(), "who wants to know finds it there"
+
+    # The next process of that name ends by something else, which is not hidden by that.
+    died = end_of_stub(tmp_path, {})
+    assert type(died) is ComponentDied
+    assert f"the end of its log ({tmp_path / 'stub.log'}):\n  | " in str(died)
+    assert str(died).endswith("  | KeyError: 'socket_path'")
+
+
+def test_a_log_that_goes_is_shown_but_not_named(tmp_path: Path) -> None:
+    died = end_of_stub(tmp_path, {}, log_stays=False)
+    assert "; the end of its log:\n  | " in str(died)
+    assert str(tmp_path) not in str(died).replace(str(Path(__file__).parent), "")

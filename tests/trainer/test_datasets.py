@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ def test_size_takes_the_first_and_reads_no_further(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        (b'{"a": 1,}', "not JSON"),
+        (b'{"a": 1,}', ": not JSON: [^:]* at column [89]; write one"),
+        (b'{"a":', ": not JSON: Expecting value at column 6; write one"),
         (b"[1]", "not list"),
         (b"null", "not NoneType"),
         (b'{"a": 1}\x00', "NUL byte"),
@@ -67,6 +69,13 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, what: str) -> None:
     path = written(tmp_path, b'{"fine": true}\n' + line + b"\n")
     with pytest.raises(TaskError, match=rf"tasks\.jsonl:2.*{what}"):
         load(path)
+
+
+def test_a_compressed_file_is_to_be_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"fine": true}\n'))
+    with pytest.raises(TaskError, match=r"tasks\.jsonl\.gz is compressed: gunzip it first"):
+        load(str(path))
 
 
 def test_an_endless_line_is_not_read_to_its_end(
@@ -142,6 +151,9 @@ def breaks(**settings):
     yield {}
     raise KeyError("gone")
 
+def bare(seed, size):
+    return [{}]
+
 def bad(**settings):
     return [{}, {"a": {1, 2}}]
 """
@@ -171,7 +183,8 @@ def test_a_function_gets_split_seed_size_and_its_arguments(generators: str) -> N
     [
         ("breaks", {}, "breaks' raised KeyError at row 1: 'gone'"),
         ("bad", {}, "bad, row 1, field a: a set"),
-        ("rows", {"nope": 1}, "raised TypeError at row 0: .*nope"),
+        ("rows", {"nope": 1}, r"called with split=, seed=, size=, nope= \(.*\): .*'nope'"),
+        ("bare", {}, r"bare' takes \(seed, size\), but is called with split=.*: .*'split'"),
         ("rows", {"seed": 1}, "dataset_kwargs.seed is given by the trainer"),
         ("row", {}, "did you mean 'rows'"),
         ("__name__", {}, "is a str, not a function"),
