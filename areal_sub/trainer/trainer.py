@@ -97,9 +97,10 @@ class Trainer:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return self._train(workflow, eval_workflow, workflow_kwargs)
-        # A notebook's event loop is running in this thread: take another one.
-        return _in_new_thread(lambda: self._train(workflow, eval_workflow, workflow_kwargs))
+            pass  # and not the training: each of its errors would be told with this one
+        else:  # a notebook's event loop is running in this thread: take another one
+            return _in_new_thread(lambda: self._train(workflow, eval_workflow, workflow_kwargs))
+        return self._train(workflow, eval_workflow, workflow_kwargs)
 
     def _train(
         self, workflow: Any, eval_workflow: Any, workflow_kwargs: dict[str, Any] | None
