@@ -142,6 +142,10 @@ def breaks(**settings):
     yield {}
     raise KeyError("gone")
 
+def ends(**settings):
+    yield {}
+    raise SystemExit(3)
+
 def bad(**settings):
     return [{}, {"a": {1, 2}}]
 """
@@ -170,6 +174,7 @@ def test_a_function_gets_split_seed_size_and_its_arguments(generators: str) -> N
     ("function", "kwargs", "what"),
     [
         ("breaks", {}, "breaks' raised KeyError at row 1: 'gone'"),
+        ("ends", {}, "ends' raised SystemExit at row 1: 3"),
         ("bad", {}, "bad, row 1, field a: a set"),
         ("rows", {"nope": 1}, "raised TypeError at row 0: .*nope"),
         ("rows", {"seed": 1}, "dataset_kwargs.seed is given by the trainer"),
