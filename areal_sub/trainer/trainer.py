@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from areal_sub.config import Config
-from areal_sub.errors import ArealSubError, ConfigError, WriteError
+from areal_sub.errors import ConfigError, RecordError, WriteError
 from areal_sub.learner.checkpoint import Recovery, load_recovery
 from areal_sub.learner.learner import Learner
 from areal_sub.learner.ranks import RankPlace
@@ -48,6 +49,8 @@ from areal_sub.trajectory.resume import RunPosition, finished_rollouts
 from areal_sub.trajectory.run_log import read_run
 
 Rows = Iterable[dict[str, Any]]
+
+log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
@@ -136,7 +139,7 @@ class Trainer:
         finally:
             run.close()
             progress.accounting = _accounting(run)
-            terminal.summary(run, progress)
+            _summarize(terminal, run, progress)
         final = run.checkpoints / FINAL
         return TrainResult(
             run_folder=run.root, checkpoint=final if final.exists() else None, progress=progress
@@ -273,7 +276,7 @@ async def _run(
         metrics.close()
         learner_thread.shutdown(wait=False, cancel_futures=True)
         meeting.close()
-        ledger.close(ended, why)
+        _close_ledger(ledger, ended, why)
 
 
 def _place(config: Config, folder: Path) -> RankPlace | None:
@@ -315,8 +318,25 @@ def _accounting(run: RunDir) -> Accounting:
     try:
         attempts = read_run(run.journals)
         return account(attempts, judge_run(attempts))
-    except (ArealSubError, OSError) as error:
+    except Exception as error:
         return Accounting(num_started=0, fates={}, problems=(f"it cannot be checked: {error}",))
+
+
+def _summarize(terminal: Terminal, run: RunDir, progress: Progress) -> None:
+    """Nothing that is wrong with it may hide how the run ended, either."""
+    try:
+        terminal.summary(run, progress)
+    except Exception:
+        log.exception("the summary of the run failed")
+
+
+def _close_ledger(ledger: Ledger, ended: str, why: str) -> None:
+    try:
+        ledger.close(ended, why)
+    except RecordError as error:
+        if ended == "done":
+            raise
+        log.warning("%s", error)  # what ended the run is on its way
 
 
 async def _awaited(future: asyncio.Future[Learner]) -> Learner:
