@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from areal_sub import __version__
@@ -59,12 +61,35 @@ _LIMIT_ERROR = "--limit: a number of rollouts, or 0 for all"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The `areal-sub` command."""
+    _complete_streams()
     code = run(sys.argv[1:] if argv is None else argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `run`
+        pass
+    except OSError as error:
+        _complain(f"the output cannot be written: {error.strerror}")
+        code = code or 1
+    with suppress(OSError):
+        sys.stderr.flush()
     # Not sys.exit: after a signal a learner's step may still compute in its thread, and the
     # interpreter would wait for it. Every process of the run has been ended by now.
     os._exit(code)
+
+
+def _complete_streams() -> None:
+    """Whoever prints needs to know nothing of streams that are closed (`>&-`) or not Unicode."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Takes the lowest free descriptor: the one that was closed, before another file does.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr does as much by itself
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # stderr may be gone, and the exit code says it, too
+        print(f"areal-sub: {text}", file=sys.stderr)  # noqa: T201
 
 
 def run(argv: Sequence[str]) -> int:
@@ -103,7 +128,7 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except ArealSubError as error:
-        print(f"areal-sub: {error}", file=sys.stderr)  # noqa: T201
+        _complain(str(error))
         return 2 if isinstance(error, INPUT_ERRORS) else 1
 
 
@@ -272,7 +297,7 @@ def _train(argv: Sequence[str]) -> int:
     try:
         Trainer(config).train()
     except Interrupted as end:
-        print(f"areal-sub: {end}", file=sys.stderr)  # noqa: T201
+        _complain(str(end))
         return 128 + end.sign
     return 0
 

@@ -71,7 +71,8 @@ def save_recovery(folder: Path, learner: Learner, extra: dict[str, Any], *, keep
     with whole_folder(target) as partial:
         if not learner.has_adapter:
             learner.save_master(partial / "model")
-        torch.save(learner.state_dict(), partial / _LEARNER)
+        with (partial / _LEARNER).open("wb") as file:  # by its path, torch hides why it cannot
+            torch.save(learner.state_dict(), file)
         state = {
             "format": FORMAT,
             "extra": extra,

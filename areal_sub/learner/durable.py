@@ -80,9 +80,18 @@ def _named(target: Path, partial: Path) -> Iterator[None]:
         free = ""
         with suppress(OSError):
             num_bytes = shutil.disk_usage(target.parent).free
-            free = f"; {num_bytes / 2**20:.1f} MiB are free there"
-        text = " ".join(str(error).split())[:300]
+            free = f"; without it, {num_bytes / 2**20:.1f} MiB are free there"
+        text = " ".join(str(_cause(error)).split())[:300]
         raise WriteError(f"cannot write {target}: {text}{free}") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Where torch writes to a file of Python's, its own error is about what follows from that
+    file's, such as that there is no space left."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__context__
+    return found or error
 
 
 def _sync(path: Path) -> None:

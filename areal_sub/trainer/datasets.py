@@ -196,7 +196,7 @@ def _function_rows(config: DatasetConfig, *, seed: int) -> Iterator[Any]:
         for row in islice(function(**given, **config.dataset_kwargs), config.size):
             yield row
             num_rows += 1
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # who calls sys.exit() must be named, too
         raise TaskError(
             f"the dataset function {path!r} raised {type(error).__name__} at row {num_rows}: "
             f"{error}"

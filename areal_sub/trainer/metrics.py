@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from areal_sub.config.schema import StatsLoggerConfig
 from areal_sub.errors import WriteError
 from areal_sub.learner.durable import whole_file
 from areal_sub.trainer.run_dir import RunDir
+
+log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -46,12 +49,19 @@ class MetricsLog:
             self._tensorboard.flush()
 
     def close(self) -> None:
+        """Never raises: how the run ended is not for a file of these to say."""
         with contextlib.suppress(OSError):  # `write` has told it
             self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._plot is not None and self.rows:
-            plot_reward(self.rows, self._plot)
+        try:
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+        except Exception as error:
+            log.warning("TensorBoard's files are not whole: %s", error)
+        try:
+            if self._plot is not None and self.rows:
+                plot_reward(self.rows, self._plot)
+        except Exception as error:  # also of matplotlib, which is not there or misconfigured
+            log.warning("there is no reward curve: %s", error)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -86,4 +96,5 @@ def plot_reward(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_ylabel("mean reward")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=120)

@@ -3,11 +3,12 @@ summary that says where everything lies and what failed."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -20,6 +21,7 @@ from areal_sub.config import Config
 from areal_sub.records import Fork, Outcome
 from areal_sub.trainer.agents import agent_text
 from areal_sub.trainer.checkpoints import FINAL
+from areal_sub.trainer.output import Output
 from areal_sub.trainer.progress import Grading, Progress
 from areal_sub.trainer.run_dir import RunDir
 from areal_sub.trajectory.accounting import Accounting
@@ -41,10 +43,11 @@ def sparkline(values: Sequence[float], *, low: float = 0.0, high: float = 1.0) -
 
 
 class Terminal:
-    """One per run."""
+    """One per run, which goes on where nothing can be shown (`output`)."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+    def __init__(self) -> None:
+        self._output = Output(sys.stdout)
+        self._console = Console(file=cast("IO[str]", self._output), highlight=False)
         self._started_at = time.monotonic()
         self._num_printed = 0
 
@@ -52,6 +55,7 @@ class Terminal:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def header(self, config: Config, run: RunDir, *, num_tasks: int, num_valid: int) -> None:
+        self._output.elsewhere = str(run.metrics)
         openai = config.rollout.openai
         self._console.print(f"[bold]areal-sub[/] {config.experiment_name}/{config.trial_name}")
         self.say(f"  agent      {agent_text(config)}, {openai.mode}")

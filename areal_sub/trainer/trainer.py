@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from areal_sub.config import Config
-from areal_sub.errors import ArealSubError, ConfigError, WriteError
+from areal_sub.errors import ConfigError, RecordError, WriteError
 from areal_sub.learner.checkpoint import Recovery, load_recovery
 from areal_sub.learner.learner import Learner
 from areal_sub.learner.ranks import RankPlace
@@ -49,6 +50,8 @@ from areal_sub.trajectory.resume import RunPosition, finished_rollouts
 from areal_sub.trajectory.run_log import read_run
 
 Rows = Iterable[dict[str, Any]]
+
+log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
@@ -98,9 +101,10 @@ class Trainer:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return self._train(workflow, eval_workflow, workflow_kwargs)
-        # A notebook's event loop is running in this thread: take another one.
-        return _in_new_thread(lambda: self._train(workflow, eval_workflow, workflow_kwargs))
+            pass  # and not the training: each of its errors would be told with this one
+        else:  # a notebook's event loop is running in this thread: take another one
+            return _in_new_thread(lambda: self._train(workflow, eval_workflow, workflow_kwargs))
+        return self._train(workflow, eval_workflow, workflow_kwargs)
 
     def _train(
         self, workflow: Any, eval_workflow: Any, workflow_kwargs: dict[str, Any] | None
@@ -117,6 +121,8 @@ class Trainer:
         )
         check_tasks(agents, tasks, Path.cwd())
         check_tasks(eval_agents, valid_tasks, Path.cwd())
+        # Before the folder of a run of this name is moved aside: it may be misspelled.
+        base = model_folder(config.actor, seed=config.seed, say=terminal.say)
         run = RunDir.open(config)
         tasks_digest = digest_of(tasks)
         try:
@@ -130,7 +136,6 @@ class Trainer:
             terminal.header(config, run, num_tasks=len(tasks), num_valid=len(valid_tasks))
             for note in notes:
                 terminal.say(note)
-            base = model_folder(config.actor, seed=config.seed, say=terminal.say)
             recovery = load_recovery(run.recover) if config.recover.mode == "auto" else None
             workload = Workload(
                 agents=agents,
@@ -146,7 +151,7 @@ class Trainer:
         finally:
             run.close()
             progress.accounting = _accounting(run)
-            terminal.summary(run, progress)
+            _summarize(terminal, run, progress)
         final = run.checkpoints / FINAL
         return TrainResult(
             run_folder=run.root, checkpoint=final if final.exists() else None, progress=progress
@@ -287,7 +292,7 @@ async def _run(
         metrics.close()
         learner_thread.shutdown(wait=False, cancel_futures=True)
         meeting.close()
-        ledger.close(ended, why)
+        _close_ledger(ledger, ended, why)
 
 
 def _place(config: Config, folder: Path) -> RankPlace | None:
@@ -329,8 +334,25 @@ def _accounting(run: RunDir) -> Accounting:
     try:
         attempts = read_run(run.journals)
         return account(attempts, judge_run(attempts))
-    except (ArealSubError, OSError) as error:
+    except Exception as error:
         return Accounting(num_started=0, fates={}, problems=(f"it cannot be checked: {error}",))
+
+
+def _summarize(terminal: Terminal, run: RunDir, progress: Progress) -> None:
+    """Nothing that is wrong with it may hide how the run ended, either."""
+    try:
+        terminal.summary(run, progress)
+    except Exception:
+        log.exception("the summary of the run failed")
+
+
+def _close_ledger(ledger: Ledger, ended: str, why: str) -> None:
+    try:
+        ledger.close(ended, why)
+    except RecordError as error:
+        if ended == "done":
+            raise
+        log.warning("%s", error)  # what ended the run is on its way
 
 
 async def _awaited(future: asyncio.Future[Learner]) -> Learner:

@@ -107,6 +107,8 @@ def _fate(attempt: AttemptLog, log: RolloutLog, went_on_from: int | None) -> tup
             return Fate.FAILED, end.error
         if attempt.is_live:
             return (Fate.RUNNING if end is None else Fate.WAITING), ""
+        if attempt.is_ledger_damaged and decision is None:
+            return Fate.UNACCOUNTED, "the ledger is damaged, which may have told it"
         if attempt.closed is None and attempt.began is not None:
             return Fate.CRASHED, "the trainer was killed"
         if end is None and attempt.closed is not None and attempt.closed.ended == "failed":

@@ -275,6 +275,8 @@ def read_journal(
             yield from _records_of_file(path, offset)
         return
     bases = _bases(path)
+    if not bases:  # its writer has only just made it, or crashed then
+        return
     start = max(0, bisect.bisect_right(bases, offset) - 1)
     for base, next_base in zip(bases[start:], [*bases[start + 1 :], None], strict=True):
         try:

@@ -68,6 +68,7 @@ class AttemptLog:
     retired: list[FateRecord] = field(default_factory=list)
     """Of rollouts whose records were removed from the journal (`journal.retain_bytes`)."""
     damage: list[str] = field(default_factory=list)  # what could not be read
+    is_ledger_damaged: bool = False
 
 
 def read_run(journals: Path) -> list[AttemptLog]:
@@ -91,7 +92,13 @@ def _read_attempt(journals: Path, number: int) -> AttemptLog:
     is_live = ledger.exists() and has_writer(ledger)
     damage: list[str] = []
     decided = list(_decoded(ledger, decode_ledger_record, damage))
-    attempt = AttemptLog(number=number, journal=journal, is_live=is_live, damage=damage)
+    attempt = AttemptLog(
+        number=number,
+        journal=journal,
+        is_live=is_live,
+        damage=damage,
+        is_ledger_damaged=bool(damage),
+    )
     # What was removed as done with, or cannot be read, leaves records of rollouts without a begin.
     has_gaps = journal_begin(journal) > 0
     for record in _decoded(journal, decode_record, damage):

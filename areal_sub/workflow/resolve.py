@@ -106,7 +106,7 @@ def _import(name: str, path: str) -> Any:
         if name == missing or name.startswith(missing + "."):
             return None
         raise WorkflowError(f"cannot import {path!r}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may call sys.exit() when it is imported
         raise WorkflowError(f"cannot import {path!r}: {type(error).__name__}: {error}") from error
 
 

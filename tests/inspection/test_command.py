@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -245,6 +246,32 @@ def test_a_reader_that_has_had_enough_and_no_torch(folder: Path) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 0
+
+
+def shell(script: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """`script`, for which `$0` is Python and `$1` a run's folder."""
+    command = ["sh", "-c", script, sys.executable, str(folder)]
+    environ = {**os.environ, **variables}
+    return subprocess.run(command, env=environ, capture_output=True, check=False)
+
+
+def test_an_encoding_that_lacks_a_character_is_no_error(folder: Path) -> None:
+    write(folder / "journal" / "0002.journal", [opened("g9-0", task_id="task Δ")])
+    done = shell('exec "$0" -m areal_sub inspect "$1"', folder, PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stderr) == (0, b"") and b"task ?" in done.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_as_good_as_dev_null(folder: Path, closed: str) -> None:
+    done = shell(f'exec "$0" -m areal_sub inspect "$1" {closed}', folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_an_output_that_does_not_fit_is_told(folder: Path) -> None:
+    script = 'exec "$0" -m areal_sub status "$1" --json > /dev/full'
+    done = shell(script, folder, PYTHONUNBUFFERED="")
+    told = b"areal-sub: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, told)
 
 
 def test_what_a_terminal_would_obey_is_escaped() -> None:

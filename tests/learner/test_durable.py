@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from areal_sub.errors import WriteError
 from areal_sub.learner.durable import whole_file, whole_folder
@@ -89,3 +90,13 @@ def test_torch_that_cannot_write_is_told_apart(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "WriteError: cannot write" in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_torch_that_has_no_space_left_says_so(tmp_path: Path) -> None:
+    told = r"cannot write .*file: \[Errno 28\] No space left on device; .* MiB are free there"
+    with (
+        pytest.raises(WriteError, match=told),
+        whole_file(tmp_path / "file"),
+        open("/dev/full", "wb") as full,
+    ):
+        torch.save(torch.zeros(100_000), full)

@@ -154,6 +154,10 @@ def breaks(**settings):
 def bare(seed, size):
     return [{}]
 
+def ends(**settings):
+    yield {}
+    raise SystemExit(3)
+
 def bad(**settings):
     return [{}, {"a": {1, 2}}]
 """
@@ -182,6 +186,7 @@ def test_a_function_gets_split_seed_size_and_its_arguments(generators: str) -> N
     ("function", "kwargs", "what"),
     [
         ("breaks", {}, "breaks' raised KeyError at row 1: 'gone'"),
+        ("ends", {}, "ends' raised SystemExit at row 1: 3"),
         ("bad", {}, "bad, row 1, field a: a set"),
         ("rows", {"nope": 1}, r"called with split=, seed=, size=, nope= \(.*\): .*'nope'"),
         ("bare", {}, r"bare' takes \(seed, size\), but is called with split=.*: .*'split'"),

@@ -225,6 +225,17 @@ def test_torn_tails_are_read_up_to_them_and_damage_is_told(tmp_path: Path) -> No
     assert "damaged" in damage and "never opened" in stray
 
 
+@pytest.mark.parametrize("at", [0, 60], ids=["its header", "its first record"])
+def test_a_damaged_ledger_is_not_taken_for_none(tmp_path: Path, at: int) -> None:
+    write(tmp_path, rollout("r"), [began(), decided("r", Fate.TRAINED, 1), DONE])
+    (ledger,) = segment_files(tmp_path / "0001.ledger")
+    whole = ledger.read_bytes()
+    ledger.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+    (judgement,) = judge_run(read_run(tmp_path))
+    assert judgement.fate is Fate.UNACCOUNTED and "ledger is damaged" in judgement.reason
+    assert str(ledger) in sums(tmp_path).problems[0]
+
+
 def test_a_run_that_has_only_begun_is_empty(tmp_path: Path) -> None:
     assert read_run(tmp_path) == []
     (tmp_path / "0001.journal").mkdir()

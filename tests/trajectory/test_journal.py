@@ -64,6 +64,8 @@ SMALL = JournalPolicy(segment_bytes=150)  # two records of `write` in each segme
 def test_append_and_read(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     assert numbers(path) == []
+    path.mkdir(mode=0o700)  # as a crash leaves it that comes before the first segment
+    assert numbers(path) == numbers(path, 5) == []
     offsets = write(path, 3)
     assert numbers(path) == [0, 1, 2]
     assert [offset for offset, _ in read_journal(path)] == offsets

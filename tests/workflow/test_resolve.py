@@ -40,6 +40,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (folder / "good.py").write_text(MODULE)
     (folder / "bad.py").write_text("import resolve_missing_dependency\n")
     (folder / "worse.py").write_text("raise RuntimeError('at import')\n")
+    (folder / "script.py").write_text("raise SystemExit(3)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
     for name in [name for name in sys.modules if name.startswith("resolve_package")]:
@@ -68,6 +69,7 @@ def test_both_forms_lead_to_the_object(separator: str, name: str) -> None:
         ("resolve_pakcage.good.Agent", "did you mean 'resolve_package'?"),
         ("resolve_package.bad.Agent", "No module named 'resolve_missing_dependency'"),
         ("resolve_package.worse:Agent", "RuntimeError: at import"),
+        ("resolve_package.script:Agent", "SystemExit: 3"),
         ("resolve_package.good", "is a module"),
         ("resolve_package", "is not an import path"),
         ("/path/to/good.py:Agent", "is not an import path"),
