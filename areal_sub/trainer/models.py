@@ -11,6 +11,17 @@ from areal_sub.errors import ModelError, WorkflowError
 from areal_sub.workflow.resolve import resolve_target
 
 
+def check_model(actor: ActorConfig) -> None:
+    """Raises `ModelError` where `actor.path` is a folder's, and none with a model; makes nothing."""
+    path = Path(actor.path)
+    if actor.warm_start is not None or (path / "config.json").is_file():
+        return
+    if path.exists():
+        raise ModelError(f"actor.path: {path} holds no config.json, so it is no model folder")
+    if actor.path.startswith(("/", "./", "../")):
+        raise ModelError(f"actor.path: there is no folder {path}")
+
+
 def model_folder(actor: ActorConfig, *, seed: int, say: Callable[[str], None]) -> Path:
     """A folder with `config.json`. Raises `ModelError` naming the path and what to do."""
     path = Path(actor.path)
@@ -25,8 +36,7 @@ def model_folder(actor: ActorConfig, *, seed: int, say: Callable[[str], None]) -
         path.parent.mkdir(parents=True, exist_ok=True)
         make(path, seed)
         return path
-    if path.exists():
-        raise ModelError(f"actor.path: {path} holds no config.json, so it is no model folder")
+    check_model(actor)
     return _from_hub(actor.path)
 
 

@@ -37,7 +37,7 @@ from areal_sub.trainer.datasets import Task, digest_of, load_tasks, tasks_from_r
 from areal_sub.trainer.ledger import Ledger
 from areal_sub.trainer.loop import TrainLoop, Workload
 from areal_sub.trainer.metrics import MetricsLog
-from areal_sub.trainer.models import model_folder
+from areal_sub.trainer.models import check_model, model_folder
 from areal_sub.trainer.offline import RecordedGroups
 from areal_sub.trainer.progress import Progress
 from areal_sub.trainer.run_dir import RunDir
@@ -121,8 +121,7 @@ class Trainer:
         )
         check_tasks(agents, tasks, Path.cwd())
         check_tasks(eval_agents, valid_tasks, Path.cwd())
-        # Before the folder of a run of this name is moved aside: it may be misspelled.
-        base = model_folder(config.actor, seed=config.seed, say=terminal.say)
+        check_model(config.actor)  # before an earlier run of this name is moved aside
         run = RunDir.open(config)
         tasks_digest = digest_of(tasks)
         try:
@@ -136,6 +135,7 @@ class Trainer:
             terminal.header(config, run, num_tasks=len(tasks), num_valid=len(valid_tasks))
             for note in notes:
                 terminal.say(note)
+            base = model_folder(config.actor, seed=config.seed, say=terminal.say)
             recovery = load_recovery(run.recover) if config.recover.mode == "auto" else None
             workload = Workload(
                 agents=agents,

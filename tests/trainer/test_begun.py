@@ -10,7 +10,7 @@ import pytest
 
 from areal_sub import Trainer
 from areal_sub.config import Config, parse_config
-from areal_sub.errors import CheckpointError, ConfigError
+from areal_sub.errors import CheckpointError, ConfigError, ModelError
 from areal_sub.records import EndRecord, OpenRecord, Outcome
 from areal_sub.trainer.begun import check_goes_on
 from areal_sub.trainer.run_dir import RunDir
@@ -184,3 +184,14 @@ def test_what_is_refused_leaves_the_trial_as_it_was(
             trainer.train("areal_sub.workflow.openai.math_agent.MathAgent")
     assert (tmp_path / "e/t/config.yaml").read_bytes() == before
     assert "policy" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["nowhere", "."])
+def test_a_model_that_is_none_moves_no_earlier_run_aside(tmp_path: Path, path: str) -> None:
+    begin(tmp_path, point=POINT)
+    other = f"actor.path={tmp_path / path}"
+    wanted = config(tmp_path, "recover.mode=disabled", other)
+    trainer = Trainer(wanted, train_dataset=[{"question": "?"}])
+    with pytest.raises(ModelError, match=r"actor\.path: (there is no folder|.* no config\.json)"):
+        trainer.train("areal_sub.workflow.openai.math_agent.MathAgent")
+    assert [each.name for each in (tmp_path / "e").iterdir()] == ["t"]
