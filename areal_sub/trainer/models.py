@@ -12,7 +12,7 @@ from areal_sub.workflow.resolve import resolve_target
 
 
 def check_model(actor: ActorConfig) -> None:
-    """Raises `ModelError` where `actor.path` is a folder's, and none with a model; makes nothing."""
+    """Raises `ModelError` where `actor.path` names a folder without a model; makes nothing."""
     path = Path(actor.path)
     if actor.warm_start is not None or (path / "config.json").is_file():
         return
