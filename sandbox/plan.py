@@ -370,7 +370,7 @@ def _gvisor(spec: SandboxSpec, probe: Probe) -> Plan:
             ),
             Step("no_new_privs", {}),
             Step("rlimits", _zygote_rlimits(spec.limits)),
-            Step("seccomp", {"permit": ["unshare"], "only_tcp": False}),
+            Step("seccomp", {"permit": ["unshare", "SIOCSIFFLAGS"], "only_tcp": False}),
         ),
         cell=(Step("some_namespaces", {}), Step("loopback", {"ports": _ports(spec)})),
         child=(

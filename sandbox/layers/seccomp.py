@@ -11,7 +11,7 @@ import errno
 import functools
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Optional
 
 from .. import kernel
@@ -200,7 +200,7 @@ _CHMODS: Mapping[str, tuple[_Numbers, int]] = {
 # Of terminals and descriptors; and copies that share blocks (FICLONE, FICLONERANGE), flags of files
 # (FS_IOC_GETFLAGS). Others change files that are open for reading only, look into namespaces, have
 # a file system write out all that it holds.
-_TERMINAL_IOCTLS, _SOCKET_IOCTLS = 0x5400, 0x8900
+_TERMINAL_IOCTLS = 0x5400
 _IOCTL_TYPE_MASK = 0xFF00
 _IOCTLS = (
     *(0x40049409, 0x4020940D, 0x80086601),
@@ -212,6 +212,8 @@ _IOCTLS = (
     *(0x8910, 0x8912, 0x8913, 0x8915, 0x8917, 0x8919, 0x891B, 0x891D),
     *(0x8921, 0x8927, 0x8933, 0x8942, 0x8970),
 )
+_PERMITTED_IOCTLS = {"SIOCSIFFLAGS": 0x8914}
+"""By name, for who makes networks under this filter."""
 # SIOCETHTOOL: as of a device that knows of none.
 _ETHTOOL = 0x8946
 # TIOCSTI, TIOCLINUX: type into the terminal; TIOCSETD: have the kernel load a line discipline.
@@ -323,7 +325,7 @@ def deny_filter(names: tuple[str, ...]) -> bytes:
     return _assemble([*code, _ret(_ALLOW)])
 
 
-def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes:
+def base_filter(*, permit: Collection[str], only_tcp: bool) -> bytes:
     code = _prologue()
     code += [(_JGT, 0, 1, _LAST), _errno(errno.ENOSYS)]
     for name, numbers in _DENIED.items():
@@ -351,7 +353,7 @@ def base_filter(*, permit: tuple[str, ...] | list[str], only_tcp: bool) -> bytes
     code += _on(_number(_SENDMSG), [*_refuse_bits(2, flags), _ret(_ALLOW)])
     code += _on(_number(_SETSOCKOPT), [*_option_rule(_DENIED_OPTIONS), _errno(errno.ENOPROTOOPT)])
     code += _on(_number(_GETSOCKOPT), [*_option_rule(_DENIED_QUESTIONS), _ret(_ALLOW)])
-    code += _on(_number(_IOCTL), _ioctl_rule())
+    code += _on(_number(_IOCTL), _ioctl_rule(permit))
     packets = [_arg(2), (_JSET, 0, 1, os.O_DIRECT), _errno(errno.EINVAL)]
     packets.insert(0, (_JEQ, 0, len(packets), _F_SETFL))
     code += _on(_number(_FCNTL), [*_refuse_values(1, _DENIED_FCNTLS), *packets, _ret(_ALLOW)])
@@ -426,16 +428,16 @@ def _option_rule(denied: Mapping[int, Iterable[int]]) -> list[_Instruction]:
     return code
 
 
-def _ioctl_rule() -> list[_Instruction]:
+def _ioctl_rule(permit: Collection[str]) -> list[_Instruction]:
     code = _refuse_values(1, _DENIED_IOCTLS)
-    for allowed in _IOCTLS:
+    permitted = [number for name, number in _PERMITTED_IOCTLS.items() if name in permit]
+    for allowed in (*_IOCTLS, *permitted):
         code += [(_JEQ, 0, 1, allowed), _ret(_ALLOW)]
     return [
         *code,
         *((_JEQ, 0, 1, _ETHTOOL), _errno(errno.EOPNOTSUPP)),
         (_AND, 0, 0, _IOCTL_TYPE_MASK),
         *((_JEQ, 0, 1, _TERMINAL_IOCTLS), _ret(_ALLOW)),
-        *((_JEQ, 0, 1, _SOCKET_IOCTLS), _errno(errno.EPERM)),
         _errno(errno.ENOTTY),
     ]
 

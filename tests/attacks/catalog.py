@@ -334,7 +334,7 @@ NETWORK = (
     ),
     row("47a", "netlink, packet, vsock, AF_ALG, XDP, SMC and other families", _seccomp("EPERM")),
     row("47b", "raw sockets, SCTP, DCCP, protocols of another type", _seccomp("EPERM")),
-    row("47c", "settings of network devices", stopped("no capability", "EPERM")),
+    row("47c", "settings of network devices", _seccomp("EPERM ENOTTY")),
     row(
         "47d",
         "through the egress proxy: what is not listed, or leads inside",
@@ -354,7 +354,7 @@ NETWORK = (
         _NO_EGRESS,
     ),
     row("47g", "urgent data on Unix sockets", _seccomp("EPERM")),
-    row("47h", "have the kernel load modules for bridges and VLANs", _seccomp("EPERM")),
+    row("47h", "have the kernel load modules for bridges and VLANs", _seccomp("ENOTTY")),
     row("48a", "Multipath TCP, TCP fast open", _seccomp("EPERM")),
     row(
         "48b",
@@ -365,7 +365,7 @@ NETWORK = (
     row(
         "48e",
         "have the kernel rewrite its own code, for which it stops each processor",
-        _seccomp("EPERM ENOPROTOOPT"),
+        _seccomp("EPERM ENOPROTOOPT ENOTTY"),
     ),
     row(
         "48c",
@@ -691,7 +691,7 @@ HOUSE = (
     row(
         "69g",
         "the same import: routes, aliases and settings of network devices",
-        _seccomp("EPERM ENOTSUP"),
+        _seccomp("ENOTTY ENOTSUP"),
     ),
     row(
         "69f",
