@@ -10,6 +10,7 @@ import pytest
 from e2e_run import REPO
 
 
+@pytest.mark.runs
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_or_left_behind_whatever_is_killed(policy: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.chaos", "--kills", "6", "--runs", "1"]

@@ -52,6 +52,7 @@ def test_with_what_is_no_model(short_tmp: Path) -> None:
     assert f"{short_tmp} holds no model" in done.stderr
 
 
+@pytest.mark.runs
 def test_with_a_model_that_a_process_refuses(policy: Path, short_tmp: Path) -> None:
     model = short_tmp / "model"
     shutil.copytree(policy, model)

@@ -14,6 +14,8 @@ from e2e_run import REPO, Run
 from areal_sub.records import EndRecord, Outcome, decode_record
 from areal_sub.trajectory.journal import read_journal
 
+pytestmark = pytest.mark.runs
+
 StartRun = Callable[..., Run]
 
 
