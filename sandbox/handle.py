@@ -431,11 +431,9 @@ class Zygote:
         await self.close()
         tail = self._output.tail()
         last = tail.strip().rpartition("\n")[2][:300]
-        process = (
-            f"the process that {f'imported {label!r}' if label != _PROGRAMS else 'starts programs'}"
-        )
+        what = "starts programs" if label == _PROGRAMS else f"imported {label!r}"
         raise ZygoteFailed(
-            f"{process} ended with code {self._guardian.returncode}"
+            f"the process that {what} ended with code {self._guardian.returncode}"
             + (f"; its last words: {last}" if last else ""),
             tail,
         )

@@ -440,11 +440,12 @@ def a47h(data: dict[str, Any]) -> str:
         "SIOCDELDLCI": 0x8981,
     }
 
-    def ask(code: int) -> None:
-        with socket.socket() as client:
-            fcntl.ioctl(client, code, bytearray(64))
+    return attempt(*((name, partial(_ask, code)) for name, code in codes.items()))
 
-    return attempt(*((name, lambda code=code: ask(code)) for name, code in codes.items()))
+
+def _ask(code: int) -> None:
+    with socket.socket() as client:
+        fcntl.ioctl(client, code, bytearray(b"lo".ljust(128, b"\0")))
 
 
 def a69e(data: dict[str, Any]) -> str:
@@ -480,11 +481,7 @@ def a69g(data: dict[str, Any]) -> str:
         "SIOCETHTOOL": 0x8946,
     }
 
-    def order(code: int) -> None:
-        with socket.socket() as client:
-            fcntl.ioctl(client, code, bytearray(b"lo".ljust(128, b"\0")))
-
-    return attempt(*((name, partial(order, code)) for name, code in codes.items()))
+    return attempt(*((name, partial(_ask, code)) for name, code in codes.items()))
 
 
 def a31b(data: dict[str, Any]) -> str:

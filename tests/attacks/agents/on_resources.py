@@ -178,17 +178,22 @@ def a51g(data: dict[str, Any]) -> str:
     )
 
 
+def _left_listening(host: str) -> socket.socket:
+    listener = socket.socket()
+    LEFT.append(listener)
+    listener.bind((host, 0))
+    listener.listen(4096)
+    return listener
+
+
 def a51h(data: dict[str, Any]) -> str:
     """Connections that nobody accepts: their makers have closed them, and no descriptor is left."""
     num = 0
-    for port in range(32):
-        listener = socket.socket()
+    for number in range(32):
         try:
-            listener.bind((f"127.0.1.{port + 1}", 0))
-            listener.listen(4096)
+            listener = _left_listening(f"127.0.1.{number + 1}")
         except OSError as error:
             return f"stopped: {errno.errorcode[error.errno or 0]}"
-        LEFT.append(listener)
         for _ in range(4000):
             with socket.socket() as client:
                 client.setblocking(False)
@@ -201,14 +206,11 @@ def a51h(data: dict[str, Any]) -> str:
 def a51j(data: dict[str, Any]) -> str:
     """Connections that both ends have closed, and one had not read: the kernel ends them, and has
     room for so many of all the machine's."""
-    for port in range(3):
-        listener = socket.socket()
+    for number in range(3):
         try:
-            listener.bind((f"127.0.2.{port + 1}", 0))
-            listener.listen(4096)
+            listener = _left_listening(f"127.0.2.{number + 1}")
         except OSError as error:
             return f"stopped: {errno.errorcode[error.errno or 0]}"
-        LEFT.append(listener)
         for _ in range(4000):
             with socket.socket() as client:
                 client.connect(listener.getsockname())
